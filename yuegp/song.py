@@ -91,8 +91,8 @@ class SongRequest:
     """Sing nothing: section words are left out of the prompt."""
     reference: Reference | None = None
     sampling: Sampling = Sampling()
-    section_seconds: float = 30.0
-    """Longest a section may become; the model usually ends it earlier."""
+    section_seconds: float | None = None
+    """Longest a section may become; the model usually ends it earlier. None: what the model recommends."""
     first_sections: int | None = None
     """Make only this many sections now; the words of all of them are in the prompt either way."""
     crossover: str = "smooth"

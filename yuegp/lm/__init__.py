@@ -55,6 +55,8 @@ class LMEngine(Protocol):
     context: int
     device: str
     vocab_size: int
+    kv_bytes: int
+    """Bytes one id of one row takes in the KV cache."""
 
     def open(self, capacities: Sequence[int], keep: Sequence[int] | None = None) -> LMSession:
         """One row per entry of `capacities` (ids each row can hold). `keep` names the ids whose logits are wanted,
