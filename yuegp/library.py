@@ -1,0 +1,416 @@
+"""Songs on disk: one folder per song, one inside it per take. Readable by people, copyable to another machine.
+
+    songs/<date>-<slug>-<id>/
+      song.json            format number, the request          lyrics.txt   the lyrics as they were typed
+      references/          copies of the reference recordings
+      takes/<nnn>/
+        take.json          format number, TakeInfo
+        stage1.npz         codes (2, 1, frames) int16
+        stage2.npz         codes (2, 8, frames) int16, mask (2, chunks) bool: the chunks that are done
+        vocal.flac  instrumental.flac  mix.flac
+
+Nothing is overwritten: names are taken by creating the folder. Files appear whole or not at all. Codes are written
+before the `take.json` that speaks of them, so after a crash there may be more codes than spans, never fewer; spans
+are the truth. A damaged file is named in the error and left as it is. How sound is written stands in `audio.py`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import errno
+import io
+import json
+import os
+import re
+import secrets
+import shutil
+import unicodedata
+import zipfile
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path, PurePosixPath
+from typing import Any, TypeVar
+
+import numpy as np
+
+from .errors import LibraryError, RequestError
+from .song import Reference, Sampling, SongRequest, TakeInfo, request_from_dict, take_from_dict, to_dict
+from .vocab import YUE_V1
+
+FORMAT = 1
+"""Format number of song.json and take.json. Raised only together with a migration."""
+
+SLUG_BYTES = 60
+"""Longest title part of a folder name, in UTF-8 bytes: leaves room in the 255 of file systems and in Windows' 260."""
+
+T = TypeVar("T")
+
+
+def home() -> Path:
+    """Where songs and models lie unless told otherwise: `YUEGP_HOME`, or the current folder."""
+    return Path(os.environ.get("YUEGP_HOME") or Path.cwd()).expanduser()
+
+
+def songs_dir(out: Path | str | None = None) -> Path:
+    """The folder that holds the song folders: `out`, or `songs` in the program's home."""
+    return Path(out).expanduser() if out else home() / "songs"
+
+
+# Songs
+
+
+@dataclass(frozen=True)
+class Song:
+    """A song folder. Reference paths in `request` are absolute here and relative on disk."""
+
+    folder: Path
+    request: SongRequest
+
+    def take_numbers(self) -> list[int]:
+        """The takes there are, oldest first. A folder without take.json is one whose creation was interrupted."""
+        try:
+            folders = [p for p in (self.folder / "takes").iterdir() if p.name.isdecimal()]
+            return sorted(int(p.name) for p in folders if (p / "take.json").exists())
+        except FileNotFoundError:
+            return []
+        except OSError as exc:
+            raise _cannot_read(self.folder / "takes", exc) from exc
+
+    def take(self, number: int) -> Take:
+        """An existing take."""
+        folder = self.folder / "takes" / f"{number:03}"
+        if not (folder / "take.json").exists():
+            known = ", ".join(map(str, self.take_numbers())) or "none"
+            raise LibraryError(f"{self.folder} has no take {number}.", f"Takes of this song: {known}.")
+        return Take(folder, _read_json(folder / "take.json", "take", take_from_dict))
+
+    def new_take(self, seed: int, sampling: Sampling, parent: int | None = None) -> Take:
+        """A fresh take under the next free number; two processes never get the same one."""
+        number = max(self.take_numbers(), default=0)
+        while True:
+            number += 1
+            folder = self.folder / "takes" / f"{number:03}"
+            try:
+                folder.mkdir(parents=True)
+            except FileExistsError:
+                continue
+            except OSError as exc:
+                raise _cannot_write(folder, exc) from exc
+            take = Take(folder, TakeInfo(number=number, seed=seed, sampling=sampling, parent=parent))
+            take.save_info(take.info)
+            return take
+
+
+def create(request: SongRequest, root: Path, text: str | None = None) -> Song:
+    """A new song folder under `root`. Reference recordings are copied in; `text` is kept as lyrics.txt.
+
+    song.json is written last: a folder without one is a creation that was interrupted. LibraryError when the folder
+    cannot be written, RequestError when a reference cannot be read."""
+    folder = _claim(root, f"{date.today().isoformat()}-{slug(request.title)}")
+    try:
+        inside = _copy_references(request.reference, folder)
+        if text is not None:
+            write_atomic(folder / "lyrics.txt", text.encode("utf-8", "surrogatepass"))
+        stored = dataclasses.replace(request, reference=inside)
+        _write_json(folder / "song.json", "request", to_dict(stored))
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    return Song(folder, _with_absolute_paths(stored, folder))
+
+
+def open_song(folder: Path | str) -> Song:
+    """The song in `folder`. LibraryError when it is absent, damaged or of a newer format."""
+    folder = Path(folder)
+    if not (folder / "song.json").is_file():
+        raise LibraryError(
+            f"{folder} is not a song: there is no song.json in it.", "Name a folder inside your songs folder."
+        )
+    request = _read_json(folder / "song.json", "request", request_from_dict)
+    return Song(folder, _with_absolute_paths(request, folder))
+
+
+def slug(title: str) -> str:
+    """A title as the middle of a folder name, on every system: letters of any script and emoji stay; separators,
+    control and direction characters go; at most `SLUG_BYTES` bytes; `song` when nothing is left.
+
+    Reserved names of Windows (`CON`, `NUL` …) need no care, since a date precedes and an id follows."""
+    text = "".join(c for c in unicodedata.normalize("NFC", title) if unicodedata.category(c) not in ("Cf", "Cs"))
+    text = re.sub(r'[\s\x00-\x1f\x7f-\x9f<>:"/\\|?*]+', "-", text)
+    text = text.encode()[:SLUG_BYTES].decode(errors="ignore")
+    return text.strip(".-") or "song"
+
+
+def _claim(root: Path, stem: str) -> Path:
+    """A new folder `<stem>-<id>`: creating it is what makes the name ours."""
+    while True:
+        folder = root / f"{stem}-{secrets.token_hex(3)}"
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+            folder.mkdir()
+            return folder
+        except FileExistsError as exc:
+            if not root.is_dir():
+                raise _cannot_write(root, exc) from exc
+        except OSError as exc:
+            raise _cannot_write(folder, exc) from exc
+
+
+def _copy_references(reference: Reference | None, folder: Path) -> Reference | None:
+    """The reference with its files copied to `references/` and its paths relative to `folder`."""
+    if reference is None:
+        return None
+    paths: dict[str, Any] = {}
+    for name in ("mix", "vocal", "instrumental"):
+        if (source := getattr(reference, name)) is None:
+            continue
+        ending = Path(source).suffix.lower()
+        inside = PurePosixPath("references") / (name + (ending if re.fullmatch(r"\.\w{1,5}", ending) else ""))
+        try:
+            data = Path(source).read_bytes()
+        except OSError as exc:
+            raise RequestError(
+                f"The reference {source} cannot be read: {exc.strerror or exc}.", "Choose a file that exists."
+            ) from exc
+        try:
+            (folder / "references").mkdir(exist_ok=True)
+        except OSError as exc:
+            raise _cannot_write(folder / "references", exc) from exc
+        write_atomic(folder / inside, data)
+        paths[name] = str(inside)
+    return dataclasses.replace(reference, **paths)
+
+
+def _with_absolute_paths(request: SongRequest, folder: Path) -> SongRequest:
+    """A song folder may come from elsewhere, so a path that leads out of it is refused."""
+    if request.reference is None:
+        return request
+    paths: dict[str, Any] = {}
+    for name in ("mix", "vocal", "instrumental"):
+        if (inside := getattr(request.reference, name)) is None:
+            continue
+        path = (folder / inside).resolve()
+        if not path.is_relative_to(folder.resolve()):
+            raise LibraryError(
+                f"{folder / 'song.json'} names a reference outside the song folder: {inside}.",
+                "Copy the file into the song's references folder and correct song.json.",
+            )
+        paths[name] = str(path)
+    return dataclasses.replace(request, reference=dataclasses.replace(request.reference, **paths))
+
+
+# Takes
+
+
+@dataclass
+class Take:
+    """One take's folder. `info` follows what is on disk."""
+
+    folder: Path
+    info: TakeInfo
+
+    @property
+    def vocal(self) -> Path:
+        return self.folder / "vocal.flac"
+
+    @property
+    def instrumental(self) -> Path:
+        return self.folder / "instrumental.flac"
+
+    @property
+    def mix(self) -> Path:
+        return self.folder / "mix.flac"
+
+    @property
+    def frames(self) -> int:
+        """Frames of finished sections."""
+        return self.info.spans[-1].stop if self.info.spans else 0
+
+    def save_info(self, info: TakeInfo) -> None:
+        _write_json(self.folder / "take.json", "take", to_dict(info))
+        self.info = info
+
+    def save_stage1(self, codes: np.ndarray, info: TakeInfo) -> None:
+        """Codes (2, 1, frames) of the sections that `info.spans` lists, and the info."""
+        codes = _own_codes(codes, 1)
+        stop = info.spans[-1].stop if info.spans else 0
+        if codes.shape[2] != stop:
+            raise ValueError(f"{codes.shape[2]} frames of codes for spans that end at {stop}")
+        _write_npz(self.folder / "stage1.npz", codes=codes)
+        self.save_info(info)
+
+    def save_stage2(self, codes: np.ndarray, mask: np.ndarray, info: TakeInfo) -> None:
+        """Codes (2, 8, frames), of which only the chunks marked in `mask` (2, chunks) count, and the info."""
+        mask = np.asarray(mask)
+        if mask.dtype != bool or mask.ndim != 2 or mask.shape[0] != 2:
+            raise ValueError(f"expected a bool mask of shape (2, chunks), got {mask.dtype} {mask.shape}")
+        _write_npz(self.folder / "stage2.npz", codes=_own_codes(codes, YUE_V1.codebooks), mask=mask)
+        self.save_info(info)
+
+    def load_stage1(self) -> np.ndarray:
+        """Codes (2, 1, frames) of the finished sections; none at all in a new take."""
+        path = self.folder / "stage1.npz"
+        if not self.frames and not path.exists():
+            return np.zeros((2, 1, 0), np.int16)
+        codes = _checked(path, _read_npz(path, "codes")[0], 1)
+        if codes.shape[2] < self.frames:
+            raise _damaged(path, f"it holds {codes.shape[2]} frames, but take.json lists {self.frames}")
+        return codes[:, :, : self.frames]
+
+    def load_stage2(self) -> tuple[np.ndarray, np.ndarray] | None:
+        """Codes (2, 8, frames) and mask (2, chunks) as saved, or None when Stage 2 has saved nothing yet."""
+        path = self.folder / "stage2.npz"
+        if not path.exists():
+            return None
+        codes, mask = _read_npz(path, "codes", "mask")
+        if mask.dtype != bool or mask.ndim != 2 or mask.shape[0] != 2:
+            raise _damaged(path, f"its mask is {mask.dtype} of shape {mask.shape}")
+        return _checked(path, codes, YUE_V1.codebooks), mask
+
+
+def _own_codes(codes: np.ndarray, codebooks: int) -> np.ndarray:
+    """Codes of our own making, as int16; ValueError when they are not codes."""
+    if fault := _fault(codes, codebooks):
+        raise ValueError(f"not codes of shape (2, {codebooks}, frames): {fault}")
+    return codes.astype(np.int16)
+
+
+def _checked(path: Path, codes: np.ndarray, codebooks: int) -> np.ndarray:
+    if fault := _fault(codes, codebooks) or (f"they are {codes.dtype}, not int16" if codes.dtype != np.int16 else ""):
+        raise _damaged(path, f"of its codes, {fault}")
+    return codes
+
+
+def _fault(codes: np.ndarray, codebooks: int) -> str:
+    if codes.dtype.kind not in "iu" or codes.ndim != 3 or codes.shape[:2] != (2, codebooks):
+        return f"the shape is {codes.shape} ({codes.dtype}) instead of (2, {codebooks}, frames)"
+    if codes.size and not (0 <= codes.min() and codes.max() < YUE_V1.codebook_size):
+        return f"the values reach from {codes.min()} to {codes.max()} instead of 0 to {YUE_V1.codebook_size - 1}"
+    return ""
+
+
+# Files
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Write `data` so that `path` holds either all of it or what it held before, even if the power fails."""
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        with temporary.open("xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        _sync_folder(path.parent)
+    except OSError as exc:
+        raise _cannot_write(path, exc) from exc
+    finally:
+        with contextlib.suppress(OSError):  # must not hide why the writing failed
+            temporary.unlink(missing_ok=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename in `folder` survive a power cut, where the system can do so: Windows and some network disks
+    cannot, and the file is in place either way."""
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def check_writable(root: Path, needed_bytes: int = 0) -> None:
+    """Make sure, before any work, that songs can be saved under `root` and that `needed_bytes` are free."""
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+    except OSError as exc:
+        raise _cannot_write(root, exc) from exc
+    probe = root / f".yuegp-{secrets.token_hex(4)}"
+    write_atomic(probe, b"")
+    with contextlib.suppress(OSError):
+        probe.unlink()
+    if (free := _free_bytes(root)) is not None and free < needed_bytes:
+        raise LibraryError(
+            f"The disk of {root} has {_megabytes(free)} free, and this song needs about {_megabytes(needed_bytes)}.",
+            "Free some space, or choose another folder with --out.",
+        )
+
+
+def _write_json(path: Path, name: str, content: dict[str, Any]) -> None:
+    text = json.dumps({"format": FORMAT, name: content}, indent=2, ensure_ascii=False)
+    write_atomic(path, (text + "\n").encode("utf-8", "surrogatepass"))
+
+
+def _read_json(path: Path, name: str, build: Callable[[dict[str, Any]], T]) -> T:
+    try:
+        data = json.loads(path.read_bytes().decode("utf-8", "surrogatepass"))
+        if data["format"] > FORMAT:
+            raise LibraryError(
+                f"{path} was made by a newer yuegp (format {data['format']}; this one reads up to {FORMAT}).",
+                "Update yuegp to open this song.",
+            )
+        return build(data[name])
+    except OSError as exc:
+        raise _cannot_read(path, exc) from exc
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as exc:
+        raise _damaged(path, f"{type(exc).__name__} {exc}") from exc
+
+
+def _write_npz(path: Path, **arrays: Any) -> None:
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **arrays)
+    write_atomic(path, buffer.getvalue())
+
+
+def _read_npz(path: Path, *names: str) -> list[np.ndarray]:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return [file[name] for name in names]
+    except OSError as exc:
+        raise _cannot_read(path, exc) from exc
+    except (ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as exc:
+        raise _damaged(path, f"{type(exc).__name__} {exc}") from exc
+
+
+def _damaged(path: Path, why: str) -> LibraryError:
+    return LibraryError(
+        f"{path} is damaged and was left as it is: {why}.", "Restore the file from a copy, or make a new take."
+    )
+
+
+def _cannot_read(path: Path, exc: OSError) -> LibraryError:
+    return LibraryError(f"{path} cannot be read: {exc.strerror or exc}.", "Check that the song folder is complete.")
+
+
+def _cannot_write(path: Path, exc: OSError) -> LibraryError:
+    """Why a file could not be written, in words, and what to do about it."""
+    free = _free_bytes(path)
+    left = "" if free is None else f" ({_megabytes(free)} free)"
+    cause, hint = {
+        errno.ENOSPC: (f"the disk is full{left}", "Free some space, then resume the song."),
+        errno.EDQUOT: (f"your disk quota is used up{left}", "Free some space, then resume the song."),
+        errno.EROFS: ("this disk is read-only", "Choose another folder with --out."),
+        errno.EACCES: ("you may not write there", "Choose another folder with --out, or change its permissions."),
+        errno.EPERM: ("you may not write there", "Choose another folder with --out, or change its permissions."),
+        errno.ENOENT: ("its folder does not exist", "Put the folder back, or choose another with --out."),
+        errno.EEXIST: ("a file of that name is in the way", "Choose another folder with --out."),
+        errno.ENOTDIR: ("part of that path is a file", "Choose another folder with --out."),
+        errno.ENAMETOOLONG: ("the path is too long", "Choose a folder with a shorter path with --out."),
+    }.get(exc.errno or 0, (exc.strerror or str(exc), "Check the disk, or choose another folder with --out."))
+    return LibraryError(f"{path} cannot be written: {cause}.", hint)
+
+
+def _free_bytes(path: Path) -> int | None:
+    """Free bytes where `path` lies, or would lie; None when nobody knows."""
+    for place in (path, *path.parents):
+        with contextlib.suppress(OSError):
+            return shutil.disk_usage(place).free
+    return None
+
+
+def _megabytes(count: int) -> str:
+    return f"{count / 1e6:,.0f} MB"
