@@ -1,0 +1,49 @@
+"""The codec: codes to sound and back.
+
+    files      the folder on disk, checked without torch        layout     which tensors there are
+    xcodec     codes ⇄ 16 kHz                                    upsampler  codes → 44.1 kHz
+    chunks     long sound in bounded memory
+
+Mixing the four waves of a song is in `mix.py`; reading and writing sound files in `audio.py`. Importing this room is
+quick; torch comes with the first load.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..song import Track
+from .chunks import Progress, quiet
+from .files import check_codec
+
+if TYPE_CHECKING:
+    from .upsampler import Upsampler
+    from .xcodec import XCodec
+
+__all__ = ["Progress", "check_codec", "load_codec", "load_upsampler", "render_track"]
+
+
+def load_codec(folder: Path | str, device: str = "cpu", encode: bool = False) -> XCodec:
+    """The codec of a released folder, for decoding, or for encoding as well. Raises ModelError."""
+    from .xcodec import load
+
+    return load(Path(folder), device, encode)
+
+
+def load_upsampler(folder: Path | str, track: Track, device: str = "cpu") -> Upsampler:
+    """The upsampler of one track of a released folder. Raises ModelError."""
+    from .upsampler import load
+
+    return load(Path(folder), track, device)
+
+
+def render_track(
+    codec: XCodec, upsampler: Upsampler, codes: np.ndarray, progress: Progress = quiet
+) -> tuple[np.ndarray, np.ndarray]:
+    """Both sounds of one track's codes (codebook, frame): 16 kHz (320 * frames,) and 44.1 kHz (882 * frames,).
+
+    `progress` hears "codec" and then "upsampler", in frames; it may raise Cancelled."""
+    return codec.decode(codes, progress), upsampler.decode(codes, codec, progress)
