@@ -99,7 +99,7 @@ def parse_config(data: dict[str, Any]) -> LlamaConfig:
         kv_heads=int(data.get("num_key_value_heads") or data["num_attention_heads"]),
         head_dim=int(data.get("head_dim") or data["hidden_size"] // data["num_attention_heads"]),
         context=int(data["max_position_embeddings"]),
-        rope_theta=float(rope.get("rope_theta", data.get("rope_theta", 10000.0))),
+        rope_theta=float(rope.get("rope_theta") or data.get("rope_theta") or 10000.0),
         eps=float(data.get("rms_norm_eps", 1e-6)),
         tied=bool(data.get("tie_word_embeddings", False)),
     )
