@@ -300,7 +300,7 @@ def test_byte_order_mark_and_line_ends_of_other_systems_are_read(tmp_path: Path,
         ("[verse]\nla".encode("utf-16"), "UTF-16"),
         ("[verse]\ncafé".encode("latin-1"), "is not UTF-8: byte 11 is 0xe9"),
         (b"\xef\xbb\xbfab\xff", "is not UTF-8: byte 5 is 0xff"),
-        (b"la\n" * 3_400_000, "has 10.2 MB; the limit is 1 MB"),
+        (b"la\n" * 3_400_000, "has 10,200 kB; the limit is 200 kB"),
     ],
 )
 def test_unusable_files_are_refused_with_their_values_and_a_next_step(tmp_path: Path, data: bytes, what: str) -> None:

@@ -110,9 +110,10 @@ def show_lyrics(arguments: argparse.Namespace) -> None:
 def make(arguments: argparse.Namespace) -> None:
     from . import library, pipeline
 
-    request, text = _request(arguments)
+    request, text, notes = _request(arguments)
     plan = pipeline.plan(request)
-    root = library.songs_dir(arguments.out)
+    plan = replace(plan, notes=(*notes, *plan.notes))
+    root = library.songs_dir(arguments.out).absolute()
     library.check_writable(root, plan.disk_bytes)
     song = library.create(plan.request, root, text)
     plan = replace(plan, request=song.request)
@@ -197,16 +198,15 @@ def _describe(plan: SongPlan, song: Song, arguments: argparse.Namespace) -> None
 # Requests from arguments
 
 
-def _request(arguments: argparse.Namespace) -> tuple[SongRequest, str | None]:
+def _request(arguments: argparse.Namespace) -> tuple[SongRequest, str | None, tuple[str, ...]]:
+    """The request, the lyrics as they were typed, and what there is to say about them."""
     from . import lyrics
 
-    text = None
+    text, notes = None, ()
     if arguments.lyrics is not None:
         text = _read_text(arguments.lyrics)
         parsed = lyrics.parse(text)
-        sections = parsed.sections
-        for note in parsed.notes:
-            print(f"Note     {note}", file=sys.stderr)
+        sections, notes = parsed.sections, tuple(map(str, parsed.notes))
     elif arguments.instrumental:
         sections = INSTRUMENTAL_SECTIONS
     else:
@@ -227,7 +227,7 @@ def _request(arguments: argparse.Namespace) -> tuple[SongRequest, str | None]:
         first_sections=arguments.sections,
         crossover=arguments.crossover,
     )
-    return request, text
+    return request, text, notes
 
 
 def _read_text(path: str) -> str:

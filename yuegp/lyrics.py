@@ -15,7 +15,7 @@ from pathlib import Path
 from .errors import RequestError
 from .song import Section
 
-LARGEST_FILE = 1_000_000
+LARGEST_FILE = 200_000
 """Bytes. A long song has 5,000; anything near this is another kind of file."""
 
 MOST_WORDS = 400
@@ -126,7 +126,7 @@ def decode(data: bytes, name: str = "The text") -> str:
 
 
 def _too_large(name: str, size: int) -> RequestError:
-    what = f"{name} has {size / 1e6:.1f} MB; the limit is {LARGEST_FILE / 1e6:.0f} MB, and a song takes a few kB."
+    what = f"{name} has {size / 1000:,.0f} kB; the limit is {LARGEST_FILE // 1000} kB, and a song takes a few."
     return RequestError(what, "Choose the text file that holds only the lyrics.")
 
 
