@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 import torch
 
-from yuegp.sampling import PRESETS, Sampler, State, forbid_end, guide, penalize, temper, top_k, top_p, uniforms
+from yuegp.sampling import PRESETS, Sampler, State, forbid_end, guide, nucleus, penalize, temper, uniforms
 from yuegp.song import Sampling
 from yuegp.vocab import YUE_V1
 
@@ -34,9 +34,13 @@ def test_each_step_equals_transformers() -> None:
     pairs = [
         (penalize(1.3, True)(x, unused), theirs.RepetitionPenaltyLogitsProcessor(1.3)(seen, x.clone())),
         (temper(0.7)(x, unused), theirs.TemperatureLogitsWarper(0.7)(seen, x.clone())),
-        (top_k(50)(x, unused), theirs.TopKLogitsWarper(50)(seen, x.clone())),
-        (top_p(0.93, True)(x, unused), theirs.TopPLogitsWarper(0.93)(seen, x.clone())),
-        (top_p(0.01, True)(x, unused), theirs.TopPLogitsWarper(0.01)(seen, x.clone())),
+        (nucleus(50, 1.0, True)(x, unused), theirs.TopKLogitsWarper(50)(seen, x.clone())),
+        (nucleus(0, 0.93, True)(x, unused), theirs.TopPLogitsWarper(0.93)(seen, x.clone())),
+        (nucleus(0, 0.01, True)(x, unused), theirs.TopPLogitsWarper(0.01)(seen, x.clone())),
+        (
+            nucleus(50, 0.9, True)(x, unused),
+            theirs.TopPLogitsWarper(0.9)(seen, theirs.TopKLogitsWarper(50)(seen, x.clone())),
+        ),
     ]
     for ours, wanted in pairs:
         assert torch.equal(ours.isinf(), wanted.isinf())
@@ -94,7 +98,7 @@ def test_the_end_can_be_spared_the_penalty() -> None:
 
 def test_top_p_with_and_without_the_crossing_code() -> None:
     x = torch.tensor([[0.5, 0.3, 0.15, 0.05]]).log()
-    kept = lambda p, crossing: (~top_p(p, crossing)(x, state(n=4)).isinf())[0].tolist()  # noqa: E731
+    kept = lambda p, crossing: (~nucleus(0, p, crossing)(x, state(n=4)).isinf())[0].tolist()  # noqa: E731
     assert kept(0.6, True) == [True, True, False, False]
     assert kept(0.6, False) == [True, False, False, False]
     assert kept(0.2, False) == [True, False, False, False], "the best one always stays"

@@ -85,12 +85,10 @@ def _steps(s: Sampling, keep: Tensor | None) -> list[Step]:
     if s.temperature not in (0, 1):
         steps.append(temper(s.temperature))
     if s.temperature != 0:
-        if s.top_k:
-            steps.append(top_k(s.top_k))
         if s.preset == "exl2":
             steps.append(drop_rare)
-        if s.top_p < 1:
-            steps.append(top_p(s.top_p, s.keep_crossing))
+        if s.top_k or s.top_p < 1:
+            steps.append(nucleus(s.top_k, s.top_p, s.keep_crossing))
     return steps
 
 
@@ -144,29 +142,22 @@ def temper(temperature: float) -> Step:
     return lambda scores, state: scores / temperature
 
 
-def top_k(k: int) -> Step:
-    """Keep the k best scores, and whatever ties with the k-th."""
+def nucleus(k: int, p: float, keep_crossing: bool) -> Step:
+    """Keep the `k` best scores (0: all), and of those the likeliest up to a total probability of `p`: with the one
+    that crosses it, or without. The best one always stays; whatever ties with the last one kept stays too.
+
+    Top-k comes first, so top-p sees probabilities among the k best only."""
 
     def step(scores: Tensor, state: State) -> Tensor:
-        if k >= scores.shape[-1]:
-            return scores
-        return scores.masked_fill(scores < scores.topk(k).values[:, -1:], -torch.inf)
-
-    return step
-
-
-def top_p(p: float, keep_crossing: bool) -> Step:
-    """Keep the most likely ids up to a total probability of `p`: with the one that crosses it, or without.
-
-    At least the best one always stays."""
-
-    def step(scores: Tensor, state: State) -> Tensor:
-        ordered, order = scores.sort(descending=True, stable=True)
-        probabilities = ordered.softmax(-1)
-        before = probabilities.cumsum(-1) - probabilities
-        dropped = before >= p if keep_crossing else before + probabilities > p
-        dropped[:, 0] = False
-        return scores.masked_fill(dropped.scatter(1, order, dropped), -torch.inf)
+        best = scores.topk(min(k or scores.shape[-1], scores.shape[-1])).values
+        if p < 1:
+            probabilities = best.softmax(-1)
+            reached = probabilities.cumsum(-1)
+            kept = reached - probabilities < p if keep_crossing else reached <= p
+            last = (kept.sum(-1, keepdim=True) - 1).clamp_(min=0)
+        else:
+            last = torch.full((len(scores), 1), best.shape[-1] - 1, device=scores.device)
+        return scores.masked_fill(scores < best.gather(-1, last), -torch.inf)
 
     return step
 

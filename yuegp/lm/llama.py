@@ -15,6 +15,7 @@ time is bound by the number of operations for small models and by weight traffic
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -50,12 +51,14 @@ class KVBank:
 
 @dataclass(frozen=True)
 class _Span:
-    """Rows that can attend together: `rows` of `bank`, which are `batch` of the call, all of length `start`."""
+    """Rows of one bank that can attend together, because they are equally long: `batch` of the call.
 
-    bank: KVBank
-    rows: slice
+    For each layer: where the new keys and values go, and all keys and all values with them in place."""
+
     batch: slice
-    start: int
+    fresh: tuple[Tensor, ...]
+    keys: tuple[Tensor, ...]
+    values: tuple[Tensor, ...]
     causal: Tensor | None
 
 
@@ -77,7 +80,7 @@ class Llama:
         (rows, hidden) after the final norm, and advances the banks' lengths."""
         c = self.config
         (rows, n), n_qk = ids.shape, c.heads + c.kv_heads
-        spans = _spans(banks, n, ids.device)
+        spans = list(_spans(banks, n, c.kv_heads))
         rotation = self._rotation([length for bank in banks for length in bank.lengths], n)
         x = F.embedding(ids, self.embedding)
         for index, layer in enumerate(self.layers):
@@ -87,10 +90,8 @@ class Llama:
             q, kv = qkv[:, :, : c.heads], qkv[:, :, c.heads :].transpose(1, 2)
             mixed = []
             for span in spans:
-                cache = span.bank.kv[index, span.rows]
-                cache[:, :, span.start : span.start + n] = kv[span.batch]
-                past = cache[:, :, : span.start + n]
-                mixed.append(attend(q[span.batch], past[:, : c.kv_heads], past[:, c.kv_heads :], span.causal))
+                span.fresh[index].copy_(kv[span.batch])
+                mixed.append(attend(q[span.batch], span.keys[index], span.values[index], span.causal))
             attended = mixed[0] if len(mixed) == 1 else torch.cat(mixed)
             if n > 1 and index == c.layers - 1:  # from here on only the last position is wanted
                 attended, x = attended[:, -1:], x[:, -1:]
@@ -143,17 +144,23 @@ def attend(q: Tensor, keys: Tensor, values: Tensor, causal: Tensor | None) -> Te
     return mixed.transpose(1, 2).reshape(rows, n, heads * width)
 
 
-def _spans(banks: list[KVBank], n: int, device: torch.device) -> list[_Span]:
-    """The rows of all banks, in order, in as few spans as their lengths allow."""
-    spans, offset = [], 0
+def _spans(banks: list[KVBank], n: int, kv_heads: int) -> Iterator[_Span]:
+    """The rows of all banks, in order, in as few spans as their lengths allow, with room for n more ids."""
+    offset = 0
     for bank in banks:
         rows = len(bank.lengths)
         together = len(set(bank.lengths)) == 1
         for first, stop in [(0, rows)] if together else [(i, i + 1) for i in range(rows)]:
-            start = bank.lengths[first]
+            start, end = bank.lengths[first], bank.lengths[first] + n
+            past = bank.kv[:, first:stop, :, :end]
             causal = None
             if n > 1:
-                causal = torch.ones(n, start + n, dtype=torch.bool, device=device).tril_(start)
-            spans.append(_Span(bank, slice(first, stop), slice(offset + first, offset + stop), start, causal))
+                causal = torch.ones(n, end, dtype=torch.bool, device=past.device).tril_(start)
+            yield _Span(
+                slice(offset + first, offset + stop),
+                past[:, :, :, start:].unbind(),
+                past[:, :, :kv_heads].unbind(),
+                past[:, :, kv_heads:].unbind(),
+                causal,
+            )
         offset += rows
-    return spans

@@ -1,0 +1,69 @@
+"""What every test gets: one thread, no network, a song folder of its own, and the way to the reference files.
+
+The environment is set before anything imports torch or the hub library: both read it once."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+# One thread: on a shared machine torch's threads wait for each other by spinning, which costs 5 to 20 times (measured).
+os.environ.update(
+    OMP_NUM_THREADS="1",
+    MKL_NUM_THREADS="1",
+    OMP_WAIT_POLICY="PASSIVE",
+    TOKENIZERS_PARALLELISM="false",
+    HF_HUB_OFFLINE="1",
+    GRADIO_ANALYTICS_ENABLED="False",
+)
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("gpu"):
+        import torch
+
+        if not torch.cuda.is_available():
+            pytest.skip("needs an NVIDIA card and torch's CUDA build")
+
+
+@pytest.fixture(autouse=True)
+def _own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("YUEGP_HOME", str(tmp_path / "home"))
+
+
+@pytest.fixture(scope="session")
+def repo_root() -> Path:
+    return ROOT
+
+
+def shared(name: str, variable: str | None = None) -> Path:
+    """A file of the reference data, or the one `variable` names in its place; skips where there is neither."""
+    path = Path(os.environ.get(variable or "") or ROOT.parent / "shared" / "data" / name)
+    if not path.exists():
+        pytest.skip(f"no {path}" + (f"; set {variable} to such a file" if variable else ""))
+    return path
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of reference data beside the checkout. Files with a variable of their own have their own fixture."""
+    return shared("")
+
+
+@pytest.fixture(scope="session")
+def golden_prompts() -> Path:
+    return shared("golden_prompts.json", "YUEGP_GOLDEN_PROMPTS")
+
+
+@pytest.fixture(scope="session")
+def golden_codec() -> Path:
+    return shared("golden_xcodec_tiny.safetensors", "YUEGP_GOLDEN_CODEC")
+
+
+@pytest.fixture(scope="session")
+def yue_tokenizer() -> Path:
+    return shared("tokenizer.model", "YUEGP_TOKENIZER")
