@@ -327,3 +327,11 @@ def test_the_examples_need_no_notes(file: Path) -> None:
     assert not parsed.notes and write(parsed.sections) == text
     assert all(trained_label(section.label) in lyrics.TRAINED_LABELS for section in parsed.sections)
     assert [note for note in advise(parsed) if "instrumental song" not in note.text] == []
+
+
+def test_many_crowded_sections_are_said_once() -> None:
+    text = "\n".join(f"[verse]\n{'la ' * 40}\n" for _ in range(4))
+    notes = lyrics.advise(lyrics.parse(text), 6)
+    assert [str(n) for n in notes] == [
+        "4 sections have more words than can be sung in 6 s (about 15): lines may be skipped."
+    ]

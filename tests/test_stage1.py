@@ -13,7 +13,7 @@ from test_lm import save_llama
 
 from yuegp.errors import Cancelled, GenerationError, RequestError
 from yuegp.lm.torch_lm import TorchLM
-from yuegp.prompts import Prompts, build, budget_ids, prompt_limit
+from yuegp.prompts import Prompts, budget_ids, build, prompt_limit
 from yuegp.song import Sampling, Section
 from yuegp.stage1 import SectionCodes, write_sections
 from yuegp.tokenizer import ByteTokenizer

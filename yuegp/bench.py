@@ -11,6 +11,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -107,7 +108,7 @@ def _stage1(key: str, layout: VocabLayout, vocab: int, ids: int, rounds: int) ->
     allowed = torch.full((vocab,), -torch.inf)
     allowed[list(layout.stage1_ids)] = 0
 
-    class Allowed(LogitsProcessor):  # type: ignore[misc]
+    class Allowed(LogitsProcessor):
         def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
             return scores + allowed
 
@@ -134,7 +135,7 @@ def _stage1(key: str, layout: VocabLayout, vocab: int, ids: int, rounds: int) ->
         )
         assert out.shape[1] == prompt.shape[1] + ids
 
-    times = [(_cpu_ms(lambda s=seed: ours(s)), _cpu_ms(lambda s=seed: theirs(s))) for seed in range(rounds)]
+    times = [(_cpu_ms(partial(ours, seed)), _cpu_ms(partial(theirs, seed))) for seed in range(rounds)]
     mine, other = (statistics.median(column) / ids for column in zip(*times, strict=True))
     return Figure(key, "id", mine, other, f"{ids} ids with guidance, median of {rounds} alternating runs")
 
@@ -156,7 +157,7 @@ def _stage2(frames: int) -> Figure:
     drawable = torch.full((83840,), -torch.inf)
     drawable[list(layout.stage2_ids)] = 0
 
-    class Drawable(LogitsProcessor):  # type: ignore[misc]
+    class Drawable(LogitsProcessor):
         def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
             return scores + drawable
 
@@ -176,7 +177,7 @@ def _stage2(frames: int) -> Figure:
     frame(1, 0)
     theirs = 0.0
     for rows in (4, 1):
-        costs = [_cpu_ms(lambda r=rows, t=int(t): frame(r, t)) for t in positions]
+        costs = [_cpu_ms(partial(frame, rows, int(t))) for t in positions]
         theirs += 2 * float(np.interp(np.arange(frames), positions, costs).sum())
     note = f"2 x {5 * frames / 50:.0f} s of audio; generate timed at {len(positions)} of {frames} frames per batch size"
     return Figure("stage2", "song", mine, theirs, note)

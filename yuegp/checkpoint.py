@@ -106,7 +106,6 @@ def parse_config(data: dict[str, Any]) -> LlamaConfig:
     if min(config.vocab_size, config.hidden, config.ffn, config.layers, config.heads, config.kv_heads) < 1:
         raise ValueError("a size in it is not positive")
     if config.heads % config.kv_heads or config.head_dim % 2:
-        raise ValueError(
-            f"{config.heads} heads, {config.kv_heads} key heads and a head width of {config.head_dim} do not fit together"
-        )
+        sizes = f"{config.heads} heads, {config.kv_heads} key heads and a head width of {config.head_dim}"
+        raise ValueError(f"{sizes} do not fit together")
     return config

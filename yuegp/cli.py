@@ -139,8 +139,8 @@ def bench(arguments: argparse.Namespace) -> None:
     from . import bench as measurements
 
     quiet = arguments.json
-    line = measurements.loops(arguments.ids, arguments.rounds, say=lambda text: None if quiet else print(text, flush=True))
-    print(line)
+    say = (lambda text: None) if quiet else (lambda text: print(text, flush=True))
+    print(measurements.loops(arguments.ids, arguments.rounds, say=say))
 
 
 def _run(plan: SongPlan, song: Song, take: Take, arguments: argparse.Namespace) -> None:
@@ -187,7 +187,8 @@ def _describe(plan: SongPlan, song: Song, arguments: argparse.Namespace) -> None
     print(f"Model    {plan.models.title}")
     if plan.models.note:
         print(f"         {plan.models.note}")
-    print(f"Song     {plan.count} of {len(plan.sections)} sections, up to {plan.seconds:.0f} s, seed {plan.request.seed}")
+    length = f"{plan.count} of {len(plan.sections)} sections, up to {plan.seconds:.0f} s"
+    print(f"Song     {length}, seed {plan.request.seed}")
     print(f"Tags     {plan.tags}")
     print(f"Folder   {song.folder}")
     for note in plan.notes:
@@ -202,7 +203,8 @@ def _request(arguments: argparse.Namespace) -> tuple[SongRequest, str | None, tu
     """The request, the lyrics as they were typed, and what there is to say about them."""
     from . import lyrics
 
-    text, notes = None, ()
+    text: str | None = None
+    notes: tuple[str, ...] = ()
     if arguments.lyrics is not None:
         text = _read_text(arguments.lyrics)
         parsed = lyrics.parse(text)
@@ -348,15 +350,15 @@ def build_parser() -> argparse.ArgumentParser:
 
     p = commands.add_parser("make", help="make a song")
     p.add_argument("--lyrics", metavar="FILE", help="a text file with [verse], [chorus] … labels; - for standard input")
-    p.add_argument("--tags", required=True, help='style: genre, instrument, mood, gender, timbre, e.g. "pop piano sad female airy vocal"')
+    p.add_argument("--tags", required=True, help='genre, instrument, mood, voice: "pop piano sad female airy vocal"')
     p.add_argument("--title", help="title of the song (default: the name of the lyrics file)")
     p.add_argument("--seed", type=int, help="same seed, same song (default: drawn, and shown)")
     p.add_argument("--sections", type=int, metavar="N", help="make only the first N sections")
-    p.add_argument("--section-seconds", type=float, metavar="S", help="longest a section may become (default: the model's)")
+    p.add_argument("--section-seconds", type=float, metavar="S", help="longest section (default: what the model likes)")
     p.add_argument("--model", default="demo", help="a model by name, or the folder of a model set (default demo)")
     p.add_argument("--instrumental", action="store_true", help="no singing: words are left out")
     p.add_argument("--out", metavar="DIR", help="where song folders go (default: songs)")
-    p.add_argument("--crossover", choices=("smooth", "yue"), default="smooth", help="how the 16 kHz and 44 kHz sounds are joined")
+    p.add_argument("--crossover", choices=("smooth", "yue"), default="smooth", help="how lows and highs are joined")
     group = p.add_argument_group("reference recording (in-context learning)")
     group.add_argument("--reference", metavar="MIX", help="one recording to take the style from")
     group.add_argument("--reference-vocal", metavar="FILE", help="its vocal alone; with --reference-instrumental")
@@ -364,7 +366,7 @@ def build_parser() -> argparse.ArgumentParser:
     group.add_argument("--reference-start", type=float, metavar="S", help="start of the window in seconds (default 0)")
     group.add_argument("--reference-end", type=float, metavar="S", help="end of the window (default: start + 30)")
     group = p.add_argument_group("sampling")
-    group.add_argument("--preset", choices=("yue", "exl2"), default="yue", help="draw like the released program, or like its ExLlamaV2 ports")
+    group.add_argument("--preset", choices=("yue", "exl2"), default="yue", help="as released, or as in ExLlamaV2 ports")
     for name, kind, text in (
         ("temperature", float, "0 takes the likeliest code (default 1)"),
         ("top-k", int, "likeliest codes to choose from; 0 for all (default 50)"),
@@ -395,6 +397,6 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _run_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to compute (default auto)")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to compute")
     parser.add_argument("--quiet", action="store_true", help="no progress")
     parser.add_argument("--json", action="store_true", help="no progress; print the result as JSON")

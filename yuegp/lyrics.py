@@ -25,6 +25,9 @@ SUNG_PER_SECOND = 2.5
 """Words, or East Asian characters, sung in a second. A line of 8 to 12 of them on two bars at 100 beats per minute
 (4.8 s) makes 1.7 to 2.5; the fast end, so that only a truly crowded section is called crowded."""
 
+FEW = 2
+"""Crowded sections up to which each gets a note of its own: beyond, one sentence says it better."""
+
 MANY_SECTIONS = 10
 """Beyond these, users report skipped lines (YuE issue 73)."""
 
@@ -261,6 +264,7 @@ def advise(lyrics: Lyrics, section_seconds: float = 30.0) -> tuple[Note, ...]:
     """What would make the song likelier to come out as written. Never an error. Source: YuE's guide and users."""
     sections = lyrics.sections
     notes: list[Note] = []
+    crowded: list[Note] = []
     if len(sections) > MANY_SECTIONS:
         notes.append(Note(0, f"{len(sections)} sections are many: beyond {MANY_SECTIONS} lines tend to be skipped."))
     sung = any(section.words for section in sections)
@@ -278,5 +282,8 @@ def advise(lyrics: Lyrics, section_seconds: float = 30.0) -> tuple[Note, ...]:
             notes.append(Note(section.line, f"{name} has no words: it will be instrumental."))
         if (seconds := seconds_estimate(section.words)) > section_seconds:
             what = f"{name} has {word_count(section.words)} words, about {seconds:.0f} s of singing in"
-            notes.append(Note(section.line, f"{what} {section_seconds:.0f} s: lines may be skipped. Make two of it."))
-    return tuple(notes)
+            crowded.append(Note(section.line, f"{what} {section_seconds:.0f} s: lines may be skipped. Make two of it."))
+    if len(crowded) > FEW:
+        what = f"{len(crowded)} sections have more words than can be sung in {section_seconds:.0f} s"
+        crowded = [Note(0, f"{what} (about {section_seconds * SUNG_PER_SECOND:.0f}): lines may be skipped.")]
+    return tuple(sorted([*notes, *crowded], key=lambda note: note.line))

@@ -261,7 +261,7 @@ def _render(plan: SongPlan, take: Take, watch: Watch, device: str) -> None:
     where = _sound_device(device)
     with _timed(take, "sound"):
         decoder = codec.load_codec(plan.models.codec, where)
-        waves = []
+        sounds: list[tuple[np.ndarray, np.ndarray]] = []
         for track in Track:
             upsampler = codec.load_upsampler(plan.models.codec, track, where)
 
@@ -270,8 +270,8 @@ def _render(plan: SongPlan, take: Take, watch: Watch, device: str) -> None:
                 name = track.name.lower()
                 watch(Event("sound", f"{name} stem", step * frames + done, 4 * frames, "frames", step * frames + done))
 
-            waves += codec.render_track(decoder, upsampler, full[track], progress)
-        song = mix.finish(*waves, crossover=plan.request.crossover)
+            sounds.append(codec.render_track(decoder, upsampler, full[track], progress))
+        song = mix.finish(*sounds[Track.VOCAL], *sounds[Track.INSTRUMENTAL], plan.request.crossover)
         for path, wave in ((take.vocal, song.vocal), (take.instrumental, song.instrumental), (take.mix, song.mix)):
             audio.write(path, wave, mix.RATE)
     take.save_info(replace(take.info, stage=Stage.RENDERED))

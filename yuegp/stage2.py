@@ -91,7 +91,9 @@ def refine(
 
 
 @torch.inference_mode()
-def _refine_batch(engine: LMEngine, layout: VocabLayout, given: np.ndarray, report: Callable[[int], None]) -> np.ndarray:
+def _refine_batch(
+    engine: LMEngine, layout: VocabLayout, given: np.ndarray, report: Callable[[int], None]
+) -> np.ndarray:
     """(rows, frames) codes of codebook 0 → (rows, 8, frames) int16."""
     rows, frames = given.shape
     size, residuals = layout.codebook_size, layout.codebooks - 1
