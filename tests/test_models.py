@@ -64,7 +64,7 @@ def refusal(folder: Path) -> str:
 def test_the_demo_is_found_and_whole() -> None:
     demo = find("demo")
     check(demo)
-    assert demo.id == "demo" and demo.defaults["section_seconds"] == 6 and "noise" in demo.note
+    assert demo.id == "demo" and demo.section_seconds == 6 and "noise" in demo.note
     files = [path for path in demo.codec.parent.rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) < 3.2e6
 
@@ -370,4 +370,4 @@ def test_sizes_can_be_overridden(tmp_path: Path) -> None:
     folder = make_set(tmp_path / "wide", stage1={"vocab": 1400, "layers": 1, "shards": 1}, section_seconds=3)
     found: ModelSet = find(str(folder))
     check(found)
-    assert found.defaults["section_seconds"] == 3 and found.vocabularies == (1400, 8512)
+    assert found.section_seconds == 3 and found.vocabularies == (1400, 8512)

@@ -128,6 +128,21 @@ def test_labels_are_shown_to_the_model_as_it_knows_them(request_: SongRequest) -
     assert plan.request.sections[1].label == "Chorus x2"
 
 
+def test_a_set_recommends_how_it_is_used(tiny_set: Path, tmp_path: Path, request_: SongRequest) -> None:
+    import shutil
+
+    folder = tmp_path / "set"
+    shutil.copytree(tiny_set, folder)
+    data = json.loads((folder / "set.json").read_text())
+    data |= {"defaults": {"section_seconds": 4, "sampling": {"temperature": 0.8}}, "drawable": [[1, 2], [3, 4]]}
+    (folder / "set.json").write_text(json.dumps(data))
+    found = models.find(str(folder))
+    assert found.sampling == Sampling(temperature=0.8)
+    assert pipeline.plan(replace(request_, model=str(folder), section_seconds=None)).budget == 400
+    _, _, take = make(replace(request_, model=str(folder), first_sections=1), tmp_path)
+    assert [set(track.ravel().tolist()) for track in take.load_stage1()] == [{1, 2}, {3, 4}]
+
+
 def test_an_instrumental_song_keeps_its_words_to_itself(request_: SongRequest, tmp_path: Path) -> None:
     plan, song, _ = make(replace(request_, instrumental=True, first_sections=1), tmp_path)
     assert [s.words for s in plan.sections] == ["", "", ""]

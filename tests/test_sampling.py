@@ -7,8 +7,8 @@ from collections import Counter
 import pytest
 import torch
 
-from yuegp.sampling import PRESETS, Sampler, State, forbid_end, guide, nucleus, penalize, temper, uniforms
-from yuegp.song import Sampling
+from yuegp.sampling import Sampler, State, forbid_end, guide, nucleus, penalize, temper, uniforms
+from yuegp.song import PRESETS, Sampling
 from yuegp.vocab import YUE_V1
 
 N = 1025
@@ -137,3 +137,12 @@ def test_seeds_sections_and_takes_have_their_own_numbers() -> None:
     assert uniforms(5, 2, 0, 8)[:4].tolist() == uniforms(5, 2, 0, 4).tolist()
     assert uniforms(0, 0, 0, 3).tolist() == pytest.approx(uniforms(0, 0, 0, 3).tolist())
     assert all(0 <= u < 1 for us in draws.values() for u in us)
+
+
+def test_tracks_with_codes_of_their_own_keep_to_them() -> None:
+    off = torch.ones(2, 5, dtype=torch.bool)
+    off[0, [0, 1]] = off[1, [2, 3]] = off[:, -1] = False
+    sampler = Sampler(Sampling(minimum=0, guidance=1.0), off_track=off)
+    for count, wanted in ((100, [True, True, False, False, True]), (101, [False, False, True, True, False])):
+        possible = ~sampler.scores(torch.zeros(1, 5), state(1.0, n=5, count=count)).isinf()
+        assert possible[0].tolist() == wanted

@@ -142,6 +142,11 @@ def test_the_seed_decides_the_song(engine: TorchLM, prompts: Prompts) -> None:
     assert one == same != other
 
 
+def test_a_set_can_give_each_track_its_own_codes(engine: TorchLM, prompts: Prompts) -> None:
+    for section in song(engine, prompts, drawable=(range(10), range(10, 30))):
+        assert section.codes[0].max() < 10 <= section.codes[1].min()
+
+
 def test_a_song_continued_from_saved_sections_equals_an_uninterrupted_one(engine: TorchLM, prompts: Prompts) -> None:
     whole = song(engine, prompts)
     for stop in (1, 2):

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import __version__
 from .errors import Cancelled, LibraryError, RequestError, YueGPError
-from .song import Reference, Sampling, Section, SongRequest, to_dict
+from .song import PRESETS, Reference, Sampling, Section, SongRequest, to_dict
 
 if TYPE_CHECKING:
     from .library import Song, Take
@@ -252,7 +252,9 @@ def _reference(arguments: argparse.Namespace) -> Reference | None:
 
 
 def _sampling(arguments: argparse.Namespace) -> Sampling:
-    base = Sampling() if arguments.preset == "yue" else Sampling(preset="exl2", top_k=0, keep_crossing=False)
+    from . import models
+
+    base = PRESETS[arguments.preset] if arguments.preset else models.find(arguments.model).sampling
     chosen = {
         "temperature": arguments.temperature,
         "top_k": arguments.top_k,
@@ -262,7 +264,11 @@ def _sampling(arguments: argparse.Namespace) -> Sampling:
         "guidance_later": arguments.guidance_later,
     }
     changes: dict[str, Any] = {name: value for name, value in chosen.items() if value is not None}
-    return replace(base, exact=arguments.exact, penalize_end=not arguments.spare_end, **changes)
+    if arguments.exact:
+        changes["exact"] = True
+    if arguments.spare_end:
+        changes["penalize_end"] = False
+    return replace(base, **changes)
 
 
 # The screen
@@ -366,7 +372,7 @@ def build_parser() -> argparse.ArgumentParser:
     group.add_argument("--reference-start", type=float, metavar="S", help="start of the window in seconds (default 0)")
     group.add_argument("--reference-end", type=float, metavar="S", help="end of the window (default: start + 30)")
     group = p.add_argument_group("sampling")
-    group.add_argument("--preset", choices=("yue", "exl2"), default="yue", help="as released, or as in ExLlamaV2 ports")
+    group.add_argument("--preset", choices=tuple(PRESETS), help="as released, or as in ExLlamaV2 ports")
     for name, kind, text in (
         ("temperature", float, "0 takes the likeliest code (default 1)"),
         ("top-k", int, "likeliest codes to choose from; 0 for all (default 50)"),

@@ -22,6 +22,7 @@ import numpy as np
 from .checkpoint import LlamaConfig, read_config
 from .errors import ModelError
 from .library import home
+from .song import Sampling
 from .tokenizer import open_tokenizer
 from .vocab import YUE_V1, VocabLayout
 
@@ -57,8 +58,10 @@ class ModelSet:
     """Vocabulary sizes of the genuine Stage-1 and Stage-2 model, by which a swap of the two is recognised."""
     drawable: tuple[tuple[int, ...], ...] | None = None
     """Codes of codebook 0 that each track may use, vocal first; None for all."""
-    defaults: Mapping[str, Any] = field(default_factory=dict)
-    """Request fields that suit this set better than the usual ones, such as `section_seconds`."""
+    section_seconds: float = 30.0
+    """Longest section unless a request says otherwise; YuE was trained on sections of up to half a minute."""
+    sampling: Sampling = field(default_factory=Sampling)
+    """How to draw unless a request says otherwise."""
 
 
 # Finding
@@ -146,7 +149,7 @@ def _read_set(folder: Path, name: str) -> ModelSet:
             raise ModelError(
                 f"{path} has format {data['format']}; this yuegp reads up to {FORMAT}.", "Update yuegp to use this set."
             )
-        tokenizer = data["tokenizer"]
+        tokenizer, defaults = data["tokenizer"], data.get("defaults", {})
         return ModelSet(
             id=name,
             title=data["title"],
@@ -162,7 +165,8 @@ def _read_set(folder: Path, name: str) -> ModelSet:
             note=data.get("note", ""),
             vocabularies=(v[0], v[1]) if (v := data.get("vocabularies")) else None,
             drawable=tuple(map(tuple, d)) if (d := data.get("drawable")) else None,
-            defaults=dict(data.get("defaults", {})),
+            section_seconds=float(defaults.get("section_seconds", 30.0)),
+            sampling=Sampling(**defaults.get("sampling", {})),
         )
     except OSError as exc:
         raise ModelError(

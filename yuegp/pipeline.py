@@ -28,9 +28,6 @@ if TYPE_CHECKING:
 
     from .lm import LMEngine
 
-SECTION_SECONDS = 30.0
-"""Longest section when the model set says nothing else: YuE's own limit of 3,000 ids."""
-
 LONGEST_SECTION = 60.0
 """Twice what the model was trained to write in one go; beyond, sections only fall apart."""
 
@@ -115,7 +112,7 @@ def plan(request: SongRequest) -> SongPlan:
     from .codec import check_codec
 
     check_codec(found.codec, encode=request.reference is not None)
-    seconds = request.section_seconds or found.defaults.get("section_seconds", SECTION_SECONDS)
+    seconds = request.section_seconds or found.section_seconds
     request = replace(request, section_seconds=seconds)
     count = request.first_sections or len(sections)
     budget = budget_ids(seconds)
@@ -207,7 +204,15 @@ def _write(plan: SongPlan, take: Take, watch: Watch, device: str) -> None:
     with _timed(take, "stage1"), _engine(plan, 1, device) as (engine, made_with):
         todo = range(len(past), plan.count)
         sections = write_sections(
-            engine, prompts, plan.request.sampling, take.info.seed, todo, plan.budget, past, progress
+            engine,
+            prompts,
+            plan.request.sampling,
+            take.info.seed,
+            todo,
+            plan.budget,
+            past,
+            progress,
+            plan.models.drawable,
         )
         for section in sections:
             start = written.shape[2]

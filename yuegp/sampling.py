@@ -11,19 +11,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from .song import Sampling
-
-PRESETS: dict[str, Sampling] = {
-    "yue": Sampling(),
-    "exl2": Sampling(preset="exl2", top_k=0, keep_crossing=False),
-}
-"""`yue` draws as the released program does, including the top-k of 50 that transformers adds silently; `exl2` as the
-ExLlamaV2 ports do: guidance on raw logits, no top-k, the code that crosses top-p dropped, rarest codes discarded."""
 
 RAREST = 1e-6
 """Preset `exl2` never draws a code less likely than this."""
@@ -48,11 +41,16 @@ Step = Callable[[Tensor, State], Tensor]
 
 
 class Sampler:
-    """Steps, applied in order, then a draw. `keep` picks the ids that can be drawn out of full-vocabulary logits."""
+    """Steps, applied in order, then a draw. `keep` picks the ids that can be drawn out of full-vocabulary logits;
+    `off_track` (2, n) marks ids that one track, vocal first, must not use."""
 
-    def __init__(self, settings: Sampling, keep: Sequence[int] | None = None) -> None:
+    def __init__(
+        self, settings: Sampling, keep: Sequence[int] | None = None, off_track: Tensor | None = None
+    ) -> None:
         self.settings = settings
-        self.steps: list[Step] = list(_steps(settings, None if keep is None else torch.as_tensor(list(keep))))
+        self.steps: list[Step] = _steps(settings, None if keep is None else torch.as_tensor(list(keep)))
+        if off_track is not None:
+            self.steps.insert(1, stay_on_track(off_track))
 
     def scores(self, logits: Tensor, state: State) -> Tensor:
         """Scores (takes, n) from logits: (2 * takes, n) with guidance, conditional rows first; (takes, n) without.
@@ -137,6 +135,16 @@ def forbid_end(minimum: int) -> Step:
     return step
 
 
+def stay_on_track(off_track: Tensor) -> Step:
+    """Forbid what is marked in `off_track` (2, n) for the track whose turn it is. For small models, which lose the
+    beat of the interleaving more easily than YuE's own."""
+
+    def step(scores: Tensor, state: State) -> Tensor:
+        return scores.masked_fill(off_track[state.count % 2].to(scores.device), -torch.inf)
+
+    return step
+
+
 def temper(temperature: float) -> Step:
     """Divide by the temperature."""
     return lambda scores, state: scores / temperature
@@ -172,8 +180,3 @@ def uniforms(seed: int, section: int, take: int, count: int) -> Tensor:
     key = hashlib.blake2b(f"yuegp {seed} {section} {take}".encode(), digest_size=8).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(key, "little", signed=True))
     return torch.rand(count, generator=generator)
-
-
-def preset(name: str, **changes: object) -> Sampling:
-    """The settings of a preset with some of them changed."""
-    return replace(PRESETS[name], **changes)  # type: ignore[arg-type]

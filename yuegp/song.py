@@ -56,7 +56,7 @@ class Reference:
 
 @dataclass(frozen=True)
 class Sampling:
-    """How Stage 1 draws. The defaults are the released program's (preset `yue`); see `sampling.PRESETS`."""
+    """How Stage 1 draws. The defaults are the released program's (preset `yue`); see `PRESETS`."""
 
     preset: str = "yue"
     temperature: float = 1.0
@@ -76,6 +76,14 @@ class Sampling:
     exact: bool = False
     """Normalise guidance over the whole vocabulary, as the released program does, instead of over the ids that can
     be drawn. Slower; only matters together with a repetition penalty."""
+
+
+PRESETS: dict[str, Sampling] = {
+    "yue": Sampling(),
+    "exl2": Sampling(preset="exl2", top_k=0, keep_crossing=False),
+}
+"""`yue` draws as the released program does, including the top-k of 50 that transformers adds silently; `exl2` as the
+ExLlamaV2 ports do: guidance on raw logits, no top-k, the code that crosses top-p dropped, rarest codes discarded."""
 
 
 @dataclass(frozen=True)

@@ -45,9 +45,11 @@ def write_sections(
     budget: int,
     past: Sequence[np.ndarray] = (),
     progress: Progress = lambda what, done, total: None,
+    drawable: Sequence[Sequence[int]] | None = None,
 ) -> Iterator[SectionCodes]:
     """Write `sections` (rising indices into the prompts' openings), each at most `budget` audio ids long.
 
+    `drawable` names the codes each track may use, vocal first; None leaves all to both, as in YuE.
     `past` holds the codes (2, frames) of the sections before the first one, in order: a resumed or continued song.
     Equal arguments give equal codes, and so does stopping after any section and going on from there."""
     if len(past) != sections[0]:
@@ -58,7 +60,8 @@ def write_sections(
     guided = sampling.guidance != 1 or sampling.guidance_later != 1
     capacities = [min(engine.context, _longest(prompts, audio, sections, budget)), *[budget + 1] * guided]
     keep = layout.stage1_ids
-    sampler = Sampler(sampling, keep if sampling.exact else None)
+    off_track = None if drawable is None else _off_track(layout, drawable)
+    sampler = Sampler(sampling, keep if sampling.exact else None, off_track)
     fed: list[int] = []
     with engine.open(capacities, None if sampling.exact else keep) as lm:
         for section in sections:
@@ -127,6 +130,15 @@ def _seen(layout: VocabLayout, context: Sequence[int]) -> Tensor:
     seen = torch.zeros(1, len(index), dtype=torch.bool)
     seen[0, [index[id_] for id_ in set(context) if id_ in index]] = True
     return seen
+
+
+def _off_track(layout: VocabLayout, drawable: Sequence[Sequence[int]]) -> Tensor:
+    """Ids each track must not use, (2, n); the end of audio is open to both."""
+    off = torch.ones(2, len(layout.stage1_ids), dtype=torch.bool)
+    for track, codes in enumerate(drawable):
+        off[track, list(codes)] = False
+    off[:, -1] = False
+    return off
 
 
 def _longest(prompts: Prompts, audio: Sequence[Sequence[int]], sections: Sequence[int], budget: int) -> int:
