@@ -3,7 +3,7 @@
     python tools/measure_render.py [--seconds 180] [--threads 1] [--folder FOLDER] [--json]
 
 `--folder` is a codec folder in the released layout; without it one is written to a temporary place (450 MB). Extra
-memory is the process's highest resident size minus its size once codec and both upsamplers are loaded. Unix only.
+memory is the process's highest resident size minus its size once codec and both upsamplers are loaded. Linux only.
 """
 
 from __future__ import annotations
