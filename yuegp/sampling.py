@@ -140,7 +140,7 @@ def stay_on_track(off_track: Tensor) -> Step:
     beat of the interleaving more easily than YuE's own."""
 
     def step(scores: Tensor, state: State) -> Tensor:
-        return scores.masked_fill(off_track[state.count % 2].to(scores.device), -torch.inf)
+        return scores.masked_fill(off_track[state.count % 2], -torch.inf)
 
     return step
 

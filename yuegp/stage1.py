@@ -60,7 +60,7 @@ def write_sections(
     guided = sampling.guidance != 1 or sampling.guidance_later != 1
     capacities = [min(engine.context, _longest(prompts, audio, sections, budget)), *[budget + 1] * guided]
     keep = layout.stage1_ids
-    off_track = None if drawable is None else _off_track(layout, drawable)
+    off_track = None if drawable is None else _off_track(layout, drawable).to(engine.device)
     sampler = Sampler(sampling, keep if sampling.exact else None, off_track)
     fed: list[int] = []
     with engine.open(capacities, None if sampling.exact else keep) as lm:
@@ -71,7 +71,7 @@ def write_sections(
             lm.truncate(0, shared)
             state = State(
                 guidance=sampling.guidance if section == 0 else sampling.guidance_later,
-                seen=_seen(layout, context),
+                seen=_seen(layout, context).to(engine.device),
             )
             chances = uniforms(seed, section, 0, budget)
             logits = _first_logits(lm, layout, context[shared:], guided, section)
