@@ -67,3 +67,11 @@ def golden_codec() -> Path:
 @pytest.fixture(scope="session")
 def yue_tokenizer() -> Path:
     return shared("tokenizer.model", "YUEGP_TOKENIZER")
+
+
+@pytest.fixture(scope="session")
+def tiny_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model set of the smallest size, random: the folder."""
+    from tools.make_set import make_set
+
+    return make_set(tmp_path_factory.mktemp("sets") / "tiny set", "tiny")

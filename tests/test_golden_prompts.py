@@ -228,7 +228,7 @@ def test_golden_prompts_stage2_ids_and_codes(cases: list[dict[str, Any]]) -> Non
         for book, frame, _ in case["raw_codes_invalid"]:
             invalid[book, int(codes[0, frame])] = YUE_V1.codes_of((book + 2) % 7 + 1).start
         engine = ScriptedStage2(invalid)
-        plan = [chunk for chunk in stage2.chunks(codes.shape[1]) if chunk.track == 0]
+        plan = [chunk for chunk in stage2.chunks(np.zeros(codes.shape, bool)) if chunk.track == 0]
         out = np.full((8, codes.shape[1]), -1)
         for batch in stage2.refine(engine, YUE_V1, codes, plan, case["batch_size"]):  # type: ignore[arg-type]
             for part in batch:

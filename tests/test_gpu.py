@@ -12,7 +12,7 @@ from test_lm import save_llama, some_ids
 from tools.make_set import make_set
 from yuegp import library, pipeline
 from yuegp.lm.torch_lm import TorchLM
-from yuegp.song import Section, SongRequest, Stage
+from yuegp.song import Section, SongRequest, Stage, TakeInfo
 
 pytestmark = pytest.mark.gpu
 
@@ -39,9 +39,9 @@ def test_a_song_on_the_card_is_the_same_every_time(tmp_path: Path) -> None:
     for _ in range(2):
         plan = pipeline.plan(request)
         song = library.create(plan.request, tmp_path / "songs")
-        take = song.new_take(3, request.sampling)
+        take = song.new_take(TakeInfo(number=0, request=song.request))
         pipeline.run(replace(plan, request=song.request), take, device="cuda")
         assert take.info.stage is Stage.RENDERED and take.info.made_with is not None
         assert take.info.made_with.device == "cuda"
         codes.append(take.load_stage2())
-    assert (codes[0][0] == codes[1][0]).all()  # type: ignore[index]
+    assert (codes[0][0] == codes[1][0]).all()

@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,17 +22,21 @@ from yuegp.song import MadeWith, Reference, Sampling, Section, SongRequest, Span
 REQUEST = SongRequest(sections=(Section("verse", "la la\nlo"), Section("outro")), tags="pop, female", title="My Söng")
 
 
+FRESH = TakeInfo(number=0, request=REQUEST)
+
+
 def codes(books: int, frames: int) -> np.ndarray:
     return np.random.default_rng(frames).integers(0, 1024, (2, books, frames), dtype=np.int16)
 
 
 def until(stop: int, **more: Any) -> TakeInfo:
-    return TakeInfo(number=1, stage=Stage.STAGE1, spans=(Span(0, 0, stop, True),), **more)
+    request = more.pop("request", REQUEST)
+    return TakeInfo(number=1, request=request, stage=Stage.STAGE1, spans=(Span(0, 0, stop, True),), **more)
 
 
 @pytest.fixture
 def take(tmp_path: Path) -> Take:
-    return create(REQUEST, tmp_path).new_take(7, Sampling())
+    return create(REQUEST, tmp_path).new_take(FRESH)
 
 
 def reopened(take: Take) -> Take:
@@ -130,7 +135,7 @@ def test_two_processes_never_share_a_song(tmp_path: Path) -> None:
 def test_two_threads_never_share_a_take(tmp_path: Path) -> None:
     song = create(REQUEST, tmp_path)
     with ThreadPoolExecutor(4) as pool:
-        numbers = [take.info.number for take in pool.map(lambda seed: song.new_take(seed, Sampling()), range(20))]
+        numbers = [take.info.number for take in pool.map(lambda _: song.new_take(FRESH), range(20))]
     assert sorted(numbers) == list(range(1, 21)) == song.take_numbers()
 
 
@@ -171,8 +176,8 @@ def test_slugs_keep_words_of_any_script() -> None:
         (b'{"format": 1}', "damaged"),
         (b'{"format": "1", "request": {}}', "damaged"),
         (b'{"format": 1, "request": {"sections": 5}}', "damaged"),
-        (b'{"format": 1, "request": {"sections": [], "sampling": {}, "tags": "", "mood": "blue"}}', "mood"),
-        (b'{"format": 2, "request": {}}', r"made by a newer yuegp \(format 2; this one reads up to 1\)"),
+        (b'{"format": 2, "song": {}, "request": {"sections": [], "sampling": {}, "tags": "", "mood": 1}}', "mood"),
+        (b'{"format": 3, "request": {}}', r"made by a newer yuegp \(format 3; this one reads up to 2\)"),
     ],
 )
 def test_a_damaged_song_json_is_named_and_left_alone(tmp_path: Path, content: bytes, message: str) -> None:
@@ -195,15 +200,15 @@ def test_a_folder_that_is_no_song_is_refused(tmp_path: Path) -> None:
 
 def test_a_take_reads_back_as_it_was_written(take: Take) -> None:
     made = MadeWith("0.1", "demo", "torch", "cpu", "2.13")
-    info = until(50, seed=7, sampling=Sampling(top_k=0), made_with=made, seconds={"stage1": 1.5})
+    info = until(50, request=replace(REQUEST, seed=7, sampling=Sampling(top_k=0)), made_with=made, seconds={"a": 1.5})
     take.save_stage1(codes(1, 50), info)
-    mask = np.array([[True], [False]])
+    mask = np.arange(100).reshape(2, 50) < 70
     take.save_stage2(codes(8, 50), mask, info)
     again = reopened(take)
     assert again == take and again.info == info and again.frames == 50
     assert np.array_equal(again.load_stage1(), codes(1, 50)) and again.load_stage1().dtype == np.int16
     loaded = again.load_stage2()
-    assert loaded and np.array_equal(loaded[0], codes(8, 50)) and np.array_equal(loaded[1], mask)
+    assert np.array_equal(loaded[0], codes(8, 50)) and np.array_equal(loaded[1], mask)
     assert [p.name for p in (again.vocal, again.instrumental, again.mix)] == [
         "vocal.flac",
         "instrumental.flac",
@@ -214,13 +219,60 @@ def test_a_take_reads_back_as_it_was_written(take: Take) -> None:
 
 def test_a_new_take_is_on_disk_at_once_and_empty(take: Take) -> None:
     again = reopened(take)
-    assert again.info == TakeInfo(number=1, seed=7) and again.load_stage1().shape == (2, 1, 0)
-    assert again.load_stage2() is None
+    assert again.info == replace(FRESH, number=1, created=again.info.created) and again.info.created
+    assert again.load_stage1().shape == (2, 1, 0) and [a.shape for a in again.load_stage2()] == [(2, 8, 0), (2, 0)]
+
+
+def test_a_take_can_begin_with_codes_of_another(take: Take) -> None:
+    song = open_song(take.folder.parent.parent)
+    mask, leads = np.ones((2, 50), bool), codes(8, 32)[None]
+    begun = song.new_take(until(50, seams=(20,), parent=1), codes(1, 50), (codes(8, 50), mask), leads)
+    again = song.take(2)
+    assert again == begun and again.info.parent == 1 and again.info.number == 2
+    assert np.array_equal(again.load_stage1(), codes(1, 50)) and np.array_equal(again.load_stage2()[0], codes(8, 50))
+    assert np.array_equal(again.load_leads(), leads)
+
+
+def test_what_is_not_refined_is_unmarked(take: Take) -> None:
+    take.save_stage1(codes(1, 50), until(50))
+    take.save_stage2(codes(8, 50), np.ones((2, 50), bool), until(50))
+    take.save_stage1(codes(1, 90), until(90))
+    refined, mask = take.load_stage2()
+    assert mask[:, :50].all() and not mask[:, 50:].any() and refined.shape == (2, 8, 90)
+
+
+def test_the_chosen_take_is_the_picked_or_the_newest_rendered_one(take: Take) -> None:
+    song = open_song(take.folder.parent.parent)
+    assert song.chosen().info.number == 1
+    take.save_info(replace(take.info, stage=Stage.RENDERED))
+    song.new_take(FRESH)
+    assert song.chosen().info.number == 1
+    song.save_info(replace(song.info, picked=2, rating=4))
+    again = open_song(song.folder)
+    assert again.chosen().info.number == 2 and again.info.rating == 4 and again.request == song.request
+
+
+def test_a_song_of_format_1_opens_and_is_written_anew_only_when_it_changes(tmp_path: Path) -> None:
+    folder = tmp_path / "old song"
+    shutil.copytree(Path(__file__).parent / "fixtures" / "song-format-1", folder)
+    before = (folder / "song.json").read_bytes()
+    song = open_song(folder)
+    old = song.take(1)
+    assert song.info.title == "Format one" and song.info.picked is None
+    spans = [(s.section, s.start, s.stop, s.take, s.seed) for s in old.info.spans]
+    assert spans == [(0, 0, 50, 1, 11), (1, 50, 100, 1, 11)]
+    assert old.info.request.seed == 11 and old.info.stage is Stage.RENDERED
+    refined, mask = old.load_stage2()
+    assert mask.shape == (2, 100) and mask.all() and (refined[:, :1] == old.load_stage1()).all()
+    assert (folder / "song.json").read_bytes() == before
+    song.save_info(replace(song.info, rating=5))
+    assert json.loads((folder / "song.json").read_text())["format"] == 2
+    assert open_song(folder).take(1).info == old.info
 
 
 def test_takes_are_numbered_and_name_their_parent(take: Take) -> None:
     song = open_song(take.folder.parent.parent)
-    second = song.new_take(8, Sampling(), parent=1)
+    second = song.new_take(replace(FRESH, parent=1))
     assert second.folder.name == "002" and song.take(2).info.parent == 1 and song.take_numbers() == [1, 2]
     with pytest.raises(LibraryError, match="has no take 3") as caught:
         song.take(3)
@@ -230,7 +282,7 @@ def test_takes_are_numbered_and_name_their_parent(take: Take) -> None:
 def test_a_take_whose_creation_was_interrupted_is_passed_over(take: Take) -> None:
     song = open_song(take.folder.parent.parent)
     (song.folder / "takes" / "002").mkdir()
-    assert song.take_numbers() == [1] and song.new_take(1, Sampling()).info.number == 3
+    assert song.take_numbers() == [1] and song.new_take(FRESH).info.number == 3
 
 
 def test_after_a_crash_between_codes_and_spans_the_spans_are_the_truth(
@@ -246,7 +298,7 @@ def test_after_a_crash_between_codes_and_spans_the_spans_are_the_truth(
 @pytest.mark.parametrize("keep", [0, 10, 60, -30])
 def test_a_truncated_npz_is_named_and_left_alone(take: Take, name: str, keep: int) -> None:
     take.save_stage1(codes(1, 50), until(50))
-    take.save_stage2(codes(8, 50), np.ones((2, 1), bool), until(50))
+    take.save_stage2(codes(8, 50), np.ones((2, 50), bool), until(50))
     path = take.folder / name
     cut = path.read_bytes()[:keep]
     path.write_bytes(cut)
@@ -301,8 +353,8 @@ def test_our_own_mistakes_are_not_written(take: Take) -> None:
         with pytest.raises(ValueError):
             take.save_stage1(wrong, until(50))
     with pytest.raises(ValueError):
-        take.save_stage2(codes(8, 50), np.ones((2, 1)), until(50))
-    assert [path.name for path in take.folder.iterdir()] == ["take.json"]
+        take.save_stage2(codes(8, 50), np.ones((2, 50)), until(50))
+    assert sorted(path.name for path in take.folder.iterdir()) == ["stage1.npz", "take.json"]
 
 
 def test_a_damaged_take_json_is_named(take: Take) -> None:

@@ -14,16 +14,9 @@ from conftest import ROOT
 
 from yuegp import library, models, pipeline
 from yuegp.errors import Cancelled, LibraryError, ModelError, RequestError
-from yuegp.song import Reference, Sampling, Section, SongRequest, Stage
+from yuegp.song import Reference, Sampling, Section, SongRequest, Stage, TakeInfo
 
 SECTIONS = (Section("verse", "one two three"), Section("Chorus x2", "four five"), Section("outro", "six"))
-
-
-@pytest.fixture(scope="session")
-def tiny_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from tools.make_set import make_set
-
-    return make_set(tmp_path_factory.mktemp("sets") / "tiny set", "tiny")
 
 
 @pytest.fixture
@@ -37,8 +30,8 @@ def request_(tiny_set: Path) -> SongRequest:
 def make(request: SongRequest, root: Path, **options: Any) -> tuple[pipeline.SongPlan, library.Song, library.Take]:
     plan = pipeline.plan(request)
     song = library.create(plan.request, root)
-    take = song.new_take(request.seed, request.sampling)
     plan = replace(plan, request=song.request)
+    take = song.new_take(TakeInfo(number=0, request=song.request))
     pipeline.run(plan, take, **options)
     return plan, song, take
 
@@ -62,7 +55,7 @@ def test_the_same_seed_makes_the_same_song_and_overwrites_nothing(request_: Song
     """Inherited faults: a seed without effect; outputs overwritten by the next run."""
     one, two, other = (make(replace(request_, seed=seed), tmp_path)[1:] for seed in (5, 5, 6))
     assert len({song.folder for song, _ in (one, two, other)}) == 3
-    codes = [take.load_stage2()[0].tolist() for _, take in (one, two, other)]  # type: ignore[index]
+    codes = [take.load_stage2()[0].tolist() for _, take in (one, two, other)]
     assert codes[0] == codes[1] != codes[2]
     assert one[1].mix.read_bytes() == two[1].mix.read_bytes()
 
@@ -80,7 +73,7 @@ def test_a_stopped_song_keeps_what_is_finished_and_resumes_to_the_same_codes(
 
     plan = pipeline.plan(request_)
     song = library.create(plan.request, tmp_path)
-    take = song.new_take(request_.seed, request_.sampling)
+    take = song.new_take(TakeInfo(number=0, request=song.request))
     with pytest.raises(Cancelled):
         pipeline.run(plan, take, watch=stop)
     stopped = library.open_song(song.folder).take(1)
@@ -89,7 +82,7 @@ def test_a_stopped_song_keeps_what_is_finished_and_resumes_to_the_same_codes(
     pipeline.run(plan, stopped)
     assert stopped.info.spans == whole.info.spans
     assert (stopped.load_stage1() == whole.load_stage1()).all()
-    assert (stopped.load_stage2()[0] == whole.load_stage2()[0]).all()  # type: ignore[index]
+    assert (stopped.load_stage2()[0] == whole.load_stage2()[0]).all()
     assert stopped.mix.read_bytes() == whole.mix.read_bytes()
 
 
@@ -256,7 +249,7 @@ def test_a_disk_that_fills_up_loses_no_finished_section(
     request_: SongRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plan = pipeline.plan(request_)
-    take = library.create(plan.request, tmp_path).new_take(1, request_.sampling)
+    take = library.create(plan.request, tmp_path).new_take(TakeInfo(number=0, request=plan.request))
     write, calls = library.write_atomic, []
 
     def full_from_the_third_section_on(path: Path, data: bytes) -> None:

@@ -15,7 +15,7 @@ from yuegp.errors import Cancelled, GenerationError, RequestError
 from yuegp.lm.torch_lm import TorchLM
 from yuegp.prompts import Prompts, budget_ids, build, prompt_limit
 from yuegp.song import Sampling, Section
-from yuegp.stage1 import SectionCodes, write_sections
+from yuegp.stage1 import Score, SectionCodes, write_candidates, write_sections
 from yuegp.tokenizer import ByteTokenizer
 from yuegp.vocab import VocabLayout, interleave
 
@@ -44,8 +44,10 @@ def prompts() -> Prompts:
 
 
 def song(engine: TorchLM, prompts: Prompts, **changes: Any) -> list[SectionCodes]:
-    options: dict[str, Any] = {"sampling": EAGER, "seed": 3, "sections": range(3), "budget": 60}
-    return list(write_sections(engine, prompts, **{**options, **changes}))
+    score = {name: changes.pop(name) for name in ("sampling", "budget", "drawable", "muted") if name in changes}
+    options: dict[str, Any] = {"seed": 3, "sections": range(3)}
+    played = Score(prompts, **{"sampling": EAGER, "budget": 60, **score})
+    return list(write_sections(engine, played, **options | changes))
 
 
 def as_lists(sections: list[SectionCodes]) -> list[Any]:
@@ -163,10 +165,48 @@ def test_kept_caches_equal_a_fresh_prefill_of_every_section(engine: TorchLM, pro
         past.append(alone.codes)
 
 
+def test_a_section_gone_on_with_from_anywhere_ends_the_same(engine: TorchLM, prompts: Prompts) -> None:
+    """A rewound section: the guidance row starts at the codec marker and hears all of the open section."""
+    whole = song(engine, prompts, sampling=Sampling(minimum=30, top_k=0, top_p=1.0))
+    for cut in (1, 5, whole[1].codes.shape[1]):
+        rest = song(
+            engine,
+            prompts,
+            sampling=Sampling(minimum=30, top_k=0, top_p=1.0),
+            sections=[1, 2],
+            past=[whole[0].codes],
+            opened=whole[1].codes[:, :cut],
+        )
+        assert as_lists(rest) == as_lists(whole[1:])
+
+
+def test_candidates_in_one_batch_equal_one_at_a_time(engine: TorchLM, prompts: Prompts) -> None:
+    past = [song(engine, prompts)[0].codes]
+    seeds = [4, 5, 6, 7]
+    score = Score(prompts, EAGER, 60)
+    batch = write_candidates(engine, score, seeds, 1, past)
+    alone = [next(write_sections(engine, score, seed, [1], past)) for seed in seeds]
+    assert as_lists(batch) == as_lists(alone)
+    assert len({codes.codes.shape for codes in batch}) > 1, "they end at different times"
+    assert as_lists([next(write_sections(engine, Score(prompts, EAGER, 60), 4, [0]))]) == as_lists(
+        write_candidates(engine, score, [4], 0)
+    )
+
+
+def test_a_muted_section_is_not_in_the_context(engine: TorchLM, prompts: Prompts) -> None:
+    past = [s.codes for s in song(engine, prompts)[:2]]
+    other = [past[0][:, ::-1], past[1]]
+    heard, changed = (song(engine, prompts, sections=[2], past=p)[0].codes.tolist() for p in (past, other))
+    assert heard != changed
+    muted = [song(engine, prompts, sections=[2], past=p, muted={0})[0] for p in (past, other)]
+    assert muted[0].codes.tolist() == muted[1].codes.tolist() != heard
+    assert muted[0].left_out == 0
+
+
 def test_two_songs_at_once_share_nothing(engine: TorchLM, prompts: Prompts) -> None:
     """Inherited fault: two tabs share one request."""
     alone = [as_lists(song(engine, prompts, seed=seed)) for seed in (1, 2)]
-    first, second = (write_sections(engine, prompts, EAGER, seed, range(3), 60) for seed in (1, 2))
+    first, second = (write_sections(engine, Score(prompts, EAGER, 60), seed, range(3)) for seed in (1, 2))
     turns = list(itertools.chain.from_iterable(zip(first, second, strict=True)))
     assert [as_lists(turns[0::2]), as_lists(turns[1::2])] == alone
 
@@ -207,7 +247,7 @@ def test_stopping_ends_at_the_next_frame_and_keeps_finished_sections(engine: Tor
 
     kept = []
     with pytest.raises(Cancelled):
-        for section in write_sections(engine, prompts, EAGER, 3, range(3), 60, progress=stop_in_section_2):
+        for section in write_sections(engine, Score(prompts, EAGER, 60), 3, range(3), progress=stop_in_section_2):
             kept.append(section)
     assert as_lists(kept) == as_lists(whole[:1])
     assert events[-1] == ("section 2", 2)

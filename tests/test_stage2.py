@@ -30,10 +30,15 @@ def given(frames: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, LAYOUT.codebook_size, (2, frames)).astype(np.int16)
 
 
+def fresh(frames: int) -> list[stage2.Chunk]:
+    """The chunks of a song nothing of which is refined."""
+    return stage2.chunks(np.zeros((2, frames), bool))
+
+
 def refine(engine: TorchLM, codes: np.ndarray, plan: list[stage2.Chunk] | None = None, rows: int = 8) -> np.ndarray:
     """All chunks put together; -1 where nothing was refined."""
     out = np.full((2, 8, codes.shape[1]), -1)
-    for batch in stage2.refine(engine, LAYOUT, codes, stage2.chunks(codes.shape[1]) if plan is None else plan, rows):
+    for batch in stage2.refine(engine, LAYOUT, codes, fresh(codes.shape[1]) if plan is None else plan, rows):
         for part in batch:
             chunk = part.chunk
             assert part.codes.shape == (8, chunk.frames) and part.codes.dtype == np.int16
@@ -97,9 +102,17 @@ def test_songs_under_six_seconds_work(pair: tuple[Any, TorchLM], frames: int) ->
 def test_chunks_cover_every_frame_of_both_tracks_once() -> None:
     for frames in (0, 1, 299, 300, 301, 600, 1499):
         covered = np.zeros((2, frames), int)
-        for chunk in stage2.chunks(frames):
+        for chunk in fresh(frames):
             covered[chunk.track, chunk.start : chunk.start + chunk.frames] += 1
         assert (covered == 1).all()
+
+
+def test_only_what_is_not_refined_gets_a_chunk() -> None:
+    refined = np.zeros((2, 1000), bool)
+    refined[0, 100:450] = refined[1, :990] = True
+    plan = [(chunk.track, chunk.start, chunk.frames) for chunk in stage2.chunks(refined)]
+    assert plan == [(0, 450, 300), (0, 750, 250), (0, 0, 100), (1, 990, 10)]
+    assert stage2.chunks(np.ones((2, 1000), bool)) == []
 
 
 def test_another_chunk_length_needs_one_change_only(pair: tuple[Any, TorchLM], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -127,7 +140,7 @@ def test_a_resumed_song_returns_its_missing_chunks(pair: tuple[Any, TorchLM], mo
     monkeypatch.setattr(stage2, "CHUNK", 6)
     codes = given(20)
     whole = refine(pair[1], codes)
-    plan = stage2.chunks(20)
+    plan = fresh(20)
     rest = refine(pair[1], codes, plan[3:])
     for i, chunk in enumerate(plan):
         part = rest[chunk.track, :, chunk.start : chunk.start + chunk.frames]
@@ -146,7 +159,7 @@ def test_progress_counts_frames_and_can_stop(pair: tuple[Any, TorchLM], monkeypa
 
     finished = []
     with pytest.raises(Cancelled):
-        for batch in stage2.refine(pair[1], LAYOUT, given(10), stage2.chunks(10), 2, progress):
+        for batch in stage2.refine(pair[1], LAYOUT, given(10), fresh(10), 2, progress):
             finished.append(batch)
     assert seen == [(2, 20), (4, 20), (6, 20), (8, 20), (10, 20), (12, 20)]
     assert len(finished) == 1, "the batch that was finished before is kept"
@@ -164,6 +177,6 @@ def test_a_chunk_takes_the_positions_the_plan_says(pair: tuple[Any, TorchLM]) ->
 
 
 def test_released_batches_are_grouped_by_length(tmp_path: Path) -> None:
-    plan = stage2.chunks(750)
+    plan = fresh(750)
     groups = [[c.frames for c in batch] for batch in stage2.batches(plan, 3)]
     assert groups == [[300, 300, 300], [300], [150, 150]]

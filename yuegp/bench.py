@@ -22,7 +22,7 @@ from .checkpoint import LlamaConfig, parse_config
 from .lm.torch_lm import TorchLM, build
 from .prompts import Prompts
 from .song import Sampling
-from .stage1 import write_sections
+from .stage1 import Score, write_sections
 from .vocab import YUE_V1, VocabLayout
 
 SMALL = VocabLayout(
@@ -113,8 +113,7 @@ def _stage1(key: str, layout: VocabLayout, vocab: int, ids: int, rounds: int) ->
             return scores + allowed
 
     def ours(seed: int) -> None:
-        settings = Sampling(minimum=ids)
-        (section,) = write_sections(engine, prompts, settings, seed, [0], ids)
+        (section,) = write_sections(engine, Score(prompts, Sampling(minimum=ids), ids), seed, [0])
         assert section.codes.size == ids
 
     def theirs(seed: int) -> None:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import __version__
 from .errors import Cancelled, LibraryError, RequestError, YueGPError
-from .song import PRESETS, Reference, Sampling, Section, SongRequest, to_dict
+from .song import PRESETS, Reference, Sampling, Section, SongRequest, TakeInfo, to_dict
 
 if TYPE_CHECKING:
     from .library import Song, Take
@@ -117,7 +117,7 @@ def make(arguments: argparse.Namespace) -> None:
     library.check_writable(root, plan.disk_bytes)
     song = library.create(plan.request, root, text)
     plan = replace(plan, request=song.request)
-    take = song.new_take(plan.request.seed, plan.request.sampling)
+    take = song.new_take(TakeInfo(number=0, request=song.request))
     _describe(plan, song, arguments)
     _run(plan, song, take, arguments)
 
@@ -130,7 +130,7 @@ def resume(arguments: argparse.Namespace) -> None:
     if not numbers:
         raise LibraryError(f"{song.folder} has no take to go on with.", "Make the song again.")
     take = song.take(arguments.take or numbers[-1])
-    plan = pipeline.plan(song.request)
+    plan = pipeline.plan_for(take)
     _describe(plan, song, arguments)
     _run(plan, song, take, arguments)
 
@@ -159,7 +159,7 @@ def _run(plan: SongPlan, song: Song, take: Take, arguments: argparse.Namespace) 
     if arguments.json:
         print(json.dumps(_report(plan, song, take), ensure_ascii=False))
         return
-    print(f"Done: {take.frames / 50:.1f} s of music, seed {take.info.seed}.")
+    print(f"Done: {take.frames / 50:.1f} s of music, seed {take.info.request.seed}.")
     for name, path in (("mix", take.mix), ("vocal", take.vocal), ("instrumental", take.instrumental)):
         print(f"  {name:<13} {path}")
 
@@ -168,7 +168,7 @@ def _report(plan: SongPlan, song: Song, take: Take) -> dict[str, Any]:
     return {
         "song": str(song.folder),
         "take": take.info.number,
-        "seed": take.info.seed,
+        "seed": take.info.request.seed,
         "model": plan.models.id,
         "seconds": take.frames / 50,
         "spans": [to_dict(span) for span in take.info.spans],

@@ -1,17 +1,20 @@
 """Songs on disk: one folder per song, one inside it per take. Readable by people, copyable to another machine.
 
     songs/<date>-<slug>-<id>/
-      song.json            format number, the request          lyrics.txt   the lyrics as they were typed
+      song.json            format number, SongInfo, the request as first asked
+      lyrics.txt           the lyrics as they were typed
       references/          copies of the reference recordings
       takes/<nnn>/
-        take.json          format number, TakeInfo
+        take.json          format number, TakeInfo with the take's own request
         stage1.npz         codes (2, 1, frames) int16
-        stage2.npz         codes (2, 8, frames) int16, mask (2, chunks) bool: the chunks that are done
+        stage2.npz         codes (2, 8, frames) int16, mask (2, frames) bool: the frames that are refined
+        leads.npz          codes (seams, 2, 8, frames): what stood before kept codes in their own take
         vocal.flac  instrumental.flac  mix.flac
 
 Nothing is overwritten: names are taken by creating the folder. Files appear whole or not at all. Codes are written
 before the `take.json` that speaks of them, so after a crash there may be more codes than spans, never fewer; spans
-are the truth. A damaged file is named in the error and left as it is. How sound is written stands in `audio.py`.
+are the truth. A damaged file is named in the error and left as it is. Older formats are read through `migrate`; they
+are only written anew when something changes. How sound is written stands in `audio.py`.
 """
 
 from __future__ import annotations
@@ -30,17 +33,18 @@ import zipfile
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import date
+from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
 import numpy as np
 
 from .errors import LibraryError, RequestError
-from .song import Reference, Sampling, SongRequest, TakeInfo, request_from_dict, take_from_dict, to_dict
+from .migrate import migrate_song, migrate_take
+from .song import Reference, SongInfo, SongRequest, Stage, TakeInfo, request_from_dict, take_from_dict, to_dict
 from .vocab import YUE_V1
 
-FORMAT = 1
+FORMAT = 2
 """Format number of song.json and take.json. Raised only together with a migration."""
 
 SLUG_BYTES = 60
@@ -62,12 +66,19 @@ def songs_dir(out: Path | str | None = None) -> Path:
 # Songs
 
 
-@dataclass(frozen=True)
+@dataclass
 class Song:
-    """A song folder. Reference paths in `request` are absolute here and relative on disk."""
+    """A song folder. `info` follows what is on disk; `request` is what was first asked. Reference paths are absolute
+    here and relative on disk."""
 
     folder: Path
+    info: SongInfo
     request: SongRequest
+
+    def save_info(self, info: SongInfo) -> None:
+        """Write another cover page."""
+        _write_song(self.folder, info, self.request)
+        self.info = info
 
     def take_numbers(self) -> list[int]:
         """The takes there are, oldest first. A folder without take.json is one whose creation was interrupted."""
@@ -85,23 +96,52 @@ class Song:
         if not (folder / "take.json").exists():
             known = ", ".join(map(str, self.take_numbers())) or "none"
             raise LibraryError(f"{self.folder} has no take {number}.", f"Takes of this song: {known}.")
-        return Take(folder, _read_json(folder / "take.json", "take", take_from_dict))
+        return Take.open(folder)
 
-    def new_take(self, seed: int, sampling: Sampling, parent: int | None = None) -> Take:
-        """A fresh take under the next free number; two processes never get the same one."""
+    def chosen(self) -> Take:
+        """The take its owner picked; else the newest rendered one; else the newest."""
+        if self.info.picked is not None:
+            return self.take(self.info.picked)
+        numbers = self.take_numbers()
+        if not numbers:
+            raise LibraryError(f"{self.folder} has no take yet.", "Make the song again.")
+        takes = (self.take(number) for number in reversed(numbers))
+        return next((take for take in takes if take.info.stage is Stage.RENDERED), None) or self.take(numbers[-1])
+
+    def new_take(
+        self,
+        info: TakeInfo,
+        codes: np.ndarray | None = None,
+        refined: tuple[np.ndarray, np.ndarray] | None = None,
+        leads: np.ndarray | None = None,
+    ) -> Take:
+        """A fresh take under the next free number, which replaces the one in `info`; two processes never get the
+        same. It may begin with codes (2, 1, frames), refined codes and mask, and leads; it exists once all are
+        written."""
         number = max(self.take_numbers(), default=0)
         while True:
             number += 1
             folder = self.folder / "takes" / f"{number:03}"
             try:
                 folder.mkdir(parents=True)
+                break
             except FileExistsError:
                 continue
             except OSError as exc:
                 raise _cannot_write(folder, exc) from exc
-            take = Take(folder, TakeInfo(number=number, seed=seed, sampling=sampling, parent=parent))
-            take.save_info(take.info)
-            return take
+        info = dataclasses.replace(info, number=number, created=now())
+        take = Take(folder, info)
+        if refined is not None:
+            take.write_refined(*refined)
+        if leads is not None:
+            take.save_leads(leads)
+        take.save_stage1(np.zeros((2, 1, 0), np.int16) if codes is None else codes, info)
+        return take
+
+
+def now() -> str:
+    """The time as it is written into songs: ISO 8601, UTC, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def create(request: SongRequest, root: Path, text: str | None = None) -> Song:
@@ -109,17 +149,17 @@ def create(request: SongRequest, root: Path, text: str | None = None) -> Song:
 
     song.json is written last: a folder without one is a creation that was interrupted. LibraryError when the folder
     cannot be written, RequestError when a reference cannot be read."""
-    folder = _claim(root, f"{date.today().isoformat()}-{slug(request.title)}")
+    folder = _claim(root, f"{datetime.now().date().isoformat()}-{slug(request.title)}")
     try:
-        inside = _copy_references(request.reference, folder)
+        request = dataclasses.replace(request, reference=_copy_references(request.reference, folder))
         if text is not None:
             write_atomic(folder / "lyrics.txt", text.encode("utf-8", "surrogatepass"))
-        stored = dataclasses.replace(request, reference=inside)
-        _write_json(folder / "song.json", "request", to_dict(stored))
+        info = SongInfo(title=request.title, created=now())
+        _write_song(folder, info, request)
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
-    return Song(folder, _with_absolute_paths(stored, folder))
+    return Song(folder, info, request)
 
 
 def open_song(folder: Path | str) -> Song:
@@ -129,8 +169,26 @@ def open_song(folder: Path | str) -> Song:
         raise LibraryError(
             f"{folder} is not a song: there is no song.json in it.", "Name a folder inside your songs folder."
         )
-    request = _read_json(folder / "song.json", "request", request_from_dict)
-    return Song(folder, _with_absolute_paths(request, folder))
+    path = folder / "song.json"
+    info, request = _read_json(
+        path, lambda data: (SongInfo(**data["song"]), request_from_dict(data["request"])), migrate_song
+    )
+    return Song(folder, info, _with_absolute_paths(request, folder))
+
+
+def _write_song(folder: Path, info: SongInfo, request: SongRequest) -> None:
+    stored = _with_relative_paths(request, folder)
+    _write_json(folder / "song.json", {"song": to_dict(info), "request": to_dict(stored)})
+
+
+def _read_take(folder: Path) -> TakeInfo:
+    song = folder.parent.parent
+
+    def migrated(data: dict[str, Any]) -> dict[str, Any]:
+        return migrate_take(data, json.loads((song / "song.json").read_bytes())["request"])
+
+    info = _read_json(folder / "take.json", lambda data: take_from_dict(data["take"]), migrated)
+    return dataclasses.replace(info, request=_with_absolute_paths(info.request, song))
 
 
 def slug(title: str) -> str:
@@ -159,16 +217,19 @@ def _claim(root: Path, stem: str) -> Path:
             raise _cannot_write(folder, exc) from exc
 
 
+REFERENCES = ("mix", "vocal", "instrumental")
+
+
 def _copy_references(reference: Reference | None, folder: Path) -> Reference | None:
-    """The reference with its files copied to `references/` and its paths relative to `folder`."""
+    """The reference with its files copied to `references/`, and its paths there."""
     if reference is None:
         return None
     paths: dict[str, Any] = {}
-    for name in ("mix", "vocal", "instrumental"):
+    for name in REFERENCES:
         if (source := getattr(reference, name)) is None:
             continue
         ending = Path(source).suffix.lower()
-        inside = PurePosixPath("references") / (name + (ending if re.fullmatch(r"\.\w{1,5}", ending) else ""))
+        inside = folder / "references" / (name + (ending if re.fullmatch(r"\.\w{1,5}", ending) else ""))
         try:
             data = Path(source).read_bytes()
         except OSError as exc:
@@ -176,12 +237,24 @@ def _copy_references(reference: Reference | None, folder: Path) -> Reference | N
                 f"The reference {source} cannot be read: {exc.strerror or exc}.", "Choose a file that exists."
             ) from exc
         try:
-            (folder / "references").mkdir(exist_ok=True)
+            inside.parent.mkdir(exist_ok=True)
         except OSError as exc:
-            raise _cannot_write(folder / "references", exc) from exc
-        write_atomic(folder / inside, data)
-        paths[name] = str(inside)
+            raise _cannot_write(inside.parent, exc) from exc
+        write_atomic(inside, data)
+        paths[name] = str(inside.resolve())
     return dataclasses.replace(reference, **paths)
+
+
+def _with_relative_paths(request: SongRequest, folder: Path) -> SongRequest:
+    """The request as it is stored: a song folder may be moved, so its references are named from inside it."""
+    if request.reference is None:
+        return request
+    paths: dict[str, Any] = {
+        name: str(PurePosixPath(Path(path).resolve().relative_to(folder.resolve())))
+        for name in REFERENCES
+        if (path := getattr(request.reference, name)) is not None
+    }
+    return dataclasses.replace(request, reference=dataclasses.replace(request.reference, **paths))
 
 
 def _with_absolute_paths(request: SongRequest, folder: Path) -> SongRequest:
@@ -189,7 +262,7 @@ def _with_absolute_paths(request: SongRequest, folder: Path) -> SongRequest:
     if request.reference is None:
         return request
     paths: dict[str, Any] = {}
-    for name in ("mix", "vocal", "instrumental"):
+    for name in REFERENCES:
         if (inside := getattr(request.reference, name)) is None:
             continue
         path = (folder / inside).resolve()
@@ -212,6 +285,11 @@ class Take:
     folder: Path
     info: TakeInfo
 
+    @classmethod
+    def open(cls, folder: Path) -> Take:
+        """The take in `folder`, which must exist."""
+        return cls(folder, _read_take(folder))
+
     @property
     def vocal(self) -> Path:
         return self.folder / "vocal.flac"
@@ -227,28 +305,36 @@ class Take:
     @property
     def frames(self) -> int:
         """Frames of finished sections."""
-        return self.info.spans[-1].stop if self.info.spans else 0
+        return self.info.frames
 
     def save_info(self, info: TakeInfo) -> None:
-        _write_json(self.folder / "take.json", "take", to_dict(info))
+        stored = dataclasses.replace(info, request=_with_relative_paths(info.request, self.folder.parent.parent))
+        _write_json(self.folder / "take.json", {"take": to_dict(stored)})
         self.info = info
 
     def save_stage1(self, codes: np.ndarray, info: TakeInfo) -> None:
         """Codes (2, 1, frames) of the sections that `info.spans` lists, and the info."""
         codes = _own_codes(codes, 1)
-        stop = info.spans[-1].stop if info.spans else 0
-        if codes.shape[2] != stop:
-            raise ValueError(f"{codes.shape[2]} frames of codes for spans that end at {stop}")
+        if codes.shape[2] != info.frames:
+            raise ValueError(f"{codes.shape[2]} frames of codes for spans that end at {info.frames}")
         _write_npz(self.folder / "stage1.npz", codes=codes)
         self.save_info(info)
 
     def save_stage2(self, codes: np.ndarray, mask: np.ndarray, info: TakeInfo) -> None:
-        """Codes (2, 8, frames), of which only the chunks marked in `mask` (2, chunks) count, and the info."""
-        mask = np.asarray(mask)
-        if mask.dtype != bool or mask.ndim != 2 or mask.shape[0] != 2:
-            raise ValueError(f"expected a bool mask of shape (2, chunks), got {mask.dtype} {mask.shape}")
-        _write_npz(self.folder / "stage2.npz", codes=_own_codes(codes, YUE_V1.codebooks), mask=mask)
+        """Codes (2, 8, frames), of which only the frames marked in `mask` (2, frames) count, and the info."""
+        self.write_refined(codes, mask)
         self.save_info(info)
+
+    def write_refined(self, codes: np.ndarray, mask: np.ndarray) -> None:
+        """The codes and the mask of `save_stage2` alone."""
+        codes, mask = _own_codes(codes, YUE_V1.codebooks), np.asarray(mask)
+        if mask.dtype != bool or mask.shape != (2, codes.shape[2]):
+            raise ValueError(f"expected a bool mask of shape (2, {codes.shape[2]}), got {mask.dtype} {mask.shape}")
+        _write_npz(self.folder / "stage2.npz", codes=codes, mask=mask)
+
+    def save_leads(self, codes: np.ndarray) -> None:
+        """What stood before each seam's codes in their own take, (seams, 2, 8, frames)."""
+        _write_npz(self.folder / "leads.npz", codes=codes)
 
     def load_stage1(self) -> np.ndarray:
         """Codes (2, 1, frames) of the finished sections; none at all in a new take."""
@@ -260,15 +346,34 @@ class Take:
             raise _damaged(path, f"it holds {codes.shape[2]} frames, but take.json lists {self.frames}")
         return codes[:, :, : self.frames]
 
-    def load_stage2(self) -> tuple[np.ndarray, np.ndarray] | None:
-        """Codes (2, 8, frames) and mask (2, chunks) as saved, or None when Stage 2 has saved nothing yet."""
-        path = self.folder / "stage2.npz"
-        if not path.exists():
-            return None
-        codes, mask = _read_npz(path, "codes", "mask")
-        if mask.dtype != bool or mask.ndim != 2 or mask.shape[0] != 2:
-            raise _damaged(path, f"its mask is {mask.dtype} of shape {mask.shape}")
-        return _checked(path, codes, YUE_V1.codebooks), mask
+    def load_stage2(self) -> tuple[np.ndarray, np.ndarray]:
+        """Codes (2, 8, frames) and mask (2, frames) of the finished sections: whatever is not refined yet is zero
+        and unmarked."""
+        path, frames = self.folder / "stage2.npz", self.frames
+        codes = np.zeros((2, YUE_V1.codebooks, frames), np.int16)
+        mask = np.zeros((2, frames), bool)
+        if path.exists():
+            saved, marked = _read_npz(path, "codes", "mask")
+            saved = _checked(path, saved, YUE_V1.codebooks)
+            if marked.dtype != bool or marked.ndim != 2 or marked.shape[0] != 2:
+                raise _damaged(path, f"its mask is {marked.dtype} of shape {marked.shape}")
+            if marked.shape[1] != saved.shape[2]:  # format 1 marked chunks of 300 frames
+                marked = np.repeat(marked, 300, axis=1)
+            known = min(frames, saved.shape[2], marked.shape[1])
+            codes[:, :, :known], mask[:, :known] = saved[:, :, :known], marked[:, :known]
+        return codes, mask
+
+    def load_leads(self) -> np.ndarray:
+        """The leads of `info.seams`, (seams, 2, 8, frames)."""
+        path = self.folder / "leads.npz"
+        if not self.info.seams:
+            return np.zeros((0, 2, YUE_V1.codebooks, 0), np.int16)
+        leads = _read_npz(path, "codes")[0]
+        if leads.ndim != 4 or len(leads) < len(self.info.seams):
+            raise _damaged(path, f"it holds leads of shape {leads.shape} for {len(self.info.seams)} seams")
+        for lead in leads:
+            _checked(path, lead, YUE_V1.codebooks)
+        return leads[: len(self.info.seams)]
 
 
 def _own_codes(codes: np.ndarray, codebooks: int) -> np.ndarray:
@@ -340,12 +445,14 @@ def check_writable(root: Path, needed_bytes: int = 0) -> None:
         )
 
 
-def _write_json(path: Path, name: str, content: dict[str, Any]) -> None:
-    text = json.dumps({"format": FORMAT, name: content}, indent=2, ensure_ascii=False)
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    text = json.dumps({"format": FORMAT, **content}, indent=2, ensure_ascii=False)
     write_atomic(path, (text + "\n").encode("utf-8", "surrogatepass"))
 
 
-def _read_json(path: Path, name: str, build: Callable[[dict[str, Any]], T]) -> T:
+def _read_json(
+    path: Path, build: Callable[[dict[str, Any]], T], migrate: Callable[[dict[str, Any]], dict[str, Any]]
+) -> T:
     try:
         data = json.loads(path.read_bytes().decode("utf-8", "surrogatepass"))
         if data["format"] > FORMAT:
@@ -353,7 +460,7 @@ def _read_json(path: Path, name: str, build: Callable[[dict[str, Any]], T]) -> T
                 f"{path} was made by a newer yuegp (format {data['format']}; this one reads up to {FORMAT}).",
                 "Update yuegp to open this song.",
             )
-        return build(data[name])
+        return build(migrate(data))
     except OSError as exc:
         raise _cannot_read(path, exc) from exc
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as exc:
@@ -377,9 +484,10 @@ def _read_npz(path: Path, *names: str) -> list[np.ndarray]:
 
 
 def _damaged(path: Path, why: str) -> LibraryError:
-    return LibraryError(
-        f"{path} is damaged and was left as it is: {why}.", "Restore the file from a copy, or make a new take."
-    )
+    hint = "Restore the file from a copy, or make a new take."
+    if path.name == "stage2.npz":
+        hint = "Move the file away and resume: what it held is computed again from the codes of Stage 1."
+    return LibraryError(f"{path} is damaged and was left as it is: {why}.", hint)
 
 
 def _cannot_read(path: Path, exc: OSError) -> LibraryError:

@@ -82,6 +82,15 @@ def finish(
     raise GenerationError(f"There is no crossover called {crossover!r}.", "Use smooth or yue.")
 
 
+def fade_join(left: np.ndarray, right: np.ndarray, overlap: int) -> np.ndarray:
+    """`left` followed by `right`, whose first `overlap` samples sound together with the last ones of `left`: an
+    equal-power fade from the one to the other."""
+    overlap = min(overlap, len(left), len(right))
+    angle = (np.arange(overlap, dtype=np.float32) + 0.5) * np.float32(np.pi / 2 / max(overlap, 1))
+    both = left[len(left) - overlap :] * np.cos(angle) + right[:overlap] * np.sin(angle)
+    return np.concatenate([left[: len(left) - overlap], both, right[overlap:]])
+
+
 def safe_gain(*waves: np.ndarray) -> float:
     """The one gain, at most 1, under which no wave's true peak passes `CEILING`: one for all, so sums stay sums."""
     peak = np.max([true_peak(wave) for wave in waves], initial=0.0)  # unlike max(), never loses a NaN

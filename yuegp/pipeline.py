@@ -1,7 +1,8 @@
 """A whole song: make a plan, then run it, saving every finished part.
 
 `plan` refuses what cannot work before anything heavy loads (no torch). `run` goes on from whatever the take folder
-already holds, so an interrupted song is resumed by running it again, and equals an uninterrupted one.
+already holds, so an interrupted song is resumed by running it again, and equals an uninterrupted one. How a take
+comes to hold part of another one (continued, rewound, redone) is in `edit.py`.
 """
 
 from __future__ import annotations
@@ -9,14 +10,14 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from . import __version__, audio, lyrics, models, tags
-from .errors import GenerationError, RequestError
+from .errors import RequestError
 from .library import Take
 from .prompts import Prompts, budget_ids, build, prompt_limit, reference_window
 from .song import MadeWith, Reference, Section, SongRequest, Span, Stage, Track
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from offload.device import Placement
 
     from .lm import LMEngine
+    from .stage1 import Score, SectionCodes
 
 LONGEST_SECTION = 60.0
 """Twice what the model was trained to write in one go; beyond, sections only fall apart."""
@@ -36,6 +38,12 @@ CROSSOVERS = ("smooth", "yue")
 REFERENCE_MARGIN = 15
 """Seconds heard before and after a reference's window. The released program encodes the whole file, because the
 codec's semantic branch listens far; beyond some seconds that changes nothing and only costs memory."""
+
+LEAD = 32
+"""Frames rendered before a seam, for what the networks hear to one side (29), and thrown away but for the fade."""
+
+FADE = 2
+"""Frames over which kept codes are faded in: 40 ms, long enough not to click and too short to hear two singers."""
 
 STAGE2_ROWS = 16
 """Most chunks refined at once on a CPU: more are no faster, and finished batches are saved less often."""
@@ -176,106 +184,173 @@ def _prompts(found: models.ModelSet, line: str, sections: tuple[Section, ...], c
 # Running
 
 
+def plan_for(take: Take) -> SongPlan:
+    """The plan of an existing take, from the request it carries."""
+    return plan(take.info.request)
+
+
 def run(plan: SongPlan, take: Take, watch: Watch = lambda event: None, device: str = "auto") -> None:
     """Make what is missing of `take`: codes of both stages, then stems and mix. Every finished section and batch is
     on disk before the next begins; `watch` may raise Cancelled at any event and nothing finished is lost."""
-    if len(take.info.spans) < plan.count:
-        _write(plan, take, watch, device)
-    if take.info.stage in (Stage.NEW, Stage.STAGE1):
+    while take.info.later or missing_sections(plan, take):
+        if missing_sections(plan, take):
+            _write(plan, take, watch, device)
+        else:
+            _join_later(take)
+    if take.info.stage is not Stage.RENDERED:
         _refine(plan, take, watch, device)
-    if take.info.stage is Stage.STAGE2:
         _render(plan, take, watch, device)
+
+
+def missing_sections(plan: SongPlan, take: Take) -> range:
+    """The sections to be written next, one after the other: up to the kept ones that follow, or to the end."""
+    spans, later = take.info.spans, take.info.later
+    first = spans[-1].section + (not spans[-1].open) if spans else 0
+    return range(first, later[0].section if later else plan.count)
 
 
 def _write(plan: SongPlan, take: Take, watch: Watch, device: str) -> None:
     from .stage1 import write_sections
 
-    reference = _reference_codes(plan, watch, device)
-    prompts = _prompts(plan.models, plan.tags, plan.sections, reference)
+    spans = take.info.spans
+    opened = spans[-1] if spans and spans[-1].open else None
+    finished = spans[:-1] if opened else spans
     written = take.load_stage1()
-    past = [written[:, 0, span.start : span.stop] for span in take.info.spans]
-    made = 0
+    past = [written[:, 0, span.start : span.stop] for span in finished]
+    beginning = written[:, 0, opened.start : opened.stop] if opened else None
+    written = written[:, :, : finished[-1].stop if finished else 0]
+    with _stage1(plan, take, watch, device) as (engine, score, made_with, progress):
+        todo, seed = missing_sections(plan, take), plan.request.seed
+        for section in write_sections(engine, score, seed, todo, past, beginning, progress):
+            start = written.shape[2]
+            stop = start + section.codes.shape[1]
+            span = Span(section.section, start, stop, section.ended, take.info.number, seed)
+            written = np.concatenate([written, section.codes[:, None]], axis=2)
+            finished = (*finished, span)
+            take.save_stage1(written, replace(take.info, spans=finished, made_with=made_with))
+    take.save_info(replace(take.info, stage=Stage.STAGE1))
+
+
+def candidates(
+    plan: SongPlan, parent: Take, section: int, seeds: Sequence[int], watch: Watch, device: str = "auto"
+) -> tuple[list[SectionCodes], MadeWith]:
+    """One section once per seed, after the earlier sections of `parent`, in one batch. Nothing is saved here."""
+    from .stage1 import write_candidates
+
+    written = parent.load_stage1()
+    past = [written[:, 0, span.start : span.stop] for span in parent.info.spans if span.section < section]
+    with _stage1(plan, parent, watch, device) as (engine, score, made_with, progress):
+        return write_candidates(engine, score, seeds, section, past, progress), made_with
+
+
+@contextlib.contextmanager
+def _stage1(
+    plan: SongPlan, take: Take, watch: Watch, device: str
+) -> Iterator[tuple[LMEngine, Score, MadeWith, Callable[[str, int, int], None]]]:
+    """Everything Stage 1 needs, loaded and given back; its progress counts ids over the whole song."""
+    from .stage1 import Score
+
+    prompts = _prompts(plan.models, plan.tags, plan.sections, _reference_codes(plan, watch, device))
+    score = Score(prompts, plan.request.sampling, plan.budget, plan.models.drawable, take.info.muted)
+    made, last = 0, ("", 0)
 
     def progress(what: str, done: int, total: int) -> None:
-        before = len(take.info.spans) * plan.budget
-        number = f"section {len(take.info.spans) + 1} of {plan.count}"
-        watch(Event("writing", number, before + done, plan.count * plan.budget, "ids", made + done))
+        nonlocal made, last
+        made += done - last[1] if what == last[0] else 0
+        last = (what, done)
+        before = sum(not span.open for span in take.info.spans) * plan.budget
+        watch(Event("writing", f"{what} of {plan.count}", before + done, plan.count * plan.budget, "ids", made))
 
     with _timed(take, "stage1"), _engine(plan, 1, device) as (engine, made_with):
-        todo = range(len(past), plan.count)
-        sections = write_sections(
-            engine,
-            prompts,
-            plan.request.sampling,
-            take.info.seed,
-            todo,
-            plan.budget,
-            past,
-            progress,
-            plan.models.drawable,
-        )
-        for section in sections:
-            start = written.shape[2]
-            span = Span(section.section, start, start + section.codes.shape[1], section.ended)
-            written = np.concatenate([written, section.codes[:, None]], axis=2)
-            made += section.codes.size
-            info = replace(take.info, spans=(*take.info.spans, span), made_with=made_with)
-            take.save_stage1(written, info)
-    take.save_info(replace(take.info, stage=Stage.STAGE1))
+        yield engine, score, made_with, progress
+
+
+def _join_later(take: Take) -> None:
+    """Put the sections kept from the parent behind those that are written now, with what the parent knows of them."""
+    info = take.info
+    parent = Take.open(take.folder.parent / f"{info.parent:03}")
+    first, stop = info.later[0].start, info.later[-1].stop
+    here = info.frames
+    spans = (replace(s, start=s.start - first + here, stop=s.stop - first + here) for s in info.later)
+    codes, mask = parent.load_stage2()
+    own, own_mask = take.load_stage2()
+    known = dict(zip(parent.info.seams, parent.load_leads(), strict=True))
+    lead = slice(max(0, first - LEAD), first)
+    if first not in known and lead.stop - lead.start >= FADE and mask[:, lead].all():
+        known[first] = np.pad(codes[:, :, lead], ((0, 0), (0, 0), (LEAD - lead.stop + lead.start, 0)), mode="edge")
+    seams = [seam for seam in sorted(known) if first <= seam < stop and seam - first + here]
+    if seams:
+        take.save_leads(np.stack([*take.load_leads(), *(known[seam] for seam in seams)]))
+    take.write_refined(
+        np.concatenate([own, codes[:, :, first:stop]], axis=2), np.concatenate([own_mask, mask[:, first:stop]], axis=1)
+    )
+    take.save_stage1(
+        np.concatenate([take.load_stage1(), parent.load_stage1()[:, :, first:stop]], axis=2),
+        replace(
+            info,
+            spans=(*info.spans, *spans),
+            later=(),
+            seams=(*info.seams, *(seam - first + here for seam in seams)),
+            stage=Stage.NEW,
+        ),
+    )
 
 
 def _refine(plan: SongPlan, take: Take, watch: Watch, device: str) -> None:
     from .stage2 import CHUNK, chunk_ids, chunks, refine
 
     codes = take.load_stage1()[:, 0]
-    frames = codes.shape[1]
-    every = chunks(frames)
-    saved = take.load_stage2()
-    if saved is not None and saved[0].shape[2] == frames:
-        full, done = saved
-    else:
-        full, done = np.zeros((2, plan.models.layout.codebooks, frames), np.int16), np.zeros((2, len(every) // 2), bool)
-    todo = [chunk for chunk in every if not done[chunk.track, chunk.start // CHUNK]]
-    total = 2 * frames
-    before = total - sum(chunk.frames for chunk in todo)
+    full, mask = take.load_stage2()
+    todo = chunks(mask)
+    total, before = mask.size, int(mask.sum())
 
     def progress(what: str, count: int, of: int) -> None:
         watch(Event("refining", "both tracks", before + count, total, "frames", count))
 
-    with _timed(take, "stage2"), _engine(plan, 2, device) as (engine, _):
-        from offload.device import free_bytes
+    if todo:
+        with _timed(take, "stage2"), _engine(plan, 2, device) as (engine, _):
+            from offload.device import free_bytes
 
-        fits = int(MEMORY_SHARE * free_bytes(engine.device) / (engine.kv_bytes * chunk_ids(CHUNK)))
-        rows = max(1, min(STAGE2_ROWS, fits))
-        for batch in refine(engine, plan.models.layout, codes, todo, rows, progress):
-            for chunk, refined in ((finished.chunk, finished.codes) for finished in batch):
-                full[chunk.track, :, chunk.start : chunk.start + chunk.frames] = refined
-                done[chunk.track, chunk.start // CHUNK] = True
-            take.save_stage2(full, done, take.info)
+            fits = int(MEMORY_SHARE * free_bytes(engine.device) / (engine.kv_bytes * chunk_ids(CHUNK)))
+            rows = max(1, min(STAGE2_ROWS, fits))
+            for batch in refine(engine, plan.models.layout, codes, todo, rows, progress):
+                for chunk, refined in ((finished.chunk, finished.codes) for finished in batch):
+                    frames = slice(chunk.start, chunk.start + chunk.frames)
+                    full[chunk.track, :, frames] = refined
+                    mask[chunk.track, frames] = True
+                take.save_stage2(full, mask, take.info)
     take.save_info(replace(take.info, stage=Stage.STAGE2))
 
 
 def _render(plan: SongPlan, take: Take, watch: Watch, device: str) -> None:
     from . import codec, mix
 
-    saved = take.load_stage2()
-    if saved is None or not saved[1].all():
-        raise GenerationError(f"{take.folder} is marked as refined, but some of its chunks are not.")
-    full = saved[0]
-    frames = full.shape[2]
-    where = _sound_device(device)
+    full, _ = take.load_stage2()
+    seams, leads, where = take.info.seams, take.load_leads(), _sound_device(device)
+    total = 4 * (full.shape[2] + len(seams) * LEAD)
+    base = count = 0
+
+    def progress(what: str, done: int, of: int) -> None:
+        nonlocal base, count
+        base, count = count if done == 0 else base, (count if done == 0 else base) + done
+        watch(Event("sound", f"{track.name.lower()} stem", count, total, "frames", count))
+
     with _timed(take, "sound"):
         decoder = codec.load_codec(plan.models.codec, where)
         sounds: list[tuple[np.ndarray, np.ndarray]] = []
         for track in Track:
             upsampler = codec.load_upsampler(plan.models.codec, track, where)
-
-            def progress(what: str, done: int, total: int, track: Track = track) -> None:
-                step = 2 * track + (what == "upsampler")
-                name = track.name.lower()
-                watch(Event("sound", f"{name} stem", step * frames + done, 4 * frames, "frames", step * frames + done))
-
-            sounds.append(codec.render_track(decoder, upsampler, full[track], progress))
+            hops, waves = (decoder.frame_size, upsampler.hop), [np.zeros(0, np.float32)] * 2
+            for i, (start, stop) in enumerate(zip((0, *seams), (*seams, full.shape[2]), strict=True)):
+                lead = leads[i - 1, track] if i else full[track, :, :0]
+                run = np.concatenate([lead, full[track, :, start:stop]], axis=1)
+                parts = codec.render_track(decoder, upsampler, run, progress)
+                fade = FADE if i else 0  # of the lead only the fade is heard
+                waves = [
+                    mix.fade_join(wave, part[(lead.shape[1] - fade) * hop :], fade * hop)
+                    for wave, part, hop in zip(waves, parts, hops, strict=True)
+                ]
+            sounds.append((waves[0], waves[1]))
         song = mix.finish(*sounds[Track.VOCAL], *sounds[Track.INSTRUMENTAL], plan.request.crossover)
         for path, wave in ((take.vocal, song.vocal), (take.instrumental, song.instrumental), (take.mix, song.mix)):
             audio.write(path, wave, mix.RATE)

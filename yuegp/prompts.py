@@ -14,7 +14,7 @@ No weights and no sound here: a reference comes in as codes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -82,9 +82,12 @@ class Prompts:
             ids += [*self.openings[k], *audio[k], self.layout.eoa, *self.close]
         return [*ids, *self.openings[section]]
 
-    def window(self, section: int, audio: Sequence[Sequence[int]], limit: int) -> tuple[int, ...]:
+    def window(
+        self, section: int, audio: Sequence[Sequence[int]], limit: int, muted: Container[int] = ()
+    ) -> tuple[int, ...]:
         """Which finished sections before `section` still fit into `limit` ids together with the head and the
-        opening: the newest ones, whole. The head, with tags, all lyrics and the reference, always stays."""
+        opening: the newest ones, whole, without the `muted`. The head, with tags, all lyrics and the reference,
+        always stays."""
         room = limit - len(self.head) - len(self.openings[section])
         if room < 0:
             raise RequestError(
@@ -94,6 +97,8 @@ class Prompts:
             )
         kept: list[int] = []
         for k in reversed(range(section)):
+            if k in muted:
+                continue
             room -= len(self.openings[k]) + len(audio[k]) + 1 + len(self.close)
             if room < 0:
                 break

@@ -102,21 +102,27 @@ class SongRequest:
     section_seconds: float | None = None
     """Longest a section may become; the model usually ends it earlier. None: what the model recommends."""
     first_sections: int | None = None
-    """Make only this many sections now; the words of all of them are in the prompt either way."""
+    """Make only this many sections; the words of all of them are in the prompt either way."""
     crossover: str = "smooth"
     """`smooth`, or `yue` for the released program's low-band replacement, notch and all."""
 
 
 @dataclass(frozen=True)
 class Span:
-    """One finished section on the time line of a take, in frames."""
+    """A section on the time line of a take, in frames."""
 
     section: int
     """Index into the request's sections."""
     start: int
     stop: int
     ended: bool
-    """True when the model ended the section itself, False when it was cut at the length limit."""
+    """True when the model ended the section itself, False when it was cut: at the length limit, or by a trim."""
+    take: int = 1
+    """The take in which these codes were written: another one than the span's own if they were kept."""
+    seed: int = 0
+    """The seed they were drawn with."""
+    open: bool = False
+    """Rewound into: the section goes on from here before anything else is written. Only ever the last span."""
 
 
 @dataclass(frozen=True)
@@ -132,18 +138,46 @@ class MadeWith:
 
 @dataclass(frozen=True)
 class TakeInfo:
-    """A take's own page (`take.json`)."""
+    """A take's own page (`take.json`). Once rendered it does not change.
+
+    `request` is what this take was made from: its lyrics may be longer than those of an earlier take."""
 
     number: int
+    request: SongRequest
     stage: Stage = Stage.NEW
-    seed: int = 0
     spans: tuple[Span, ...] = ()
+    later: tuple[Span, ...] = ()
+    """Sections kept from `parent` that follow once the ones before them are written; frames are the parent's."""
+    seams: tuple[int, ...] = ()
+    """Frames at which kept codes were joined to what stands before them: sound is faded over there."""
+    muted: tuple[int, ...] = ()
+    """Sections that are heard but left out of Stage 1's context."""
     parent: int | None = None
-    kept_frames: int = 0
-    sampling: Sampling = Sampling()
+    how: str = "made"
+    """What was done to the parent to get this take, in words: `section 2 redone`."""
+    created: str = ""
+    """ISO 8601, UTC."""
     made_with: MadeWith | None = None
     seconds: dict[str, float] = field(default_factory=dict)
     """Wall seconds spent, by stage."""
+
+    @property
+    def frames(self) -> int:
+        """Frames of finished sections."""
+        return self.spans[-1].stop if self.spans else 0
+
+
+@dataclass(frozen=True)
+class SongInfo:
+    """A song's cover page (in `song.json`): what belongs to the song and not to one take of it."""
+
+    title: str = ""
+    created: str = ""
+    """ISO 8601, UTC."""
+    rating: int | None = None
+    """1 to 5, or None."""
+    picked: int | None = None
+    """The take its owner likes best; None for the newest."""
 
 
 def to_dict(value: Any) -> dict[str, Any]:
@@ -164,9 +198,11 @@ def request_from_dict(data: dict[str, Any]) -> SongRequest:
 def take_from_dict(data: dict[str, Any]) -> TakeInfo:
     """Inverse of `to_dict` for a take."""
     data = dict(data)
+    data["request"] = request_from_dict(data["request"])
     data["stage"] = Stage(data["stage"])
     data["spans"] = tuple(Span(**s) for s in data["spans"])
-    data["sampling"] = Sampling(**data["sampling"])
+    data["later"] = tuple(Span(**s) for s in data["later"])
+    data["seams"], data["muted"] = tuple(data["seams"]), tuple(data["muted"])
     if data.get("made_with"):
         data["made_with"] = MadeWith(**data["made_with"])
     return TakeInfo(**data)

@@ -7,7 +7,7 @@ sections are left out, never the head. A finished section is yielded at once: th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from .errors import GenerationError
-from .lm import LMEngine, LMSession
+from .lm import LMEngine
 from .prompts import Prompts, prompt_limit
 from .sampling import Sampler, State, uniforms
 from .song import Sampling
@@ -36,92 +36,163 @@ class SectionCodes:
     """Earlier sections that no longer fitted the context while this one was written."""
 
 
+@dataclass(frozen=True)
+class Score:
+    """What Stage 1 plays from, the same for every section of a song.
+
+    `budget` is the most audio ids a section may have. `drawable` names the codes each track may use, vocal first;
+    None leaves all to both, as in YuE. `muted` sections are left out of the context."""
+
+    prompts: Prompts
+    sampling: Sampling
+    budget: int
+    drawable: Sequence[Sequence[int]] | None = None
+    muted: Container[int] = ()
+
+
 def write_sections(
     engine: LMEngine,
-    prompts: Prompts,
-    sampling: Sampling,
+    score: Score,
     seed: int,
     sections: Sequence[int],
-    budget: int,
+    past: Sequence[np.ndarray] = (),
+    opened: np.ndarray | None = None,
+    progress: Progress = lambda what, done, total: None,
+) -> Iterator[SectionCodes]:
+    """Write `sections` (neighbours, rising), one after the other.
+
+    `past` holds the codes (2, frames) of the sections before the first one, in order: a resumed or continued song.
+    `opened` holds the beginning of the first section when it is to be gone on with. Equal arguments give equal codes,
+    and so does stopping anywhere and going on from there."""
+    audio = [interleave(score.prompts.layout, codes) for codes in past]
+    with _Desk(engine, score, takes=1, sections=len(past) + len(sections), past=audio) as desk:
+        for section in sections:
+            (written,) = desk.write(section, [seed], opened, progress)
+            opened = None
+            yield written
+
+
+def write_candidates(
+    engine: LMEngine,
+    score: Score,
+    seeds: Sequence[int],
+    section: int,
     past: Sequence[np.ndarray] = (),
     progress: Progress = lambda what, done, total: None,
-    drawable: Sequence[Sequence[int]] | None = None,
-) -> Iterator[SectionCodes]:
-    """Write `sections` (rising indices into the prompts' openings), each at most `budget` audio ids long.
-
-    `drawable` names the codes each track may use, vocal first; None leaves all to both, as in YuE.
-    `past` holds the codes (2, frames) of the sections before the first one, in order: a resumed or continued song.
-    Equal arguments give equal codes, and so does stopping after any section and going on from there."""
-    if len(past) != sections[0]:
-        raise ValueError(f"section {sections[0]} needs the codes of {sections[0]} earlier ones, got {len(past)}")
-    layout = prompts.layout
-    audio = [interleave(layout, codes) for codes in past]
-    limit = prompt_limit(engine.context, budget)
-    guided = sampling.guidance != 1 or sampling.guidance_later != 1
-    capacities = [min(engine.context, _longest(prompts, audio, sections, budget)), *[budget + 1] * guided]
-    keep = layout.stage1_ids
-    off_track = None if drawable is None else _off_track(layout, drawable).to(engine.device)
-    sampler = Sampler(sampling, keep if sampling.exact else None, off_track)
-    fed: list[int] = []
-    with engine.open(capacities, None if sampling.exact else keep) as lm:
-        for section in sections:
-            kept = prompts.window(section, audio, limit)
-            context = prompts.context(section, audio, kept)
-            shared = min(_common_prefix(fed, context), len(context) - 1)
-            lm.truncate(0, shared)
-            state = State(
-                guidance=sampling.guidance if section == 0 else sampling.guidance_later,
-                seen=_seen(layout, context).to(engine.device),
-            )
-            chances = uniforms(seed, section, 0, budget)
-            logits = _first_logits(lm, layout, context[shared:], guided, section)
-            drawn = _decode(lm, layout, sampler, state, logits, chances, progress, f"section {section + 1}")
-            ended = len(drawn) < budget
-            fed = context + drawn[: lm.length(0) - len(context)]
-            audio.append(drawn)
-            yield SectionCodes(section, deinterleave(layout, drawn), ended, left_out=section - len(kept))
+) -> list[SectionCodes]:
+    """One section several times, once per seed, all in one batch that shares the prompt: far cheaper than one after
+    the other. Each is what `write_sections` would write with that seed."""
+    audio = [interleave(score.prompts.layout, codes) for codes in past]
+    with _Desk(engine, score, takes=len(seeds), sections=section + 1, past=audio) as desk:
+        return desk.write(section, seeds, None, progress)
 
 
-def _first_logits(lm: LMSession, layout: VocabLayout, prompt: Sequence[int], guided: bool, section: int) -> Tensor:
-    """Logits of the first code: (1, n), or (2, n) with the unconditional row, which begins at the codec marker."""
-    rows = [lm.prefill(0, prompt)]
-    if guided:
-        lm.truncate(1, 0)
-        rows.append(lm.prefill(1, [layout.codec]))
-    logits = torch.stack(rows)
-    if not bool(torch.isfinite(logits).all()):
-        raise GenerationError(
-            f"The Stage-1 model answered with numbers that are not finite in section {section + 1}.",
-            "Use another precision (bfloat16 or float32) for this model, or check its files.",
+class _Desk:
+    """An open session, and what has been fed to it: rows 0 … takes - 1 conditional, then as many unconditional."""
+
+    def __init__(
+        self, engine: LMEngine, score: Score, takes: int, sections: int, past: Sequence[list[int]]
+    ) -> None:
+        prompts, sampling = score.prompts, score.sampling
+        self.score, self.takes, self.audio = score, takes, list(past)
+        self.device, self.limit = engine.device, prompt_limit(engine.context, score.budget)
+        self.guided = sampling.guidance != 1 or sampling.guidance_later != 1
+        keep = prompts.layout.stage1_ids
+        off_track = None if score.drawable is None else _off_track(prompts.layout, score.drawable).to(engine.device)
+        self.sampler = Sampler(sampling, keep if sampling.exact else None, off_track)
+        longest = min(engine.context, _longest(prompts, past, sections, score.budget))
+        capacities = [longest] * takes + [score.budget + 1] * (takes * self.guided)
+        self.lm = engine.open(capacities, None if sampling.exact else keep)
+        self.fed: list[int] = []
+
+    def __enter__(self) -> _Desk:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.lm.close()
+
+    def write(
+        self, section: int, seeds: Sequence[int], opened: np.ndarray | None, progress: Progress
+    ) -> list[SectionCodes]:
+        """One section for each seed; the first take becomes the past of the next section."""
+        if section != len(self.audio):
+            raise ValueError(f"section {section} needs the codes of {section} earlier ones, got {len(self.audio)}")
+        prompts, sampling, budget = self.score.prompts, self.score.sampling, self.score.budget
+        layout = prompts.layout
+        kept = prompts.window(section, self.audio, self.limit, self.score.muted)
+        context = prompts.context(section, self.audio, kept)
+        before = [] if opened is None else interleave(layout, opened)[:budget]
+        state = State(
+            guidance=sampling.guidance if section == 0 else sampling.guidance_later,
+            seen=_seen(layout, context + before).repeat(self.takes, 1).to(self.device),
+            count=len(before),
         )
-    return logits
+        chances = torch.stack([uniforms(seed, section, 0, budget) for seed in seeds], dim=1).to(self.device)
+        logits = self._first_logits(context, before, section)
+        drawn = self._draw(state, logits, before, chances, progress, f"section {section + 1}")
+        fed = self.lm.length(0) - len(context)
+        self.fed = context + drawn[0][:fed] if self.takes == 1 else []
+        self.audio.append(drawn[0])
+        left_out = section - len(kept) - sum(k in self.score.muted for k in range(section))
+        return [SectionCodes(section, deinterleave(layout, ids), len(ids) < budget, left_out) for ids in drawn]
 
+    def _first_logits(self, context: list[int], before: list[int], section: int) -> Tensor:
+        """Logits of the next code: (takes, n), or (2 takes, n) with the unconditional rows, which begin at the codec
+        marker. Only what is new since the last section is prefilled, and only once for all takes."""
+        prompt = context + before
+        shared = min(_common_prefix(self.fed, prompt), len(prompt) - 1)
+        self.lm.truncate(0, shared)
+        rows = [self._prefill(0, prompt[shared:])]
+        if self.guided:
+            self.lm.truncate(self.takes, 0)
+            rows.append(self._prefill(self.takes, [self.score.prompts.layout.codec, *before]))
+        logits = torch.cat(rows)
+        if not bool(torch.isfinite(logits).all()):
+            raise GenerationError(
+                f"The Stage-1 model answered with numbers that are not finite in section {section + 1}.",
+                "Use another precision (bfloat16 or float32) for this model, or check its files.",
+            )
+        return logits
 
-def _decode(
-    lm: LMSession,
-    layout: VocabLayout,
-    sampler: Sampler,
-    state: State,
-    logits: Tensor,
-    chances: Tensor,
-    progress: Progress,
-    what: str,
-) -> list[int]:
-    """Draw audio ids until the end of audio or until `chances` run out; the end itself is not returned."""
-    end = layout.codebook_size  # index of end-of-audio among `layout.stage1_ids`
-    first = layout.codes_of(0).start
-    chances = chances.to(logits.device)
-    drawn: list[int] = []
-    while True:
-        index = int(sampler.draw(logits, state, chances[len(drawn), None]))
-        if index == end:
-            return drawn
-        drawn.append(first + index)
-        if len(drawn) % 2 == 0:
-            progress(what, len(drawn), len(chances))
-        if len(drawn) == len(chances):
-            return drawn
-        logits = lm.step(torch.full((len(logits),), first + index))
+    def _prefill(self, row: int, ids: Sequence[int]) -> Tensor:
+        """Append `ids` to one row and copy it for the other takes; their logits (takes, n)."""
+        logits = self.lm.prefill(row, ids)
+        for other in range(row + 1, row + self.takes):
+            self.lm.copy(row, other)
+        return logits.expand(self.takes, -1)
+
+    def _draw(
+        self,
+        state: State,
+        logits: Tensor,
+        before: list[int],
+        chances: Tensor,
+        progress: Progress,
+        what: str,
+    ) -> list[list[int]]:
+        """Audio ids of every take, `before` included, until its end of audio or until `chances` (ids, takes) run out.
+        Takes that have ended are carried along until all have."""
+        end = self.score.prompts.layout.codebook_size  # index of end-of-audio among the drawable ids
+        first = self.score.prompts.layout.codes_of(0).start
+        drawn = [list(before) for _ in range(self.takes)]
+        singing = set(range(self.takes))
+        for position in range(len(before), len(chances)):
+            index = self.sampler.draw(logits, state, chances[position])
+            for take, drawn_index in enumerate(index.tolist()):
+                if take not in singing:
+                    continue
+                if drawn_index == end:
+                    singing.remove(take)
+                else:
+                    drawn[take].append(first + drawn_index)
+            if not singing:
+                break
+            if (position + 1) % 2 == 0:
+                progress(what, position + 1, len(chances))
+            if position + 1 < len(chances):
+                index = index.clamp(max=end - 1)  # an ended take is fed any code: nobody listens to it any more
+                logits = self.lm.step((first + index).repeat(len(logits) // self.takes))
+        return drawn
 
 
 def _seen(layout: VocabLayout, context: Sequence[int]) -> Tensor:
@@ -141,9 +212,9 @@ def _off_track(layout: VocabLayout, drawable: Sequence[Sequence[int]]) -> Tensor
     return off
 
 
-def _longest(prompts: Prompts, audio: Sequence[Sequence[int]], sections: Sequence[int], budget: int) -> int:
-    """Ids of the whole song if every section to come uses its budget."""
-    known = [len(ids) for ids in audio] + [budget] * len(sections)
+def _longest(prompts: Prompts, audio: Sequence[Sequence[int]], sections: int, budget: int) -> int:
+    """Ids of the song up to `sections` sections if every one to come uses its budget."""
+    known = [len(ids) for ids in audio] + [budget] * (sections - len(audio))
     frame = 1 + len(prompts.close)
     return len(prompts.head) + sum(len(prompts.openings[k]) + n + frame for k, n in enumerate(known))
 

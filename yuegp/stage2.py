@@ -41,12 +41,15 @@ class ChunkCodes:
     codes: np.ndarray
 
 
-def chunks(frames: int) -> list[Chunk]:
-    """The chunks of a two-track song: full ones first, then each track's tail, so that equal lengths are
-    neighbours."""
-    full, tail = divmod(frames, CHUNK)
-    plan = [Chunk(track, CHUNK * i, CHUNK) for track in (0, 1) for i in range(full)]
-    return plan + ([Chunk(track, CHUNK * full, tail) for track in (0, 1)] if tail else [])
+def chunks(refined: np.ndarray) -> list[Chunk]:
+    """The chunks that cover what is not `refined` (2, frames) bool. Those of equal length are neighbours, the longest
+    first. In a song nothing of which is refined these are the released program's chunks: full ones, then the tails."""
+    plan = []
+    for track, mask in enumerate(refined):
+        edges = np.flatnonzero(np.diff(np.concatenate([[True], mask, [True]]).astype(int)))
+        for first, stop in zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True):
+            plan += [Chunk(track, start, min(CHUNK, stop - start)) for start in range(first, stop, CHUNK)]
+    return sorted(plan, key=lambda chunk: -chunk.frames)
 
 
 def chunk_ids(frames: int) -> int:
