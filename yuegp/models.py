@@ -52,6 +52,8 @@ class ModelSet:
     tokenizer_path: Path | None
     layout: VocabLayout
     licence: str
+    credit: str = ""
+    """Whom to name when a song is published."""
     note: str = ""
     """What a user should know, for the screen."""
     vocabularies: tuple[int, int] | None = None
@@ -137,6 +139,7 @@ def _released(model: str) -> ModelSet:
         tokenizer_path=folder / entry.repo / "tokenizer.model",
         layout=YUE_V1,
         licence="Apache-2.0",
+        credit="YuE by HKUST/M-A-P",
         vocabularies=(83968, 83840),
     )
 
@@ -162,6 +165,7 @@ def _read_set(folder: Path, name: str) -> ModelSet:
             tokenizer_path=folder / tokenizer["path"] if "path" in tokenizer else None,
             layout=_read_layout(data["layout"]),
             licence=data["licence"],
+            credit=data.get("credit", ""),
             note=data.get("note", ""),
             vocabularies=(v[0], v[1]) if (v := data.get("vocabularies")) else None,
             drawable=tuple(map(tuple, d)) if (d := data.get("drawable")) else None,

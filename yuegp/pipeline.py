@@ -19,6 +19,7 @@ import numpy as np
 from . import __version__, audio, lyrics, models, tags
 from .errors import RequestError
 from .library import Take
+from .locks import song_lock
 from .prompts import Prompts, budget_ids, build, prompt_limit, reference_window
 from .song import MadeWith, Reference, Section, SongRequest, Span, Stage, Track
 from .tokenizer import open_tokenizer
@@ -191,15 +192,17 @@ def plan_for(take: Take) -> SongPlan:
 
 def run(plan: SongPlan, take: Take, watch: Watch = lambda event: None, device: str = "auto") -> None:
     """Make what is missing of `take`: codes of both stages, then stems and mix. Every finished section and batch is
-    on disk before the next begins; `watch` may raise Cancelled at any event and nothing finished is lost."""
-    while take.info.later or missing_sections(plan, take):
-        if missing_sections(plan, take):
-            _write(plan, take, watch, device)
-        else:
-            _join_later(take)
-    if take.info.stage is not Stage.RENDERED:
-        _refine(plan, take, watch, device)
-        _render(plan, take, watch, device)
+    on disk before the next begins; `watch` may raise Cancelled at any event and nothing finished is lost. Only one
+    process at a time may make a song: LibraryError says which one does."""
+    with song_lock(take.folder.parent.parent):
+        while take.info.later or missing_sections(plan, take):
+            if missing_sections(plan, take):
+                _write(plan, take, watch, device)
+            else:
+                _join_later(take)
+        if take.info.stage is not Stage.RENDERED:
+            _refine(plan, take, watch, device)
+            _render(plan, take, watch, device)
 
 
 def missing_sections(plan: SongPlan, take: Take) -> range:
@@ -398,7 +401,14 @@ def _engine(plan: SongPlan, stage: int, device: str) -> Iterator[tuple[LMEngine,
     parameters = sum(math.prod(shape) for shape in read_config(folder).tensors().values())
     placement: Placement = place(parameters, device)
     engine = open_engine(folder, placement.device, placement.dtype)
-    made_with = MadeWith(__version__, plan.models.id, f"torch {placement.dtype}", placement.device, torch.__version__)
+    made_with = MadeWith(
+        yuegp=__version__,
+        model=plan.models.id,
+        engine=f"torch {placement.dtype}",
+        device=placement.device,
+        torch=torch.__version__,
+        credit=plan.models.credit,
+    )
     try:
         yield engine, made_with
     finally:

@@ -134,6 +134,8 @@ class MadeWith:
     engine: str
     device: str
     torch: str
+    credit: str = ""
+    """Whom the model's authors ask to be named."""
 
 
 @dataclass(frozen=True)
