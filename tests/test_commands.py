@@ -126,5 +126,24 @@ def test_sections_made_one_by_one(shell: Shell, song: str) -> None:
     assert len(shell("continue", song)["spans"]) == 3
 
 
+def test_songs_are_lined_up_and_made_one_after_the_other(shell: Shell, song: str, tmp_path: Path) -> None:
+    (first,) = shell("redo", song, 1, "--seed", 5, "--queue")
+    (second,) = shell("redo", song, 2, "--seed", 6, "--queue", "--take", 1)
+    assert (first["state"], second["state"], second["take"]) == ("waiting", "waiting", 3)
+    shell("queue", "move", second["number"], 1)
+    assert [job["take"] for job in shell("queue", "list")] == [3, 2]
+    shell("queue", "pause", first["number"])
+    assert [job["state"] for job in shell("queue", "run")] == ["done", "paused"]
+    assert "paused" in shell.says("queue", "list")
+    shell("queue", "resume", "all")
+    assert [job["state"] for job in shell("queue", "run")] == ["done", "done"]
+    assert [t["stage"] for t in shell("show", song)["takes"]] == ["rendered"] * 3
+    assert len(shell("queue", "clear")) == 2 and shell("queue", "list") == []
+    assert "empty" in shell.says("queue", "list")
+    assert "no job 7" in shell.fails(2, "queue", "cancel", 7)
+    assert "'x' is not a number" in shell.fails(2, "queue", "pause", "x")
+    assert "a job and its new place" in shell.fails(2, "queue", "move", 1)
+
+
 def test_the_page_of_commands_is_what_the_parser_says() -> None:
     assert PAGE.read_text(encoding="utf-8") == page(), "run: python tools/write_commands.py"

@@ -142,6 +142,19 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument("file", help="a WAV, FLAC or MP3 that yuegp exported, or a song's folder")
     _root_option(p)
 
+    p = command("queue", commands.queue, "line songs up and make them one after the other")
+    p.add_argument(
+        "action",
+        choices=("list", "add", "move", "pause", "resume", "cancel", "clear", "run"),
+        help="list: what there is. add SONG. move JOB PLACE. pause, resume JOB or all. cancel JOB. "
+        "clear: forget what is over. run: make what waits, here and now",
+    )
+    p.add_argument("words", nargs="*", help="the song, or the job's number and its new place")
+    p.add_argument("--take", type=int, metavar="N", help="which take to add (default: the picked or the newest one)")
+    _root_option(p)
+    p.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to compute what is added")
+    p.add_argument("--quiet", action="store_true", help="no progress")
+
     p = command("bench", commands.bench, "measure this machine")
     p.add_argument("what", choices=("loops",), help="loops: our decoding loops against transformers' generate")
     p.add_argument("--ids", type=int, default=300, help="ids per Stage-1 run (default 300)")
@@ -208,6 +221,7 @@ def _redo_options(p: argparse.ArgumentParser) -> None:
 def _compute_options(p: argparse.ArgumentParser) -> None:
     p.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to compute")
     p.add_argument("--quiet", action="store_true", help="no progress")
+    p.add_argument("--queue", action="store_true", help="do not make it now: put it in the queue")
 
 
 def _root_option(p: argparse.ArgumentParser) -> None:

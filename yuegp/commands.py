@@ -19,6 +19,7 @@ from .errors import Cancelled, LibraryError, RequestError
 from .song import PRESETS, Reference, Sampling, Section, SongRequest, Stage, TakeInfo, to_dict
 
 if TYPE_CHECKING:
+    from .jobs import Job
     from .library import Song, Take
     from .pipeline import SongPlan
 
@@ -160,10 +161,14 @@ def _seed(arguments: argparse.Namespace) -> int:
 
 
 def _run(song: Song, begun: Sequence[Take], arguments: argparse.Namespace, plan: SongPlan | None = None) -> None:
-    """Make what is missing of some takes, with a progress line, and say what came of it."""
-    from . import pipeline
+    """Make what is missing of some takes, with a progress line, and say what came of it; or put them in the queue."""
+    from . import jobs, pipeline
     from .screen import Screen
 
+    if arguments.queue:
+        waiting = jobs.Queue()
+        _show_jobs([waiting.add(song.folder, take.info.number, arguments.device) for take in begun], arguments)
+        return
     quiet = arguments.json or arguments.quiet
     plans = [plan or pipeline.plan_for(take) for take in begun]
     if not quiet:
@@ -356,6 +361,69 @@ def import_settings(arguments: argparse.Namespace) -> None:
     _say(arguments, {"song": str(song.folder), "warnings": list(notes)}, said)
 
 
+# The queue
+
+
+def queue(arguments: argparse.Namespace) -> None:
+    from . import jobs
+
+    waiting, action, words = jobs.Queue(), arguments.action, arguments.words
+    if action == "add":
+        song = _named(arguments, *_exactly(words, "a song", 1))
+        take = song.chosen() if arguments.take is None else song.take(arguments.take)
+        _show_jobs([waiting.add(song.folder, take.info.number, arguments.device)], arguments)
+    elif action == "move":
+        job, place = _exactly(words, "a job and its new place", 2)
+        _show_jobs([waiting.move(_number(job), _number(place))], arguments)
+    elif action in ("pause", "resume") and words == ["all"]:
+        _show_jobs(waiting.pause_all() if action == "pause" else waiting.resume_all(), arguments)
+    elif action in ("cancel", "pause", "resume"):
+        (job,) = _exactly(words, "a job", 1)
+        change = {"cancel": waiting.cancel, "pause": waiting.pause, "resume": waiting.resume}[action]
+        _show_jobs([change(_number(job))], arguments)
+    elif action == "clear":
+        _show_jobs(waiting.clear(), arguments)
+    elif action == "run":
+        from .screen import Screen
+
+        with Screen(quiet=arguments.json or arguments.quiet) as screen:
+            jobs.Worker(waiting).run(screen.show)
+        _show_jobs(waiting.jobs(), arguments)
+    else:
+        _show_jobs(waiting.jobs(), arguments)
+
+
+def _exactly(words: Sequence[str], what: str, count: int) -> Sequence[str]:
+    if len(words) != count:
+        raise RequestError(f"This takes {what}; {len(words)} words were given.", "See `python launch.py queue --help`.")
+    return words
+
+
+def _number(word: str) -> int:
+    if not word.isdecimal():
+        raise RequestError(f"{word!r} is not a number.", "`python launch.py queue list` shows the jobs' numbers.")
+    return int(word)
+
+
+def _show_jobs(listed: Sequence[Job], arguments: argparse.Namespace) -> None:
+    from . import jobs
+
+    if arguments.json:
+        _json([jobs.to_row(job) for job in listed])
+        return
+    if not listed:
+        print("The queue is empty.")
+    for job in listed:
+        line = f"{job.number:>3}  {job.state:<11}  {Path(job.song).name}, take {job.take}"
+        if job.state is jobs.State.RUNNING and (p := job.last):
+            line += f"  {p.stage}, {p.what}, {p.done / max(1, p.total):.0%}"
+            line += "" if p.eta is None else f", {_clock(round(p.eta * 50))} left"
+        print(line)
+        for text in (job.what, job.hint):
+            if text:
+                print(f"{'':>5}{text}")
+
+
 def bench(arguments: argparse.Namespace) -> None:
     from . import bench as measurements
 
@@ -371,9 +439,13 @@ def _root(arguments: argparse.Namespace) -> Path:
 
 
 def _song(arguments: argparse.Namespace) -> Song:
+    return _named(arguments, arguments.song)
+
+
+def _named(arguments: argparse.Namespace, name: str) -> Song:
     from . import shelf
 
-    return shelf.get(_root(arguments), arguments.song)
+    return shelf.get(_root(arguments), name)
 
 
 def _song_and_take(arguments: argparse.Namespace) -> tuple[Song, Take]:
