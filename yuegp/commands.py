@@ -119,13 +119,13 @@ def redo(arguments: argparse.Namespace) -> None:
 
 
 def takes(arguments: argparse.Namespace) -> None:
-    from . import edit
+    from . import edit, jobs
     from .screen import Screen
 
     song, take = _song_and_take(arguments)
     first = _seed(arguments)
     seeds = [first + i for i in range(arguments.number)]
-    with Screen(quiet=arguments.json or arguments.quiet) as screen:
+    with jobs.Queue().work(), Screen(quiet=arguments.json or arguments.quiet) as screen:
         begun = edit.choices(
             song, take, arguments.section - 1, seeds, arguments.later, screen.show, arguments.device
         )
@@ -175,7 +175,7 @@ def _run(song: Song, begun: Sequence[Take], arguments: argparse.Namespace, plan:
         _describe(plans[0], song, begun)
     for take, its_plan in zip(begun, plans, strict=True):
         try:
-            with Screen(quiet) as screen:
+            with jobs.Queue().work(), Screen(quiet) as screen:
                 pipeline.run(its_plan, take, screen.show, arguments.device)
         except (Cancelled, KeyboardInterrupt):
             sections = len(take.info.spans)
@@ -385,9 +385,10 @@ def queue(arguments: argparse.Namespace) -> None:
         _show_jobs(waiting.clear(), arguments)
     elif action == "run":
         from .screen import Screen
+        from .worker import Worker
 
         with Screen(quiet=arguments.json or arguments.quiet) as screen:
-            jobs.Worker(waiting).run(screen.show)
+            Worker(waiting).run(screen.show)
         _show_jobs(waiting.jobs(), arguments)
     else:
         _show_jobs(waiting.jobs(), arguments)

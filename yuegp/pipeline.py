@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from . import __version__, audio, lyrics, models, tags
-from .errors import RequestError
+from .errors import Cancelled, RequestError
 from .library import Take
 from .locks import song_lock
 from .prompts import Prompts, budget_ids, build, prompt_limit, reference_window
-from .song import MadeWith, Reference, Section, SongRequest, Span, Stage, Track
+from .song import MadeWith, Reference, Section, SongRequest, Span, Stage, TakeInfo, Track
 from .tokenizer import open_tokenizer
 from .vocab import FRAMES_PER_SECOND
 
@@ -222,7 +222,7 @@ def _write(plan: SongPlan, take: Take, watch: Watch, device: str) -> None:
     past = [written[:, 0, span.start : span.stop] for span in finished]
     beginning = written[:, 0, opened.start : opened.stop] if opened else None
     written = written[:, :, : finished[-1].stop if finished else 0]
-    with _stage1(plan, take, watch, device) as (engine, score, made_with, progress):
+    with _timed(take, "stage1"), _stage1(plan, take, watch, device) as (engine, score, made_with, progress):
         todo, seed = missing_sections(plan, take), plan.request.seed
         for section in write_sections(engine, score, seed, todo, past, beginning, progress):
             start = written.shape[2]
@@ -264,7 +264,7 @@ def _stage1(
         before = sum(not span.open for span in take.info.spans) * plan.budget
         watch(Event("writing", f"{what} of {plan.count}", before + done, plan.count * plan.budget, "ids", made))
 
-    with _timed(take, "stage1"), _engine(plan, 1, device) as (engine, made_with):
+    with _engine(plan, 1, device) as (engine, made_with):
         yield engine, score, made_with, progress
 
 
@@ -417,10 +417,17 @@ def _engine(plan: SongPlan, stage: int, device: str) -> Iterator[tuple[LMEngine,
 
 @contextlib.contextmanager
 def _timed(take: Take, stage: str) -> Iterator[None]:
-    """Add the wall seconds spent inside to the take's page."""
+    """Add the wall seconds spent inside to the take's page: also those of a run that is stopped, since what they
+    brought is kept."""
     start = time.monotonic()
+
+    def spent() -> TakeInfo:
+        before = take.info.seconds.get(stage, 0.0)
+        return replace(take.info, seconds={**take.info.seconds, stage: round(before + time.monotonic() - start, 2)})
+
     try:
         yield
-    finally:
-        spent = take.info.seconds.get(stage, 0.0) + time.monotonic() - start
-        take.info = replace(take.info, seconds={**take.info.seconds, stage: round(spent, 2)})
+        take.info = spent()
+    except Cancelled:
+        take.save_info(spent())
+        raise
