@@ -247,7 +247,9 @@ def songs(arguments: argparse.Namespace) -> None:
         _json([{**vars(entry), "folder": str(entry.folder), "language": entry.language} for entry in found])
         return
     if not found:
-        print(f"No songs in {root}." if not arguments.words else "No song has all of that.")
+        empty = "The trash is empty." if arguments.trash else f"No songs in {root}."
+        asked = arguments.words or arguments.rating or arguments.tag or arguments.language
+        print("No song has all of that." if asked else empty)
     for entry in found:
         stars = "★" * (entry.rating or 0)
         state = "damaged" if entry.broken else STAGES[entry.stage] if entry.stage else "empty"

@@ -194,8 +194,8 @@ def _text(entry: Entry) -> str:
 
 
 def _folded(text: str) -> str:
-    """What spellings of a text share: case, width and composition of letters."""
-    return unicodedata.normalize("NFKC", text).casefold()
+    """What spellings of a text share: case, width and composition of letters, and how words are spaced."""
+    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
 def _has_tag(line: str, tag: str) -> bool:
@@ -253,7 +253,7 @@ def get(root: Path, name: str) -> Song:
 
 
 def _match(found: list[Entry], name: str, root: Path) -> Entry:
-    wanted = _folded(name.strip())
+    wanted = _folded(name)
     if not wanted:
         raise LibraryError("No song was named.", "Name a folder or a title; `python launch.py songs` lists them.")
     names = {entry: (_folded(entry.folder.name), _folded(entry.title), _folded(entry.name)) for entry in found}
