@@ -86,6 +86,24 @@ def test_a_stopped_song_keeps_what_is_finished_and_resumes_to_the_same_codes(
     assert stopped.mix.read_bytes() == whole.mix.read_bytes()
 
 
+def test_a_take_opened_before_another_process_finished_it_is_not_undone(
+    request_: SongRequest, tmp_path: Path
+) -> None:
+    plan = pipeline.plan(request_)
+    song = library.create(plan.request, tmp_path)
+    take = song.new_take(TakeInfo(number=0, request=song.request))
+    stale = song.take(1)
+    (take.folder / ".stage1.npz.0123.tmp").write_bytes(b"left by a kill")
+    pipeline.run(plan, take)
+
+    def stop(event: pipeline.Event) -> None:
+        raise Cancelled
+
+    pipeline.run(plan, stale, watch=stop)
+    assert song.take(1).info == take.info and stale.info.stage is Stage.RENDERED
+    assert not list(take.folder.glob(".*"))
+
+
 def test_progress_rises_to_the_end_of_every_stage(request_: SongRequest, tmp_path: Path) -> None:
     events: list[pipeline.Event] = []
     make(request_, tmp_path, watch=events.append)

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from .errors import GenerationError, LibraryError, RequestError
+from .library import sync_folder
 from .song import Reference
 
 CODEC_RATE = 16000
@@ -247,6 +248,7 @@ def write(path: Path | str, wave: np.ndarray, rate: int, kind: str = "flac24") -
         if written != len(wave):  # libsndfile does not report every short write
             raise OSError(f"only {written} of {len(wave)} frames were written")
         os.replace(temporary, path)
+        sync_folder(path.parent)
     except (OSError, soundfile.LibsndfileError, AssertionError) as exc:  # soundfile asserts that writes are complete
         reason = str(exc).rstrip(".") or "the write was cut short"
         raise LibraryError(

@@ -260,6 +260,8 @@ def songs(arguments: argparse.Namespace) -> None:
 
 
 def show(arguments: argparse.Namespace) -> None:
+    from . import shelf
+
     song = _song(arguments)
     chosen = song.chosen().info.number if song.take_numbers() else None
     takes = [song.take(number) for number in song.take_numbers()]
@@ -267,7 +269,7 @@ def show(arguments: argparse.Namespace) -> None:
         listed = [{**to_dict(t.info), "folder": str(t.folder), "chosen": t.info.number == chosen} for t in takes]
         _json({"folder": str(song.folder), "song": to_dict(song.info), "takes": listed})
         return
-    print(f"{song.info.title or song.folder.name}   {'★' * (song.info.rating or 0)}")
+    print(f"{shelf.Entry(song.folder, song.info.title).name}   {'★' * (song.info.rating or 0)}".rstrip())
     print(f"Folder   {song.folder}")
     print(f"Tags     {song.request.tags}")
     print(f"Model    {song.request.model}")

@@ -26,7 +26,7 @@ from typing import Any
 
 from . import library
 from .errors import LibraryError, RequestError
-from .locks import _lock
+from .locks import lock_handle
 
 FORMAT = 1
 """Format number of queue.json."""
@@ -345,7 +345,7 @@ def _try_lock(path: Path) -> int | None:
             f"{path} cannot be written: {exc.strerror or exc}.", "Check the permissions of its folder, and the disk."
         ) from exc
     try:
-        _lock(handle)
+        lock_handle(handle)
         os.lseek(handle, 0, os.SEEK_SET)
         return handle
     except BlockingIOError:

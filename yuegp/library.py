@@ -290,6 +290,13 @@ class Take:
         """The take in `folder`, which must exist."""
         return cls(folder, _read_take(folder))
 
+    def sweep(self) -> None:
+        """Remove what a killed run left half-written. Only for who holds the song's lock."""
+        for path in self.folder.glob(".*"):
+            if path.suffix in (".tmp", ".part"):
+                with contextlib.suppress(OSError):
+                    path.unlink()
+
     @property
     def vocal(self) -> Path:
         return self.folder / "vocal.flac"
@@ -409,7 +416,7 @@ def write_atomic(path: Path, data: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
     except OSError as exc:
         raise _cannot_write(path, exc) from exc
     finally:
@@ -417,7 +424,7 @@ def write_atomic(path: Path, data: bytes) -> None:
             temporary.unlink(missing_ok=True)
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """Make a rename in `folder` survive a power cut, where the system can do so: Windows and some network disks
     cannot, and the file is in place either way."""
     with contextlib.suppress(OSError):

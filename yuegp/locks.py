@@ -65,7 +65,7 @@ def _acquire(path: Path) -> int:
         except OSError as exc:
             raise _cannot_lock(path, exc) from exc
         try:
-            locks = _lock(handle)
+            locks = lock_handle(handle)
             if not locks and _lives(owner := _owner(path)):
                 raise _taken(path.parent, owner)
             if _is_at(handle, path):  # else the holder before us removed it between our opening and our locking it
@@ -107,7 +107,7 @@ def _is_at(handle: int, path: Path) -> bool:
 if sys.platform == "win32":
     import msvcrt
 
-    def _lock(handle: int) -> bool:
+    def lock_handle(handle: int) -> bool:
         """Lock the file: True, False where the disk knows no locks, BlockingIOError where another has it."""
         os.lseek(handle, 1 << 30, os.SEEK_SET)  # what is locked cannot be read by others: a byte behind the text
         try:
@@ -135,7 +135,7 @@ if sys.platform == "win32":
 else:
     import fcntl
 
-    def _lock(handle: int) -> bool:
+    def lock_handle(handle: int) -> bool:
         """Lock the file: True, False where the disk knows no locks, BlockingIOError where another has it."""
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -195,6 +195,8 @@ def run(plan: SongPlan, take: Take, watch: Watch = lambda event: None, device: s
     on disk before the next begins; `watch` may raise Cancelled at any event and nothing finished is lost. Only one
     process at a time may make a song: LibraryError says which one does."""
     with song_lock(take.folder.parent.parent):
+        take.info = Take.open(take.folder).info  # another process may have gone on with it since it was opened
+        take.sweep()
         while take.info.later or missing_sections(plan, take):
             if missing_sections(plan, take):
                 _write(plan, take, watch, device)

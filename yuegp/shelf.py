@@ -1,6 +1,6 @@
 """Many songs: list, search, name, rate, pick, put in the trash and take out again.
 
-Reads JSON files only, and all of them each time: there is no index that could be wrong (a thousand songs take a third
+Reads JSON files only, and all of them each time: there is no index that could be wrong (a thousand songs take a fifth
 of a second). Damaged songs are listed with the reason and left alone. One song's own files are `library.py`'s.
 """
 
