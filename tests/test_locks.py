@@ -196,7 +196,7 @@ def test_a_full_disk_does_not_keep_a_song_from_being_locked(song: Path, monkeypa
     monkeypatch.setattr(os, "ftruncate", full)
     with song_lock(song):
         pass
-    monkeypatch.setattr(locks, "_lock", lambda handle: False)
+    monkeypatch.setattr(locks, "lock_handle", lambda handle: False)
     with pytest.raises(LibraryError, match="No space left"), song_lock(song):
         pass
 
@@ -207,7 +207,7 @@ def test_a_full_disk_does_not_keep_a_song_from_being_locked(song: Path, monkeypa
 @pytest.fixture
 def no_locks(monkeypatch: pytest.MonkeyPatch) -> None:
     if os.name == "nt":
-        monkeypatch.setattr(locks, "_lock", lambda handle: False)
+        monkeypatch.setattr(locks, "lock_handle", lambda handle: False)
         return
 
     def flock(*_: Any) -> None:
