@@ -1,4 +1,4 @@
-"""The command line: every command and option, and how failures are told. What commands do is in `commands.py`.
+"""The command line: every command and option, and how failures are told. The commands are `making.py` and `keeping.py`.
 
 Exit codes: 0 done, 2 request, 3 model, 4 device, 5 library, 1 our own fault, 130 stopped by the user.
 """
@@ -11,7 +11,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
-from . import __version__, commands
+from . import __version__, keeping, making
 from .errors import Cancelled, YueGPError
 from .song import PRESETS
 
@@ -71,45 +71,45 @@ def build_parser() -> argparse.ArgumentParser:
         p.set_defaults(run=run)
         return p
 
-    p = command("lyrics", commands.show_lyrics, "show how a lyrics file is understood")
+    p = command("lyrics", making.show_lyrics, "show how a lyrics file is understood")
     p.add_argument("file", help="a text file, or - for standard input")
     p.add_argument("--section-seconds", type=float, default=30.0, metavar="S", help="longest section (default 30)")
 
-    _make_options(command("make", commands.make, "make a song"))
+    _make_options(command("make", making.make, "make a song"))
 
-    p = _song_options(command("resume", commands.resume, "go on with a song that was stopped"), computes=True)
+    p = _song_options(command("resume", making.resume, "go on with a song that was stopped"), computes=True)
 
-    p = _song_options(command("continue", commands.proceed, "add sections to a finished song"), computes=True)
+    p = _song_options(command("continue", making.proceed, "add sections to a finished song"), computes=True)
     p.add_argument("--lyrics", metavar="FILE", help="the sections to add; without it, those that are not made yet")
     p.add_argument("--sections", type=int, metavar="N", help="stop when the song has N sections")
 
-    p = _song_options(command("redo", commands.redo, "make one section again, as a new take"), computes=True)
+    p = _song_options(command("redo", making.redo, "make one section again, as a new take"), computes=True)
     p.add_argument("section", type=int, help="which section, from 1")
     _redo_options(p)
 
     p = _song_options(
-        command("takes", commands.takes, "make several versions of a section, to pick from"), computes=True
+        command("takes", making.takes, "make several versions of a section, to pick from"), computes=True
     )
     p.add_argument("section", type=int, help="which section, from 1")
     p.add_argument("-n", "--number", type=int, default=3, metavar="N", help="how many, all in one batch (default 3)")
     _redo_options(p)
 
-    p = _song_options(command("rewind", commands.rewind, "go back and make the rest of a song again"), computes=True)
+    p = _song_options(command("rewind", making.rewind, "go back and make the rest of a song again"), computes=True)
     where = p.add_mutually_exclusive_group(required=True)
     where.add_argument("--section", type=int, metavar="N", help="to the beginning of section N")
     where.add_argument("--second", type=float, metavar="S", help="to this second; the section goes on from there")
     p.add_argument("--seed", type=int, help="seed of what is made anew (default: drawn)")
 
-    p = _song_options(command("trim", commands.trim, "cut the end off a section"), computes=True)
+    p = _song_options(command("trim", making.trim, "cut the end off a section"), computes=True)
     p.add_argument("section", type=int, help="which section, from 1")
     p.add_argument("seconds", type=float, help="how much to cut off")
 
     p = _song_options(
-        command("mute", commands.mute, "keep sections from setting the style of later ones"), computes=True
+        command("mute", making.mute, "keep sections from setting the style of later ones"), computes=True
     )
     p.add_argument("sections", type=int, nargs="*", help="which sections, from 1; none to unmute all")
 
-    p = command("songs", commands.songs, "list and search songs")
+    p = command("songs", keeping.songs, "list and search songs")
     p.add_argument("words", nargs="*", help="words in title, tags or lyrics")
     p.add_argument("--rating", type=int, metavar="N", help="at least N stars")
     p.add_argument("--tag", help="with this tag")
@@ -118,31 +118,31 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument("--trash", action="store_true", help="what lies in the trash")
     _root_option(p)
 
-    _song_options(command("show", commands.show, "show a song: its takes and their sections"), takes=False)
+    _song_options(command("show", keeping.show, "show a song: its takes and their sections"), takes=False)
 
-    p = _song_options(command("pick", commands.pick, "choose the take that is played and exported"), takes=False)
+    p = _song_options(command("pick", keeping.pick, "choose the take that is played and exported"), takes=False)
     p.add_argument("take", type=int, help="which take")
 
-    p = _song_options(command("rename", commands.rename, "give a song another title"), takes=False)
+    p = _song_options(command("rename", keeping.rename, "give a song another title"), takes=False)
     p.add_argument("title", help="the new title")
 
-    p = _song_options(command("rate", commands.rate, "give a song 1 to 5 stars"), takes=False)
+    p = _song_options(command("rate", keeping.rate, "give a song 1 to 5 stars"), takes=False)
     p.add_argument("stars", type=int, help="1 to 5, or 0 for none")
 
-    _song_options(command("trash", commands.trash, "put a song in the trash"), takes=False)
-    _song_options(command("restore", commands.restore, "take a song out of the trash"), takes=False)
+    _song_options(command("trash", keeping.trash, "put a song in the trash"), takes=False)
+    _song_options(command("restore", keeping.restore, "take a song out of the trash"), takes=False)
 
-    p = _song_options(command("export", commands.export, "write a song as WAV, FLAC or MP3, with its settings"))
+    p = _song_options(command("export", keeping.export, "write a song as WAV, FLAC or MP3, with its settings"))
     p.add_argument("--kind", choices=("wav16", "wav24", "flac", "mp3"), default="wav24", help="format (default wav24)")
     p.add_argument("--to", metavar="PLACE", help="a folder, or a file name (default: here)")
     p.add_argument("--stems", action="store_true", help="vocal and instrumental too")
     p.add_argument("--artist", default="", help="name to write into the files")
 
-    p = command("import", commands.import_settings, "begin a song with the settings of an exported file")
+    p = command("import", keeping.import_settings, "begin a song with the settings of an exported file")
     p.add_argument("file", help="a WAV, FLAC or MP3 that yuegp exported, or a song's folder")
     _root_option(p)
 
-    p = command("queue", commands.queue, "line songs up and make them one after the other")
+    p = command("queue", keeping.queue, "line songs up and make them one after the other")
     p.add_argument(
         "action",
         choices=("list", "add", "move", "pause", "resume", "cancel", "clear", "run"),
@@ -155,7 +155,7 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to compute what is added")
     p.add_argument("--quiet", action="store_true", help="no progress")
 
-    p = command("bench", commands.bench, "measure this machine")
+    p = command("bench", making.bench, "measure this machine")
     p.add_argument("what", choices=("loops",), help="loops: our decoding loops against transformers' generate")
     p.add_argument("--ids", type=int, default=300, help="ids per Stage-1 run (default 300)")
     p.add_argument("--rounds", type=int, default=3, help="alternating Stage-1 runs (default 3)")
