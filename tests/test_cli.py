@@ -18,6 +18,7 @@ from conftest import ROOT
 
 from yuegp import library
 from yuegp.cli import build_parser, main
+from yuegp.jobs import Progress, State
 from yuegp.pipeline import Event
 from yuegp.screen import Screen
 from yuegp.song import Stage
@@ -261,11 +262,15 @@ def test_refusals_come_before_torch(arguments: list[str], code: int, folder: Pat
 
 
 def test_the_progress_line_has_stage_part_rate_and_time() -> None:
-    screen = Screen(quiet=True)
-    screen._stage_began, screen._made_before = 0.0, 0
-    line = screen.line(Event("writing", "section 2 of 4", 900, 2400, "ids", 300), now=3.0)
+    class Gauge:
+        def see(self, event: Event) -> None: ...
+
+        def progress(self) -> Progress:
+            return Progress(job=1, state=State.RUNNING, rate=100.0, eta=75.0)
+
+    line = Screen(quiet=True, gauge=Gauge()).line(Event("writing", "section 2 of 4", 900, 2400, "ids", 300))
     assert line.startswith("writing   section 2 of 4")
-    assert "38%" in line and "100 ids/s" in line and "at most 0:15 left" in line
+    assert "38%" in line and "100 ids/s" in line and "about 1:15 left" in line
 
 
 def test_help_names_every_command() -> None:

@@ -15,8 +15,10 @@ from .errors import RequestError
 from .song import Stage, to_dict
 
 if TYPE_CHECKING:
-    from .jobs import Job
+    from .jobs import Job, Progress
     from .library import Song
+    from .pipeline import Event
+    from .worker import Feed
 
 STAGES = {Stage.NEW: "begun", Stage.STAGE1: "written", Stage.STAGE2: "refined", Stage.RENDERED: "ready"}
 
@@ -181,11 +183,27 @@ def queue(arguments: argparse.Namespace) -> None:
         from .screen import Screen
         from .worker import Worker
 
-        with Screen(quiet=arguments.json or arguments.quiet) as screen:
-            Worker(waiting).run(screen.show)
+        worker = Worker(waiting)
+        with Screen(arguments.json or arguments.quiet, _Heard(worker.subscribe())) as screen:
+            worker.run(screen.show)
         show_jobs(waiting.jobs(), arguments)
     else:
         show_jobs(waiting.jobs(), arguments)
+
+
+class _Heard:
+    """What the worker last said of its job, for the progress line."""
+
+    def __init__(self, feed: Feed) -> None:
+        self.feed = feed
+        self.last: Progress | None = None
+
+    def see(self, event: Event) -> None:
+        while news := self.feed.get(0):
+            self.last = news
+
+    def progress(self) -> Progress | None:
+        return self.last
 
 
 def _exactly(words: Sequence[str], what: str, count: int) -> Sequence[str]:

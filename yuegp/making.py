@@ -150,6 +150,7 @@ def _run(song: Song, begun: Sequence[Take], arguments: argparse.Namespace, plan:
     """Make what is missing of some takes, with a progress line, and say what came of it; or put them in the queue."""
     from . import jobs, pipeline
     from .screen import Screen
+    from .worker import Meter
 
     if arguments.queue:
         waiting = jobs.Queue()
@@ -161,7 +162,8 @@ def _run(song: Song, begun: Sequence[Take], arguments: argparse.Namespace, plan:
         _describe(plans[0], song, begun)
     for take, its_plan in zip(begun, plans, strict=True):
         try:
-            with jobs.Queue().work(), Screen(quiet) as screen:
+            gauge = Meter.of(jobs.Job(0, str(song.folder), take.info.number, arguments.device))
+            with jobs.Queue().work(), Screen(quiet, gauge) as screen:
                 pipeline.run(its_plan, take, screen.show, arguments.device)
         except (Cancelled, KeyboardInterrupt):
             sections = len(take.info.spans)

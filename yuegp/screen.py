@@ -6,9 +6,19 @@ import signal
 import sys
 import time
 from types import FrameType
+from typing import Protocol
 
 from .errors import Cancelled
+from .jobs import Progress
 from .pipeline import Event
+
+
+class Gauge(Protocol):
+    """Knows how fast it goes and how long it takes: a `worker.Meter`."""
+
+    def see(self, event: Event) -> None: ...
+
+    def progress(self) -> Progress | None: ...
 
 
 class Screen:
@@ -16,12 +26,10 @@ class Screen:
 
     WIDTH = 24
 
-    def __init__(self, quiet: bool) -> None:
-        self.quiet = quiet
+    def __init__(self, quiet: bool, gauge: Gauge | None = None) -> None:
+        self.quiet, self.gauge = quiet, gauge
         self.live = sys.stderr.isatty()
         self._part = ("", "")
-        self._began = 0.0
-        self._stage_began = 0.0
         self._last = 0.0
         self._stop = False
 
@@ -43,11 +51,11 @@ class Screen:
             raise Cancelled
         if self.quiet:
             return
+        if self.gauge:
+            self.gauge.see(event)
         now = time.monotonic()
         part = (event.stage, event.what)
         if part != self._part:
-            if event.stage != self._part[0]:
-                self._stage_began, self._made_before = now, event.made
             self._part = part
             if not self.live:
                 print(f"{event.stage}: {event.what}", file=sys.stderr, flush=True)
@@ -55,19 +63,19 @@ class Screen:
             return
         self._last = now
         if self.live:
-            sys.stderr.write("\r\x1b[K" + self.line(event, now))
+            sys.stderr.write("\r\x1b[K" + self.line(event))
             sys.stderr.flush()
 
-    def line(self, event: Event, now: float) -> str:
-        """One line: stage, part, bar, percent, rate, and the longest this stage can still take."""
+    def line(self, event: Event) -> str:
+        """One line: stage, part, bar, percent of the stage; its rate, and the time until the song is done."""
         done = event.done / max(1, event.total)
         bar = "█" * round(self.WIDTH * done) + "·" * (self.WIDTH - round(self.WIDTH * done))
         text = f"{event.stage:<9} {event.what:<18} {bar} {done:>4.0%}"
-        spent, made = now - self._stage_began, event.made - self._made_before
-        if spent > 0.5 and made:
-            rate = made / spent
-            left = (event.total - event.done) / rate
-            text += f"  {rate:,.0f} {event.unit}/s  at most {left // 60:.0f}:{left % 60:02.0f} left"
+        known = self.gauge and self.gauge.progress()
+        if known and known.rate:
+            text += f"  {known.rate:,.0f} {event.unit}/s"
+        if known and known.eta is not None:
+            text += f"  about {known.eta // 60:.0f}:{known.eta % 60:02.0f} left"
         return text
 
     def _clear(self) -> None:

@@ -89,6 +89,12 @@ class Meter:
         if now > since:
             self.rate = (event.made - made) / (now - since)
 
+    @classmethod
+    def of(cls, job: Job) -> Meter:
+        """A meter that knows what earlier takes cost."""
+        costs, facts = forecast(job) or (None, None)
+        return cls(job.number, time.monotonic, costs, facts)
+
     def progress(self, state: State = State.RUNNING) -> Progress:
         """Where the job is."""
         elapsed = self.clock() - self._began
