@@ -72,7 +72,7 @@ def test_make_tells_what_it_does(folder: Path) -> None:
                  cwd=folder, stdin=LYRICS.encode())  # fmt: skip
     text, progress = done.stdout.decode(), done.stderr.decode()
     assert done.returncode == 0, progress
-    assert "1 of 2 sections" in text and "Done: take 1, 1.0 s of music, seed" in text and "the sound is noise" in text
+    assert "1 of 2 sections" in text and "Done: take 1, 1.0 s of music, seed" in text and "A tiny model" in text
     for part in ("writing: section 1 of 1", "refining: both tracks", "sound: vocal stem", "sound: instrumental stem"):
         assert part in progress
     (song,) = (folder / "songs").iterdir()

@@ -6,7 +6,7 @@ The folder then holds everything `yuegp make --model FOLDER` needs: a Stage-1 an
 codec and upsampler folder, and `set.json`. Names, shapes and file layout are those of YuE v1 (checked in the tests
 against the released lists); widths are parameters. The same size and seed give the same bytes.
 
-`yuegp/assets/demo` was made by `--size demo`. Training is not done here.
+Training is not done here: the set in `yuegp/assets/demo` is made by `tools/train_demo.py`.
 """
 
 from __future__ import annotations

@@ -54,7 +54,7 @@ def welcome() -> None:
         "The web page is not built yet. From the command line, try:\n\n"
         "  python launch.py make --lyrics examples/paper-lanterns.txt "
         '--tags "inspiring female uplifting pop airy vocal"\n\n'
-        "That uses the small model that comes with the program; its sound is noise until it is trained.\n"
+        "That uses the tiny model that comes with the program: it hums along with your words, to a small band.\n"
         "All commands: python launch.py --help"
     )
 

@@ -1,0 +1,219 @@
+"""The language half of the demo set's training, at sizes that take seconds: tokenizer, lessons, networks, the ear."""
+
+from __future__ import annotations
+
+import sys
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from tools.demo import lessons, listen, lm, phrasebook, songs, syllables, text  # noqa: E402
+from yuegp.lm import open_engine  # noqa: E402
+from yuegp.prompts import build  # noqa: E402
+from yuegp.song import Section  # noqa: E402
+from yuegp.tokenizer import SentencePieceTokenizer  # noqa: E402
+from yuegp.vocab import interleave  # noqa: E402
+
+torch.set_num_threads(1)
+
+
+def stand_in(song: songs.Song) -> np.ndarray:
+    """Codes (2, frames) that a codec could have made of the song: equal sounds have equal codes."""
+    codes = np.zeros((2, song.frames), np.int16)
+    codes[1] = 450
+
+    def code(*what: object) -> int:
+        return zlib.crc32(repr(what).encode())
+
+    for note in song.notes:
+        for t in range(note.frames):
+            kind = (note.vowel, note.consonant if t < 3 else None, song.pitch(note), min(t, 3), song.gender)
+            codes[0, note.frame + t] = 1 + code(*kind) % 449
+    for bar in song.bars:
+        for t in range(16 * song.sixteenth):
+            codes[1, bar.frame + t] = 450 + code(song.genre, bar.chord, bar.part, bar.variant, t) % 574
+    return codes
+
+
+def known(seeds: range, size: str = "short") -> list[tuple[songs.Song, np.ndarray]]:
+    composed = [songs.make_song(seed, size=size) for seed in seeds]
+    return [(song, stand_in(song)) for song in composed]
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> SentencePieceTokenizer:
+    path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.model"
+    return SentencePieceTokenizer(path, text.train(path).text_size)
+
+
+@pytest.fixture(scope="module")
+def layout(tokenizer: SentencePieceTokenizer) -> lm.VocabLayout:
+    return text.layout_of(tokenizer.size)
+
+
+def spelled(tokenizer: SentencePieceTokenizer, ids: list[int]) -> list[str]:
+    names = text.pieces()
+    signs = [tokenizer._pieces.id_to_piece(i) for i in ids]
+    return [
+        names[ord(s) - text.PRIVATE] if len(s) == 1 and 0 <= ord(s) - text.PRIVATE < len(names) else s for s in signs
+    ]
+
+
+def test_one_syllable_is_one_piece(tokenizer: SentencePieceTokenizer) -> None:
+    ids = tokenizer.encode("[verse]\nWe FOLDED lanterns, oh Oh\nlove the little\n")
+    assert spelled(tokenizer, ids) == (
+        "[verse] | \n | we | fo | de | la | te | o | o | \n | lo | ve. | the. | li | le | \n".split(" | ")
+    )
+
+
+def test_the_tokenizer_is_small_reproducible_and_refuses_no_text(tmp_path: Path) -> None:
+    first, second = tmp_path / "a.model", tmp_path / "b.model"
+    assert text.train(first) == text.train(second)
+    assert first.read_bytes() == second.read_bytes() and len(first.read_bytes()) < 200_000
+    tokenizer = SentencePieceTokenizer(first, text.train(first).text_size)
+    for words in ("慢一点", "naïve <SOA> \U0001f600 ", "", "123", "\ue000", "hmm"):
+        assert all(0 <= i < tokenizer.size for i in tokenizer.encode(words))
+
+
+def test_every_sung_syllable_has_its_piece(tokenizer: SentencePieceTokenizer) -> None:
+    for seed in range(60):
+        for section in songs.make_song(seed).sections:
+            sung = syllables.syllabify(section.words)
+            at = text.token_indices(tokenizer, section.words, [s.span[1] for s in sung])
+            names = spelled(tokenizer, tokenizer.encode(section.words))
+            for syllable, index in zip(sung, at, strict=True):
+                vowels = section.words[slice(*syllable.span)].lower()
+                assert names[index].rstrip(".").endswith(vowels)
+            assert len(set(at)) == len(at)
+
+
+def test_a_lesson_is_what_the_product_would_read(
+    tokenizer: SentencePieceTokenizer, layout: lm.VocabLayout
+) -> None:
+    song, codes = known(range(3, 4), "whole")[0]
+    ready = lessons.tokenised(song, codes, "whole")
+    lesson = lessons.Teacher(tokenizer, layout).lesson(ready, 0, 2, reference=codes[:, :20])
+    prompts = build(tokenizer, layout, song.tags, [Section(s.label, s.words) for s in song.sections[:2]], codes[:, :20])
+    audio = [interleave(layout, codes[:, s.start : s.stop]) for s in song.sections[:2]]
+    assert lesson.ids.tolist() == [*prompts.context(1, audio, [0]), *audio[1], layout.eoa]
+    asked = lesson.ids[lesson.weights > 0]
+    assert asked.tolist() == [*audio[0], layout.eoa, *audio[1], layout.eoa]
+
+
+def test_a_lesson_looks_at_the_syllable_to_come(tokenizer: SentencePieceTokenizer, layout: lm.VocabLayout) -> None:
+    song, codes = known(range(5, 6))[0]
+    ready = lessons.tokenised(song, codes, "short")
+    lesson = lessons.Teacher(tokenizer, layout).lesson(ready, 0, len(ready.sections))
+    names = spelled(tokenizer, [int(lesson.ids[to]) for _, to in lesson.looks])
+    at_onset = {}
+    for (at, to), name in zip(lesson.looks, names, strict=True):
+        assert to < at
+        at_onset[at] = name
+    first = song.notes[0]
+    start = int(np.flatnonzero(lesson.ids == layout.codec)[0])
+    assert at_onset[start].rstrip(".")[-1:] in "aeiouy"
+    assert lesson.names[start + 1] == 5 * song.notes[1].consonant + song.notes[1].vowel and first.frame == 0
+
+
+def test_an_exported_model_answers_as_in_training(tmp_path: Path, layout: lm.VocabLayout) -> None:
+    for stage in (1, 2):
+        model = lm.Llama(lm.stage_config(layout, stage, hidden=16, ffn=24, layers=2, heads=4, kv_heads=2))
+        lm.export(model, tmp_path / str(stage), 512, torch.float32)
+        ids = [5, 9, 700, layout.soa, layout.code_start + 3]
+        engine = open_engine(tmp_path / str(stage), "cpu", "float32")
+        with engine.open([64], None) as session:
+            answered = session.prefill(0, ids)
+        hidden, _ = model(torch.tensor([ids]))
+        torch.testing.assert_close(answered, hidden[0, -1] @ model.head.T, rtol=1e-4, atol=1e-4)
+
+
+def test_training_learns_and_a_resumed_run_equals_an_unbroken_one(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    tokenizer: SentencePieceTokenizer,
+    layout: lm.VocabLayout,
+) -> None:
+    library = [lessons.tokenised(song, codes, "line") for song, codes in known(range(12), "line")]
+    teacher = lessons.Teacher(tokenizer, layout)
+    config = lm.stage_config(layout, 1, hidden=16, ffn=24, layers=2, heads=2, kv_heads=1)
+    plan = lm.Plan(tokens=40_000, batch=400, muon=0.02, adam=0.02)
+
+    def train(name: str, seen: list[str]) -> lm.Stage1:
+        curriculum = lessons.Curriculum(teacher, library)
+        return lm.train_stage1(config, curriculum, plan, tmp_path / name, "cpu", seen.append)[0]
+
+    whole = train("whole.pt", lines := [])
+    assert "tokens/s" in lines[-1]
+    before = lm.heed(lm.Stage1(config), teacher, library)
+    after = lm.heed(whole, teacher, library)
+    assert after["instrumental"] < before["instrumental"] - 1
+
+    def power_cut(trainer: lm.Trainer) -> None:
+        if trainer.tokens > 20_000:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(lm, "SAVE_SECONDS", 0.0)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        save = lm.Trainer.save
+        patch.setattr(lm.Trainer, "save", lambda trainer: (save(trainer), power_cut(trainer)))
+        train("resumed.pt", [])
+    again = train("resumed.pt", [])
+    for name, weight in whole.state_dict().items():
+        assert torch.equal(weight, again.state_dict()[name]), name
+
+
+def test_stage_2_learns_from_the_ids_the_product_feeds(layout: lm.VocabLayout) -> None:
+    codes = np.random.default_rng(0).integers(0, 1024, (1, 8, 4))
+    ids, targets = lm.stage2_batch(layout, codes, np.random.default_rng(0), noise=0.0)
+    given = (codes[0, 0] + layout.code_start).tolist()
+    frames = [int(codes[0, k, t]) + layout.code_start + 1024 * k for t in range(4) for k in range(8)]
+    assert ids[0].tolist() == [layout.soa, layout.stage_1, *given, layout.stage_2, *frames]
+    assert np.array_equal(targets[0], codes[0, 1:].T)
+    model = lm.Llama(lm.stage_config(layout, 2, hidden=8, ffn=8, layers=1, heads=2, kv_heads=1))
+    logits = lm.stage2_logits(model, layout, torch.from_numpy(ids), 4)
+    hidden, _ = model(torch.from_numpy(ids))
+    at = 2 + 4 + 1 + 8 * 2 + 3  # frame 2, where residual 3 stands: residual 4 is foretold
+    expected = hidden[0, at] @ model.head[layout.codes_of(4).start : layout.codes_of(4).stop].T
+    torch.testing.assert_close(logits[3, 2], expected)
+
+
+def test_looking_codes_up_equals_encoding_the_whole_song(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Codec:
+        """Hears nothing but how loud a frame is."""
+
+        def encode(self, wave: np.ndarray) -> np.ndarray:
+            return (1e4 * np.abs(wave.reshape(-1, 320)).mean(1)).astype(int)[None] % 1024
+
+    monkeypatch.setattr(songs, "GENRES", ("rock",))
+    monkeypatch.setattr(songs, "GENDERS", ("female",))
+    monkeypatch.setattr(songs, "SIXTEENTH", {"rock": 5})
+    phrasebook.Phrasebook.make(Codec()).save(tmp_path / "book.npz")  # type: ignore[arg-type]
+    book = phrasebook.Phrasebook.load(tmp_path / "book.npz")
+    song = songs.make_song(3, "rock", gender="female", size="whole")
+    encoded = np.stack([Codec().encode(stem)[0] for stem in phrasebook.render(song, 16000)])
+    assert book.agreement([(song, encoded)]) == (1.0, 1.0)
+
+
+def test_the_ear_hears_what_songs_hold() -> None:
+    ear = listen.Ear.fit(known(range(200)))
+    wrong = total = 0
+    for song, (vocal, instrumental) in known(range(10_000, 10_012)):
+        assert ear.genre_of(instrumental) == song.genre and ear.gender_of(vocal) == song.gender
+        meant = [note.vowel for note in song.notes]
+        wrong += listen.edit_distance(ear.vowels_of(vocal), meant)
+        total += len(meant)
+    assert wrong < 0.25 * total
+
+
+def test_the_beat_is_found_where_it_is() -> None:
+    clicks = np.zeros(16000 * 8)
+    clicks[::8000] = 1.0
+    wave = clicks + np.random.default_rng(0).normal(0, 0.001, len(clicks))
+    assert listen.beat_correlation(wave, 16000, 0.5) > 0.8 > 0.3 > listen.beat_correlation(wave, 16000, 0.37)
+    assert listen.edit_distance([1, 2, 3], [1, 3, 4]) == 2

@@ -1,0 +1,282 @@
+"""Lessons for Stage 1: training sequences made of tokenised songs with the product's own prompts, and the order they
+come in. What is done with them is in `lm.py`."""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from yuegp.prompts import build, section_text
+from yuegp.song import Section
+from yuegp.tags import without_voice
+from yuegp.tokenizer import SentencePieceTokenizer
+from yuegp.vocab import VocabLayout, interleave
+
+from . import songs, syllables
+from .text import token_indices
+
+NAMES = len(syllables.VOWELS) * len(syllables.CONSONANTS)
+"""Kinds of syllables; the number after the last kind means that none is left in the section."""
+
+LOOK_AHEAD = 12
+"""Frames before a syllable from which on, at every second one, the guided head should look at it."""
+
+VAGUE = "music"
+"""Tags that say nothing about genre, mood and voice."""
+
+
+@dataclass(frozen=True)
+class Sung:
+    """One syllable: its section, the position in the section's words right after its vowels, the frame of the section
+    on which it begins, its vowel and kind of consonant."""
+
+    section: int
+    end: int
+    frame: int
+    vowel: int
+    consonant: int
+
+
+@dataclass(frozen=True)
+class Song:
+    """A tokenised song. `codes` are codebook 0, vocal first, (2, frames); `spans` the frames of each section."""
+
+    tags: str
+    sections: tuple[Section, ...]
+    spans: tuple[tuple[int, int], ...]
+    codes: np.ndarray
+    sung: tuple[Sung, ...]
+    alike: tuple[str, ...] = ()
+    """Genre, mood and voice: a reference is a song in which all three are equal."""
+    size: str = "whole"
+    """One of `songs.SIZES`."""
+    mix: np.ndarray | None = None
+    """Codes of both tracks sounding together, (1, frames), where known."""
+
+
+def tokenised(song: songs.Song, codes: np.ndarray, size: str, mix: np.ndarray | None = None) -> Song:
+    """A composed song with its codes (2, frames), ready for lessons."""
+    ends = [[s.span[1] for s in syllables.syllabify(section.words)] for section in song.sections]
+    sung = (
+        Sung(n.section, ends[n.section][n.index], n.frame - song.sections[n.section].start, n.vowel, n.consonant)
+        for n in song.notes
+    )
+    return Song(
+        tags=song.tags,
+        sections=tuple(Section(s.label, s.words) for s in song.sections),
+        spans=tuple((s.start, s.stop) for s in song.sections),
+        codes=np.ascontiguousarray(codes, np.int16),
+        sung=tuple(sung),
+        alike=(song.genre, song.mood, song.gender),
+        size=size,
+        mix=mix,
+    )
+
+
+@dataclass
+class Lesson:
+    """One training sequence. `weights[j]` is what predicting `ids[j]` counts; `names[j]` the kind of syllable to come
+    after j, -1 where nothing is asked; `looks` are (position, position to look at)."""
+
+    ids: np.ndarray
+    weights: np.ndarray
+    names: np.ndarray
+    looks: list[tuple[int, int]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Weights:
+    """How much codes count: the first `opening_frames` of a section, the first `onset_frames` of a syllable on the
+    vocal track, and the end of audio. All others count 1."""
+
+    opening: float = 10.0
+    opening_frames: int = 10
+    onset: float = 8.0
+    onset_frames: int = 4
+    end: float = 10.0
+
+
+CALM = Weights(opening=4.0, onset=2.5, end=5.0)
+"""For the later part of a run, when syllables are heard and what is left to learn is to keep time."""
+
+
+class Teacher:
+    """Makes lessons of songs, with the product's own prompts."""
+
+    def __init__(self, tokenizer: SentencePieceTokenizer, layout: VocabLayout) -> None:
+        self.tokenizer, self.layout, self.weights = tokenizer, layout, Weights()
+
+    def lesson(
+        self,
+        song: Song,
+        first: int,
+        count: int,
+        shown: int | None = None,
+        tags: str | None = None,
+        reference: np.ndarray | None = None,
+    ) -> Lesson:
+        """`count` sections of a song from `first` on. The head holds the words of `shown` sections, at least those."""
+        chosen = song.sections[first : first + max(count, shown or 0)]
+        prompts = build(self.tokenizer, self.layout, song.tags if tags is None else tags, chosen, reference)
+        ids, weights, names, looks = list(prompts.head), [0.0] * len(prompts.head), [-1] * len(prompts.head), []
+
+        def say(more: Sequence[int]) -> None:
+            ids.extend(more)
+            weights.extend([0.0] * len(more))
+            names.extend([-1] * len(more))
+
+        for k, section in enumerate(chosen[:count]):
+            if k:
+                say(prompts.close)
+            text = section_text(section)
+            tokens = self.tokenizer.encode(text)
+            say(prompts.openings[k])
+            text_at, audio_at = len(ids) - 2 - len(tokens), len(ids)
+            begin, stop = song.spans[first + k]
+            sung = [s for s in song.sung if s.section == first + k]
+            w, n = self._asked(sung, stop - begin)
+            ids += [*interleave(self.layout, song.codes[:, begin:stop]), self.layout.eoa]
+            weights += w
+            names += n
+            words_at = len(text) - 2 - len(section.words)
+            tokens = token_indices(self.tokenizer, text, [words_at + s.end for s in sung])
+            onset = -1
+            for s, token in zip(sung, tokens, strict=True):
+                earliest, onset = max(onset + 1, s.frame - LOOK_AHEAD), s.frame
+                if token >= 0:
+                    looks += [(audio_at + 2 * t - 1, text_at + token) for t in range(onset, earliest - 1, -2)]
+        return Lesson(np.array(ids), np.array(weights, np.float32), np.array(names), looks)
+
+    def unconditional(self, song: Song, section: int) -> Lesson:
+        """A section without any text before it, as guidance's second row sees it: it begins at the codec marker."""
+        begin, stop = song.spans[section]
+        ids = [self.layout.codec, *interleave(self.layout, song.codes[:, begin:stop]), self.layout.eoa]
+        weights, _ = self._asked([s for s in song.sung if s.section == section], stop - begin)
+        return Lesson(np.array(ids), np.array([0.0, *weights], np.float32), np.full(len(ids), -1))
+
+    def _asked(self, sung: Sequence[Sung], frames: int) -> tuple[list[float], list[int]]:
+        """Weights and names of a section's audio ids and its end."""
+        weights = np.ones((frames, 2), np.float32)
+        names = np.full((frames, 2), NAMES)
+        onsets = [s.frame for s in sung]
+        for frame in range(frames):
+            if (following := bisect.bisect_right(onsets, frame)) < len(sung):
+                names[frame] = sung[following].consonant * len(syllables.VOWELS) + sung[following].vowel
+        for frame in onsets:
+            weights[frame : frame + self.weights.onset_frames, 0] = self.weights.onset
+        weights[: self.weights.opening_frames] = self.weights.opening
+        return [*weights.reshape(-1).tolist(), self.weights.end], [*names.reshape(-1).tolist(), -1]
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """What lessons are drawn from, as shares."""
+
+    textless: float = 0.05
+    referenced: float = 0.2
+    """With a reference; half of these with vague tags."""
+    vague: float = 0.04
+    """With vague tags and no reference."""
+    wordless: float = 0.04
+    """Instrumental: no words, no voice in the tags, silence on the vocal track."""
+    relabelled: float = 0.3
+    """Of inst and outro sections, with another label that means the same."""
+    stages: tuple[tuple[float, dict[str, float]], ...] = (
+        (0.07, {"bar": 1.0}),
+        (0.14, {"bar": 0.3, "line": 0.7}),
+        (0.25, {"bar": 0.1, "line": 0.3, "short": 0.6}),
+        (1.0, {"bar": 0.05, "line": 0.1, "short": 0.35, "whole": 0.5}),
+    )
+    """Shares of the sizes of songs up to a point of the run; `bar` are the lines that fit one bar."""
+    calm: float = 0.25
+    """From when on the weights are `CALM`."""
+
+    @property
+    def early(self) -> float:
+        """Until when there is neither a reference nor a second section."""
+        return self.stages[1][0]
+
+
+class Curriculum:
+    """Draws lessons: first one bar, then one short section, then a few, then whole songs."""
+
+    def __init__(self, teacher: Teacher, library: Sequence[Song], mixture: Mixture | None = None) -> None:
+        self.teacher, self.library, self.mixture = teacher, library, mixture or Mixture()
+        self.sizes = {size: [i for i, song in enumerate(library) if song.size == size] for size in songs.SIZES}
+        self.sizes["bar"] = [i for i in self.sizes["line"] if len(library[i].sung) <= songs.SLOTS]
+        self.alike: dict[tuple[str, ...], list[int]] = {}
+        self.silence = _silence(library)
+        for index, song in enumerate(library):
+            if song.size != "line":
+                self.alike.setdefault(song.alike, []).append(index)
+
+    def draw(self, rng: np.random.Generator, progress: float) -> Lesson:
+        """One lesson for a point of the run, 0 to 1."""
+        shares = next(shares for until, shares in self.mixture.stages if progress <= until or until == 1)
+        sizes = [size for size in shares if self.sizes[size]]
+        chances = np.array([shares[size] for size in sizes])
+        song = self.library[rng.choice(self.sizes[sizes[rng.choice(len(sizes), p=chances / chances.sum())]])]
+        early = progress < self.mixture.early
+        self.teacher.weights = Weights() if progress < self.mixture.calm else CALM
+        total = len(song.sections)
+        if rng.random() < self.mixture.relabelled:
+            song = replace(song, sections=tuple(replace(s, label=_synonym(rng, s.label)) for s in song.sections))
+        if not early and rng.random() < self.mixture.wordless:
+            song = self.wordless(song)
+        first = int(rng.integers(total)) if total > 1 and rng.random() < 0.3 else 0
+        count = 1 if early else int(rng.integers(1, 1 + total - first))
+        if rng.random() < self.mixture.textless:
+            return self.teacher.unconditional(song, first)
+        if not early and rng.random() < self.mixture.referenced and song.alike in self.alike:
+            tags = VAGUE if rng.random() < 0.5 else song.tags
+            return self.teacher.lesson(song, first, min(count, 2), None, tags, self.reference(rng, song))
+        shown = total - first if not early and rng.random() < 0.5 else count
+        return self.teacher.lesson(song, first, count, shown, VAGUE if rng.random() < self.mixture.vague else None)
+
+    def wordless(self, song: Song) -> Song:
+        """The song as its band plays it alone."""
+        codes = song.codes.copy()
+        codes[0] = self.silence
+        sections = tuple(replace(section, words="") for section in song.sections)
+        return replace(song, sections=sections, codes=codes, sung=(), tags=without_voice(song.tags))
+
+    def reference(self, rng: np.random.Generator, song: Song) -> np.ndarray:
+        """1.5 to 6 seconds of a song that sounds alike: its mix where that is known, or both tracks, or one."""
+        other = self.library[rng.choice(self.alike[song.alike])]
+        codes, kind = other.codes, rng.random()
+        if other.mix is not None and kind < 0.6:
+            codes = other.mix
+        elif kind > 0.8:
+            codes = codes[int(kind > 0.87)][None]
+        length = min(int(rng.integers(75, 301)), codes.shape[1])
+        start = int(rng.integers(codes.shape[1] - length + 1))
+        return codes[:, start : start + length]
+
+    def batches(self, rng: np.random.Generator, progress: float, positions: int, pool: int = 48) -> list[list[Lesson]]:
+        """`pool` lessons in batches of at most `positions`, padding counted, in random order."""
+        lessons = sorted((self.draw(rng, progress) for _ in range(pool)), key=lambda lesson: len(lesson.ids))
+        batches: list[list[Lesson]] = [[]]
+        for lesson in lessons:
+            if batches[-1] and (len(batches[-1]) + 1) * len(lesson.ids) > positions:
+                batches.append([])
+            batches[-1].append(lesson)
+        return [batches[i] for i in rng.permutation(len(batches))]
+
+
+def _silence(library: Sequence[Song]) -> int:
+    """The vocal code of silence: the commonest where nobody has sung for a while in a section."""
+    found = np.zeros(0, np.int16)
+    for song in library:
+        for k, (begin, stop) in enumerate(song.spans):
+            last = max((s.frame for s in song.sung if s.section == k), default=-100)
+            found = np.concatenate([found, song.codes[0, begin + last + 80 : stop - 4]])
+        if len(found) > 500:
+            break
+    return int(np.bincount(found).argmax()) if len(found) else 0
+
+
+def _synonym(rng: np.random.Generator, label: str) -> str:
+    return str(rng.choice({"inst": ["solo", "break"], "outro": ["end"]}.get(label, [label])))

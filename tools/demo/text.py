@@ -1,0 +1,135 @@
+"""The demo set's own tokenizer: a SentencePiece model whose pieces are what its voice can sing.
+
+A piece is the consonant before a run of vowels and the run, so one syllable is one piece: `lanterns` is `la te`. What
+closes a syllable, blanks and most signs have no piece, because the voice has no sound for them. A word's last
+consonant and e before a blank (`ve` in `love`) has a piece of its own, `ve.`: mostly it is silent. Capitals are read as
+small letters; the grammar's markers and the labels are one piece each. Whatever else people write (digits, 慢, é)
+becomes its bytes: no text is refused.
+
+All of this is in the model file's normalisation rules, of which the longest match wins: each spelling of a piece turns
+into one private-use character (`PRIVATE` and up), and every such character is a piece. So two words never melt into
+one piece. Nothing is learned: SentencePiece's trainer only packs rules and pieces into its file format.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import itertools
+import string
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from yuegp.lyrics import TRAINED_LABELS
+from yuegp.prompts import INSTRUCTION, REFERENCE_END, REFERENCE_START, SECTION_END, SECTION_START
+from yuegp.tokenizer import SentencePieceTokenizer
+from yuegp.vocab import VocabLayout
+
+CONSONANTS = (*"bcdfghjklmnpqrstvwxyz", "th", "sh", "ch", "ph", "wh")
+_SINGLE = "aeiou"
+RUNS = (
+    *_SINGLE,
+    "y",
+    *(a + b for a in _SINGLE for b in _SINGLE + "y"),
+    *"eau iou eou uou uee uea uai uie ueu".split(),
+)
+"""Vowel runs with a piece of their own. Longer ones are split, greedily from the left."""
+BREAKS = ' \n\t.,;:!?"”)-–—…'
+"""What ends a word."""
+SILENT = string.ascii_letters + BREAKS.replace("\n", "") + "'’‘“(\u2581"
+"""Signs that become nothing unless a piece holds them. U+2581 is how SentencePiece writes a blank."""
+
+MARKERS = 8
+"""Ids kept for markers between the text and the codes; five are in use."""
+
+PRIVATE = 0xE000
+"""The first private-use character; piece n of `pieces()` is spelled with the character PRIVATE + n."""
+
+
+def pieces() -> list[str]:
+    """What the pieces stand for, bytes and single signs aside: markers, labels, syllables and word ends."""
+    labels = [f"[{label}]" for label in TRAINED_LABELS]
+    markers = [INSTRUCTION, SECTION_START, SECTION_END, REFERENCE_START, REFERENCE_END, "[Genre] ", "\n", *labels]
+    return markers + _syllables() + [c + "e." for c in CONSONANTS if c != "y"]
+
+
+def train(path: Path) -> VocabLayout:
+    """Write the model file, always the same bytes, and return the layout of a vocabulary that begins with it."""
+    from sentencepiece import SentencePieceProcessor, SentencePieceTrainer
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    model = io.BytesIO()
+    lines = "".join(f"{_hex(source)}\t{_hex(target)}\n" for source, target in _rules().items())
+    # The trainer writes the rule file's path into the model: a bare name keeps the bytes the same everywhere.
+    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
+        Path("rules.tsv").write_text(lines, encoding="utf-8")
+        SentencePieceTrainer.train(
+            sentence_iterator=iter(["0123456789[]/"] * 50),
+            model_writer=model,
+            model_type="unigram",
+            vocab_size=4096,
+            hard_vocab_limit=False,
+            byte_fallback=True,
+            user_defined_symbols=[chr(PRIVATE + n) for n in range(len(pieces()))],
+            normalization_rule_tsv="rules.tsv",
+            remove_extra_whitespaces=False,
+            add_dummy_prefix=False,
+            bos_id=-1,
+            eos_id=-1,
+            num_threads=1,
+            minloglevel=2,
+        )
+    path.write_bytes(model.getvalue())
+    return layout_of(SentencePieceProcessor(model_proto=model.getvalue()).get_piece_size())
+
+
+def layout_of(size: int) -> VocabLayout:
+    """The vocabulary of a tokenizer with `size` pieces: text, markers, codes."""
+    return VocabLayout("demo-v1", size, size + 1, size + 2, size + 3, size + 4, size + MARKERS, size)
+
+
+def token_indices(tokenizer: SentencePieceTokenizer, text: str, ends: Sequence[int]) -> list[int]:
+    """For each position in `text` right after a syllable's vowels (rising), the index of the piece that holds the
+    vowels among the ids of `text`; -1 for a syllable without a piece, such as `hmm`."""
+    counts = [len(tokenizer.encode(text[a:b])) for a, b in itertools.pairwise((0, *ends))]
+    return [total - 1 if n else -1 for n, total in zip(counts, itertools.accumulate(counts), strict=True)]
+
+
+def _syllables() -> list[str]:
+    open_runs = [run for run in RUNS if run[0] != "y"]
+    return [c + run for c in ("", *CONSONANTS) for run in (open_runs if c == "y" else RUNS)]
+
+
+def _rules() -> dict[str, str]:
+    """Normalisation rules: spelling → what it becomes. The order matters where two rules spell the same."""
+    sign = {piece: chr(PRIVATE + n) for n, piece in enumerate(pieces())}
+    rules = dict.fromkeys(SILENT, "")
+
+    def add(spelling: str, pieces: str) -> None:
+        """Small, capitalised, all capitals; and with a word break in front, where no silent e can be meant."""
+        for form in {spelling, spelling.capitalize(), spelling.upper()}:
+            rules[form] = pieces
+            rules[" " + form] = pieces
+            rules["\n" + form] = sign["\n"] + pieces
+
+    for piece in _syllables():
+        add(piece, sign[piece])
+        if piece[-1] in _SINGLE and piece.rstrip(_SINGLE) + piece[-1] == piece:
+            for run in (*_SINGLE, "ou"):  # y between vowels begins the second syllable: `e ye`
+                add(f"{piece}y{run}", sign[piece] + sign["y" + run])
+    for c, tail, stop in itertools.product(CONSONANTS, ("e", "es", "ed"), BREAKS):
+        if c == "y" or (tail == "ed" and c in "td"):
+            continue
+        newline = sign["\n"] * (stop == "\n")
+        rules[c + tail + stop] = sign[c + "e."] + newline
+        if c == "l" and tail != "ed":
+            rules |= {f"{before}l{tail}{stop}": sign["le"] + newline for before in "bcdfghjkmnpqrstvwxz"}
+            rules |= {f"ll{tail}{stop}": sign["le"] + newline}
+    for piece in pieces()[: len(pieces()) - len(_syllables()) - len(CONSONANTS) + 1]:
+        rules[piece] = sign[piece]
+    return rules
+
+
+def _hex(text: str) -> str:
+    return " ".join(f"{ord(sign):X}" for sign in text)

@@ -1,0 +1,229 @@
+"""Train the whole embedded demo set from nothing: songs, codec, codes, Stage 2, Stage 1, upsamplers, report.
+
+    python tools/train_demo.py WORK [--device cpu|cuda] [--only codec|codes|stage2|stage1|upsamplers|report]
+
+WORK/set is then a finished model set (`yuegp make --model WORK/set …`), WORK/data holds the tokenised songs, WORK/runs
+the state of the trainings, WORK/figures.json and figures.md what was measured. Every part that is already there is
+kept, and a broken-off training goes on: run the same command again. All seeds are fixed. About two hours on two cores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # torch's threads wait by spinning; two processes use two cores better
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import numpy as np
+import torch
+
+from tools.demo import lm, measure, songs, text
+from tools.demo.lessons import Curriculum, Song, Teacher, tokenised
+from tools.demo.phrasebook import Phrasebook
+from tools.demo.render import render
+from yuegp.song import Sampling
+from yuegp.tokenizer import SentencePieceTokenizer
+from yuegp.vocab import VocabLayout
+
+PARTS = ("codec", "codes", "stage2", "stage1", "upsamplers", "report")
+
+STAGE1 = lm.Plan(tokens=30_000_000, batch=2000, muon=0.01, adam=0.004, decay=1.0, look=0.5, name=0.5)
+STAGE2 = lm.Plan(tokens=5_000_000, batch=3000, muon=0.004, adam=0.004)
+CONTEXT = 16384
+SECTION_SECONDS = 24.0
+SAMPLING = Sampling()
+"""How the set is best drawn from; see docs/demo-model.md."""
+
+PHRASED = {"line": 6000, "short": 3000, "whole": 1000}
+"""Composed songs for Stage 1, by size, whose codes are looked up."""
+FIRST_SEED = 40_000_000
+"""Of these songs; no other part of the training and no measure uses seeds from here on."""
+MIXES = 160
+"""Songs whose mix is encoded as well."""
+
+FITTED_SONGS, ASKED_SONGS = 400, 24
+"""Songs the measures' ear learns from, and held-out ones Stage 1 is asked about while it trains."""
+
+CARD = """# Demo model set
+
+A very small set of models in exactly the architecture and file formats of YuE v1, for trying the program without
+downloads: an X-Codec-shaped codec with two upsamplers, a Stage-1 and a Stage-2 Llama, and a tokenizer of its own. It
+hums along with your words to small synthetic bands, and often strays from both words and tags. It is no small YuE: the
+real voice comes with the YuE weights.
+
+Licence: Apache-2.0. Provenance: trained from random numbers by `tools/train_demo.py` on songs that the program in
+`tools/demo/songs.py` composed and rendered; no recording, no lyrics and no weights of anybody else went into it.
+Figures: `docs/demo-model.md`.
+"""
+
+Say = Callable[[str], None]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("work", type=Path)
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--only", choices=PARTS, action="append", help="just this part; may be given several times")
+    chosen = parser.parse_args()
+    torch.set_num_threads(1)
+    started = time.monotonic()
+
+    def say(line: str) -> None:
+        print(f"{time.monotonic() - started:6.0f} s  {line}", flush=True)
+
+    for part in PARTS:
+        if part in (chosen.only or PARTS):
+            say(f"--- {part}")
+            globals()[f"make_{part}"](chosen.work, chosen.device, say)
+
+
+def make_codec(work: Path, device: str, say: Say) -> None:
+    from tools.demo import codec
+
+    codec.build(work / "set" / "codec", say, device)
+
+
+def make_codes(work: Path, device: str, say: Say) -> None:
+    from tools.demo import dataset
+
+    dataset.build(work / "data", work / "set" / "codec", log=say, device=device)
+    make_phrasebook(work, device, say)
+
+
+def make_phrasebook(work: Path, device: str, say: Say) -> None:
+    """Codes of every note and bar, and of the mix of some songs, for references: by seed, in WORK/data/mixes.npz."""
+    from tools.demo.codec import slim
+    from yuegp.codec import load_codec
+    from yuegp.codec.layout import SAMPLE_RATE
+
+    book, mixes = work / "data" / "phrasebook.npz", work / "data" / "mixes.npz"
+    if book.exists() and mixes.exists():
+        return
+    codec = slim(load_codec(work / "set" / "codec", device, encode=True))
+    Phrasebook.make(codec, say).save(book)
+    encoded = {}
+    for song in composed({"short": MIXES}):
+        encoded[str(song.seed)] = codec.encode(np.sum(render(song, SAMPLE_RATE), axis=0)).astype(np.int16)
+    np.savez(mixes, **encoded)
+    say(f"{len(encoded)} mixes")
+
+
+def make_upsamplers(work: Path, device: str, say: Say) -> None:
+    from tools.demo import upsamplers
+
+    upsamplers.train(work / "set" / "codec", work / "set" / "codec", log=say, device=device)
+
+
+def make_stage2(work: Path, device: str, say: Say) -> None:
+    """Both tracks of the short and whole songs, all codebooks."""
+    from tools.demo import dataset
+
+    tokenizer = tokenizer_of(work)
+    layout = text.layout_of(tokenizer.size)
+    config = lm.stage_config(layout, 2, hidden=128, ffn=384, layers=4, heads=4, kv_heads=2)
+    samples = dataset.read(work / "data", "train", ("short", "whole"))
+    tracks = [track for sample in samples for track in sample.codes]
+    say(f"Stage 2: {sum(t.shape[1] for t in tracks) / 3000:.0f} min of tracks")
+    model, _ = lm.train_stage2(config, layout, tracks, STAGE2, work / "runs" / "stage2.pt", device, say)
+    lm.export(model, work / "set" / "stage2", CONTEXT)
+    heldout = [track for sample in dataset.read(work / "data", "heldout", ("short",)) for track in sample.codes]
+    say("Stage 2, held out: " + json.dumps(lm.stage2_accuracy(model, layout, heldout[:40], device)))
+
+
+def make_stage1(work: Path, device: str, say: Say) -> None:
+    from tools.demo import dataset
+
+    tokenizer = tokenizer_of(work)
+    layout = text.layout_of(tokenizer.size)
+    config = lm.stage_config(layout, 1, hidden=128, ffn=384, layers=4, heads=4, kv_heads=2)
+    curriculum = Curriculum(Teacher(tokenizer, layout), library(work))
+    asked = [
+        tokenised(sample.song, sample.codes[:, 0], size)
+        for size in ("line", "short")
+        for sample in itertools.islice(dataset.read(work / "data", "heldout", (size,)), ASKED_SONGS // 2)
+    ]
+    say(f"Stage 1: {len(curriculum.library)} songs")
+    model, _ = lm.train_stage1(config, curriculum, STAGE1, work / "runs" / "stage1.pt", device, say, asked)
+    lm.export(model.llama, work / "set" / "stage1", CONTEXT)
+    write_entry(work / "set", layout)
+
+
+def make_report(work: Path, device: str, say: Say) -> None:
+    from tools.demo import dataset
+
+    write_entry(work / "set", text.layout_of(tokenizer_of(work).size))
+    fitted = [(s.song, s.codes[:, 0]) for s in dataset.read(work / "data", "train", ("short", "whole"))]
+    heldout = [(s.song, s.codes[:, 0]) for s in dataset.read(work / "data", "heldout", ("short", "whole"))]
+    figures = measure.measure(work / "set", fitted[-FITTED_SONGS:], heldout, say, work / "listen")
+    (work / "figures.json").write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+    (work / "figures.md").write_text(measure.report(figures), encoding="utf-8")
+
+
+def tokenizer_of(work: Path) -> SentencePieceTokenizer:
+    """The set's tokenizer, written first if it is not there."""
+    path = work / "set" / "tokenizer.model"
+    size = text.train(path).text_size
+    return SentencePieceTokenizer(path, size)
+
+
+def composed(counts: Mapping[str, int]) -> Iterator[songs.Song]:
+    """Songs for Stage 1, so many of each size."""
+    for size, count in counts.items():
+        for n in range(count):
+            yield songs.make_song(FIRST_SEED + songs.SIZES.index(size) * 1_000_000 + n, size=size)
+
+
+def library(work: Path) -> list[Song]:
+    """Songs to learn from: composed ones with their codes looked up, then those that were encoded whole."""
+    from tools.demo import dataset
+
+    book = Phrasebook.load(work / "data" / "phrasebook.npz")
+    mixes = dict(np.load(work / "data" / "mixes.npz"))
+    made = [
+        tokenised(song, book.codes(song), size, mixes.get(str(song.seed)))
+        for size, count in PHRASED.items()
+        for song in composed({size: count})
+    ]
+    return made + [
+        tokenised(sample.song, sample.codes[:, 0], size)
+        for size in songs.SIZES
+        for sample in dataset.read(work / "data", "train", (size,))
+    ]
+
+
+def write_entry(folder: Path, layout: VocabLayout) -> None:
+    """`set.json` and the card."""
+    drawable = json.loads((folder / "drawable.json").read_text(encoding="utf-8"))
+    usual = asdict(Sampling())
+    own = {name: value for name, value in asdict(SAMPLING).items() if value != usual[name]}
+    entry = {
+        "format": 1,
+        "title": "Demo",
+        "language": "any",
+        "mode": "both",
+        "licence": "Apache-2.0",
+        "note": "A tiny model for trying the program: it hums along with your words, to a small band. The real "
+        "voice comes with the YuE weights.",
+        "layout": asdict(layout),
+        "tokenizer": {"kind": "sentencepiece", "path": "tokenizer.model"},
+        "stage1": "stage1",
+        "stage2": "stage2",
+        "codec": "codec",
+        "vocabularies": [lm.vocabulary(layout, 1), lm.vocabulary(layout, 2)],
+        "drawable": drawable,
+        "defaults": {"section_seconds": SECTION_SECONDS, **({"sampling": own} if own else {})},
+    }
+    (folder / "set.json").write_text(json.dumps(entry) + "\n", encoding="utf-8")
+    (folder / "README.md").write_text(CARD, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
