@@ -39,8 +39,8 @@ STAGE1 = lm.Plan(tokens=30_000_000, batch=2000, muon=0.01, adam=0.004, decay=1.0
 STAGE2 = lm.Plan(tokens=5_000_000, batch=3000, muon=0.004, adam=0.004)
 CONTEXT = 16384
 SECTION_SECONDS = 24.0
-SAMPLING = Sampling()
-"""How the set is best drawn from; see docs/demo-model.md."""
+SAMPLING = Sampling(guidance=1.0, guidance_later=1.0, repetition_penalty=1.0)
+"""How the set is best drawn from: with YuE's guidance half of the prompts get another genre; see docs/demo-model.md."""
 
 PHRASED = {"line": 6000, "short": 3000, "whole": 1000}
 """Composed songs for Stage 1, by size, whose codes are looked up."""
@@ -210,7 +210,7 @@ def write_entry(folder: Path, layout: VocabLayout) -> None:
         "language": "any",
         "mode": "both",
         "licence": "Apache-2.0",
-        "note": "A tiny model for trying the program: it hums along with your words, to a small band. The real "
+        "note": "A tiny model for trying the program: it hums the vowels of your words to a small band. The real "
         "voice comes with the YuE weights.",
         "layout": asdict(layout),
         "tokenizer": {"kind": "sentencepiece", "path": "tokenizer.model"},
