@@ -261,6 +261,7 @@ def test_candidates_are_takes_of_their_own(made: tuple[Song, Take]) -> None:
     events: list[pipeline.Event] = []
     some = edit.choices(song, take, 1, [21, 22, 23], "keep", events.append)
     assert events and {event.stage for event in events} == {"writing"}
+    assert all(event.done <= event.total and event.what == "section 2 of 3" for event in events)
     for candidate in some:
         run(candidate)
     assert len({str(section(t, 1)) for t in some}) == 3

@@ -224,7 +224,10 @@ def _write(plan: SongPlan, take: Take, watch: Watch, device: str) -> None:
     past = [written[:, 0, span.start : span.stop] for span in finished]
     beginning = written[:, 0, opened.start : opened.stop] if opened else None
     written = written[:, :, : finished[-1].stop if finished else 0]
-    with _timed(take, "stage1"), _stage1(plan, take, watch, device) as (engine, score, made_with, progress):
+    def done() -> int:
+        return sum(not span.open for span in take.info.spans)
+
+    with _timed(take, "stage1"), _stage1(plan, take, watch, device, done) as (engine, score, made_with, progress):
         todo, seed = missing_sections(plan, take), plan.request.seed
         for section in write_sections(engine, score, seed, todo, past, beginning, progress):
             start = written.shape[2]
@@ -244,15 +247,16 @@ def candidates(
 
     written = parent.load_stage1()
     past = [written[:, 0, span.start : span.stop] for span in parent.info.spans if span.section < section]
-    with _stage1(plan, parent, watch, device) as (engine, score, made_with, progress):
+    with _stage1(plan, parent, watch, device, lambda: section) as (engine, score, made_with, progress):
         return write_candidates(engine, score, seeds, section, past, progress), made_with
 
 
 @contextlib.contextmanager
 def _stage1(
-    plan: SongPlan, take: Take, watch: Watch, device: str
+    plan: SongPlan, take: Take, watch: Watch, device: str, finished: Callable[[], int]
 ) -> Iterator[tuple[LMEngine, Score, MadeWith, Callable[[str, int, int], None]]]:
-    """Everything Stage 1 needs, loaded and given back; its progress counts ids over the whole song."""
+    """Everything Stage 1 needs, loaded and given back; its progress counts ids over the whole song, of which
+    `finished` sections are written."""
     from .stage1 import Score
 
     prompts = _prompts(plan.models, plan.tags, plan.sections, _reference_codes(plan, watch, device))
@@ -263,7 +267,7 @@ def _stage1(
         nonlocal made, last
         made += done - last[1] if what == last[0] else 0
         last = (what, done)
-        before = sum(not span.open for span in take.info.spans) * plan.budget
+        before = finished() * plan.budget
         watch(Event("writing", f"{what} of {plan.count}", before + done, plan.count * plan.budget, "ids", made))
 
     with _engine(plan, 1, device) as (engine, made_with):
