@@ -13,8 +13,8 @@ torch = pytest.importorskip("torch")
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from tools.demo import lessons, listen, lm, phrasebook, songs, syllables, text  # noqa: E402
-from yuegp.lm import open_engine  # noqa: E402
+from tools.demo import lessons, listen, lm, phrasebook, pictures, songs, syllables, text  # noqa: E402
+from yuegp.lm import Setup, open_engine  # noqa: E402
 from yuegp.prompts import build  # noqa: E402
 from yuegp.song import Section  # noqa: E402
 from yuegp.tokenizer import SentencePieceTokenizer  # noqa: E402
@@ -121,12 +121,51 @@ def test_a_lesson_looks_at_the_syllable_to_come(tokenizer: SentencePieceTokenize
     assert lesson.names[start + 1] == 5 * song.notes[1].consonant + song.notes[1].vowel and first.frame == 0
 
 
+def test_a_lesson_knows_the_sixteenth_it_is_in(tokenizer: SentencePieceTokenizer, layout: lm.VocabLayout) -> None:
+    song, codes = known(range(5, 6))[0]
+    lesson = lessons.Teacher(tokenizer, layout).lesson(lessons.tokenised(song, codes, "short"), 0, 1)
+    clock = lesson.clock[lesson.clock >= 0]
+    assert len(clock) == 2 * song.sections[0].stop and lesson.ids[lesson.clock >= 0].min() >= layout.code_start
+    assert clock.tolist() == [frame // song.sixteenth % 16 for frame in range(song.sections[0].stop) for _ in range(2)]
+
+
+def test_disturbed_codes_are_others_of_the_same_track(
+    tokenizer: SentencePieceTokenizer, layout: lm.VocabLayout
+) -> None:
+    song, codes = known(range(5, 6))[0]
+    lesson = lessons.Teacher(tokenizer, layout).lesson(lessons.tokenised(song, codes, "short"), 0, 2)
+    read = lesson.disturbed(np.random.default_rng(0), 0.1)
+    audio = np.flatnonzero(lesson.clock >= 0)
+    changed = read != lesson.ids
+    assert not changed[lesson.clock < 0].any() and 0.02 < changed[audio].mean() < 0.1
+    for track in (0, 1):
+        assert set(read[audio[track::2]]) <= set(lesson.ids[audio[track::2]])
+    assert (lesson.disturbed(np.random.default_rng(0), 0.0) == lesson.ids).all()
+
+
+def test_a_slip_is_not_learned_and_what_follows_it_is(
+    tokenizer: SentencePieceTokenizer, layout: lm.VocabLayout
+) -> None:
+    song, codes = known(range(5, 6))[0]
+    right = lessons.tokenised(song, codes, "short")
+    slipped = lessons.slipped(np.random.default_rng(1), right, 0.3)
+    wrong = [s.wrong for s in slipped.sung]
+    assert 0 < sum(wrong) < len(wrong) and (slipped.codes[1] == right.codes[1]).all()
+    lesson = lessons.Teacher(tokenizer, layout).lesson(slipped, 0, len(slipped.sections))
+    vocal = np.flatnonzero(lesson.clock >= 0)[::2]
+    for place, s in enumerate(slipped.sung):
+        start = slipped.spans[s.section][0] + s.frame
+        assert (lesson.weights[vocal[start]] == 0) == s.wrong, place
+        sound = slice(start, start + songs.eighth(song.genre))
+        assert s.wrong or (slipped.codes[0, sound] == codes[0, sound]).all(), place
+
+
 def test_an_exported_model_answers_as_in_training(tmp_path: Path, layout: lm.VocabLayout) -> None:
     for stage in (1, 2):
         model = lm.Llama(lm.stage_config(layout, stage, hidden=16, ffn=24, layers=2, heads=4, kv_heads=2))
         lm.export(model, tmp_path / str(stage), 512, torch.float32)
         ids = [5, 9, 700, layout.soa, layout.code_start + 3]
-        engine = open_engine(tmp_path / str(stage), "cpu", "float32")
+        engine = open_engine(tmp_path / str(stage), Setup())
         with engine.open([64], None) as session:
             answered = session.prefill(0, ids)
         hidden, _ = model(torch.tensor([ids]))
@@ -217,3 +256,11 @@ def test_the_beat_is_found_where_it_is() -> None:
     wave = clicks + np.random.default_rng(0).normal(0, 0.001, len(clicks))
     assert listen.beat_correlation(wave, 16000, 0.5) > 0.8 > 0.3 > listen.beat_correlation(wave, 16000, 0.37)
     assert listen.edit_distance([1, 2, 3], [1, 3, 4]) == 2
+
+
+def test_the_marks_of_a_picture_stand_on_the_beat(tmp_path: Path) -> None:
+    clicks = np.random.default_rng(0).normal(0, 0.001, 16000 * 4)
+    clicks[3200::8000] += 1.0
+    assert pictures.beat_phase(np.maximum(0, listen.onset_strength(clicks, 16000)), 0.5) == pytest.approx(0.2, abs=0.03)
+    pictures.sheet([pictures.Row("clicks", clicks, 16000, 0.5)] * 2, tmp_path / "sheet.png")
+    assert (tmp_path / "sheet.png").stat().st_size > 1000

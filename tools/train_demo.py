@@ -1,10 +1,11 @@
 """Train the whole embedded demo set from nothing: songs, codec, codes, Stage 2, Stage 1, upsamplers, report.
 
-    python tools/train_demo.py WORK [--device cpu|cuda] [--only codec|codes|stage2|stage1|upsamplers|report]
+    python tools/train_demo.py WORK [--device cpu|cuda] [--only codec|codes|stage2|stage1|upsamplers|report] [--publish]
 
 WORK/set is then a finished model set (`yuegp make --model WORK/set …`), WORK/data holds the tokenised songs, WORK/runs
-the state of the trainings, WORK/figures.json and figures.md what was measured. Every part that is already there is
-kept, and a broken-off training goes on: run the same command again. All seeds are fixed. About two hours on two cores.
+the state of the trainings, WORK/report what was measured, an example and pictures of songs. Every part that is already
+there is kept, and a broken-off training goes on: run the same command again. All seeds are fixed. About two hours on
+two cores. `--publish` puts set and report into this tree.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import argparse
 import itertools
 import json
 import os
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -23,19 +25,20 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # torch's threads wait by spinnin
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
+import soundfile
 import torch
 
-from tools.demo import lm, measure, songs, text
+from tools.demo import example, lm, measure, pictures, songs, text
 from tools.demo.lessons import Curriculum, Song, Teacher, tokenised
 from tools.demo.phrasebook import Phrasebook
 from tools.demo.render import render
 from yuegp.song import Sampling
 from yuegp.tokenizer import SentencePieceTokenizer
-from yuegp.vocab import VocabLayout
+from yuegp.vocab import FRAMES_PER_SECOND, VocabLayout
 
 PARTS = ("codec", "codes", "stage2", "stage1", "upsamplers", "report")
 
-STAGE1 = lm.Plan(tokens=30_000_000, batch=2000, muon=0.01, adam=0.004, decay=1.0, look=0.5, name=0.5)
+STAGE1 = lm.Plan(tokens=24_000_000, batch=2000, muon=0.003, adam=0.004, look=0.5, name=0.5)
 STAGE2 = lm.Plan(tokens=5_000_000, batch=3000, muon=0.004, adam=0.004)
 CONTEXT = 16384
 SECTION_SECONDS = 24.0
@@ -64,6 +67,9 @@ Licence: Apache-2.0. Provenance: trained from random numbers by `tools/train_dem
 Figures: `docs/demo-model.md`.
 """
 
+FIGURES_FROM, FIGURES_TO = "<!-- figures, written by tools/train_demo.py -->", "<!-- end of figures -->"
+"""Around what `publish` writes into docs/demo-model.md."""
+
 Say = Callable[[str], None]
 
 
@@ -72,6 +78,7 @@ def main() -> None:
     parser.add_argument("work", type=Path)
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--only", choices=PARTS, action="append", help="just this part; may be given several times")
+    parser.add_argument("--publish", action="store_true", help="afterwards, put the set and its report into this tree")
     chosen = parser.parse_args()
     torch.set_num_threads(1)
     started = time.monotonic()
@@ -83,6 +90,8 @@ def main() -> None:
         if part in (chosen.only or PARTS):
             say(f"--- {part}")
             globals()[f"make_{part}"](chosen.work, chosen.device, say)
+    if chosen.publish:
+        publish(chosen.work)
 
 
 def make_codec(work: Path, device: str, say: Say) -> None:
@@ -163,8 +172,35 @@ def make_report(work: Path, device: str, say: Say) -> None:
     fitted = [(s.song, s.codes[:, 0]) for s in dataset.read(work / "data", "train", ("short", "whole"))]
     heldout = [(s.song, s.codes[:, 0]) for s in dataset.read(work / "data", "heldout", ("short", "whole"))]
     figures = measure.measure(work / "set", fitted[-FITTED_SONGS:], heldout, say, work / "listen")
-    (work / "figures.json").write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
-    (work / "figures.md").write_text(measure.report(figures), encoding="utf-8")
+    report = work / "report"
+    report.mkdir(exist_ok=True)
+    pictures.sheet(heard(work / "listen"), report / "songs.png")
+    figures["make"] = example.example(work / "set", report)
+    (report / "figures.json").write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+    (report / "figures.md").write_text(measure.report(figures), encoding="utf-8")
+
+
+def heard(folder: Path) -> Iterator[pictures.Row]:
+    """Rows of the songs that were made sound, `prompt-NN-genre.flac`."""
+    for path in sorted(folder.glob("prompt-*.flac")):
+        wave, rate = soundfile.read(path, dtype="float32")
+        beat = 4 * songs.SIXTEENTH[path.stem.split("-")[2]] / FRAMES_PER_SECOND
+        yield pictures.Row(path.stem, wave[: 8 * rate], rate, beat)
+
+
+def publish(work: Path) -> None:
+    """Put a finished set into the package, and its report into the documentation."""
+    root = Path(__file__).resolve().parent.parent
+    shipped, docs = root / "yuegp" / "assets" / "demo", root / "docs"
+    shutil.rmtree(shipped)
+    shutil.copytree(work / "set", shipped, ignore=shutil.ignore_patterns("drawable.json"))
+    for name in ("song.mp3", "song.png", "songs.png"):
+        shutil.copyfile(work / "report" / name, docs / f"demo-{name}")
+    page = docs / "demo-model.md"
+    before, _, rest = page.read_text(encoding="utf-8").partition(FIGURES_FROM)
+    _, _, after = rest.partition(FIGURES_TO)
+    figures = (work / "report" / "figures.md").read_text(encoding="utf-8")
+    page.write_text(f"{before}{FIGURES_FROM}\n{figures}{FIGURES_TO}{after}", encoding="utf-8")
 
 
 def tokenizer_of(work: Path) -> SentencePieceTokenizer:

@@ -11,7 +11,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
-from . import __version__, keeping, making
+from . import __version__, examining, keeping, making
 from .errors import Cancelled, YueGPError
 from .song import PRESETS
 
@@ -32,8 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         welcome()
         return 0
     try:
-        arguments.run(arguments)
-        return 0
+        return arguments.run(arguments) or 0
     except YueGPError as exc:
         if getattr(arguments, "json", False):
             print(json.dumps({"error": exc.what, "hint": exc.hint, "exit": exc.exit_code}, ensure_ascii=False))
@@ -65,7 +64,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"yuegp {__version__}")
     group = parser.add_subparsers(title="commands", metavar="COMMAND")
 
-    def command(name: str, run: Callable[[argparse.Namespace], None], text: str) -> argparse.ArgumentParser:
+    def command(name: str, run: Callable[[argparse.Namespace], int | None], text: str) -> argparse.ArgumentParser:
         p = group.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
         p.add_argument("--json", action="store_true", help="print the result as JSON, and no progress")
         p.set_defaults(run=run)
@@ -154,6 +153,9 @@ def build_parser() -> argparse.ArgumentParser:
     _root_option(p)
     p.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to compute what is added")
     p.add_argument("--quiet", action="store_true", help="no progress")
+
+    p = command("doctor", examining.doctor, "look at this machine and say what is missing")
+    p.add_argument("--port", type=int, metavar="N", help="where the page should be")
 
     p = command("bench", making.bench, "measure this machine")
     p.add_argument("what", choices=("loops",), help="loops: our decoding loops against transformers' generate")

@@ -38,6 +38,8 @@ class Sung:
     frame: int
     vowel: int
     consonant: int
+    wrong: bool = False
+    """The voice sings another syllable here, see `slipped`."""
 
 
 @dataclass(frozen=True)
@@ -76,15 +78,40 @@ def tokenised(song: songs.Song, codes: np.ndarray, size: str, mix: np.ndarray | 
     )
 
 
+def slipped(rng: np.random.Generator, song: Song, share: float) -> Song:
+    """The song with a share of its syllables sung as others of it. They are not to be learned; what follows them is:
+    whoever slips goes on in time, with the next syllable."""
+    codes, eighth = song.codes.copy(), songs.eighth(song.alike[0])
+    starts = [song.spans[s.section][0] + s.frame for s in song.sung]
+    wrong = rng.random(len(starts)) < share
+    for at in np.array(starts, int)[wrong]:
+        source = starts[int(rng.integers(len(starts)))]
+        codes[0, at : at + eighth] = song.codes[0, source : source + eighth]
+    sung = tuple(replace(s, wrong=bool(w)) for s, w in zip(song.sung, wrong, strict=True))
+    return replace(song, codes=codes, sung=sung)
+
+
 @dataclass
 class Lesson:
     """One training sequence. `weights[j]` is what predicting `ids[j]` counts; `names[j]` the kind of syllable to come
-    after j, -1 where nothing is asked; `looks` are (position, position to look at)."""
+    after j and `clock[j]` the sixteenth of the bar that j sounds in, both -1 where nothing is asked; `looks` are
+    (position, position to look at)."""
 
     ids: np.ndarray
     weights: np.ndarray
     names: np.ndarray
+    clock: np.ndarray
     looks: list[tuple[int, int]] = field(default_factory=list)
+
+    def disturbed(self, rng: np.random.Generator, share: float) -> np.ndarray:
+        """The ids as the model is to read them: a share of the codes is exchanged for others of the same track and
+        lesson, so that it learns to find back into the bar after a mistake of its own."""
+        ids = self.ids.copy()
+        audio = np.flatnonzero(self.clock >= 0)
+        for track in (audio[::2], audio[1::2]):
+            wrong = track[rng.random(len(track)) < share]
+            ids[wrong] = self.ids[rng.choice(track, len(wrong))]
+        return ids
 
 
 @dataclass(frozen=True)
@@ -121,12 +148,19 @@ class Teacher:
         """`count` sections of a song from `first` on. The head holds the words of `shown` sections, at least those."""
         chosen = song.sections[first : first + max(count, shown or 0)]
         prompts = build(self.tokenizer, self.layout, song.tags if tags is None else tags, chosen, reference)
-        ids, weights, names, looks = list(prompts.head), [0.0] * len(prompts.head), [-1] * len(prompts.head), []
+        ids: list[int] = []
+        weights: list[float] = []
+        names: list[int] = []
+        clock: list[int] = []
+        looks: list[tuple[int, int]] = []
 
         def say(more: Sequence[int]) -> None:
             ids.extend(more)
             weights.extend([0.0] * len(more))
             names.extend([-1] * len(more))
+            clock.extend([-1] * len(more))
+
+        say(prompts.head)
 
         for k, section in enumerate(chosen[:count]):
             if k:
@@ -137,10 +171,11 @@ class Teacher:
             text_at, audio_at = len(ids) - 2 - len(tokens), len(ids)
             begin, stop = song.spans[first + k]
             sung = [s for s in song.sung if s.section == first + k]
-            w, n = self._asked(sung, stop - begin)
+            w, n, c = self._asked(song, sung, stop - begin)
             ids += [*interleave(self.layout, song.codes[:, begin:stop]), self.layout.eoa]
             weights += w
             names += n
+            clock += c
             words_at = len(text) - 2 - len(section.words)
             tokens = token_indices(self.tokenizer, text, [words_at + s.end for s in sung])
             onset = -1
@@ -148,17 +183,18 @@ class Teacher:
                 earliest, onset = max(onset + 1, s.frame - LOOK_AHEAD), s.frame
                 if token >= 0:
                     looks += [(audio_at + 2 * t - 1, text_at + token) for t in range(onset, earliest - 1, -2)]
-        return Lesson(np.array(ids), np.array(weights, np.float32), np.array(names), looks)
+        return Lesson(np.array(ids), np.array(weights, np.float32), np.array(names), np.array(clock), looks)
 
     def unconditional(self, song: Song, section: int) -> Lesson:
         """A section without any text before it, as guidance's second row sees it: it begins at the codec marker."""
         begin, stop = song.spans[section]
         ids = [self.layout.codec, *interleave(self.layout, song.codes[:, begin:stop]), self.layout.eoa]
-        weights, _ = self._asked([s for s in song.sung if s.section == section], stop - begin)
-        return Lesson(np.array(ids), np.array([0.0, *weights], np.float32), np.full(len(ids), -1))
+        weights, _, clock = self._asked(song, [s for s in song.sung if s.section == section], stop - begin)
+        names = np.full(len(ids), -1)
+        return Lesson(np.array(ids), np.array([0.0, *weights], np.float32), names, np.array([-1, *clock]))
 
-    def _asked(self, sung: Sequence[Sung], frames: int) -> tuple[list[float], list[int]]:
-        """Weights and names of a section's audio ids and its end."""
+    def _asked(self, song: Song, sung: Sequence[Sung], frames: int) -> tuple[list[float], list[int], list[int]]:
+        """Weights, names and clock of a section's audio ids and its end."""
         weights = np.ones((frames, 2), np.float32)
         names = np.full((frames, 2), NAMES)
         onsets = [s.frame for s in sung]
@@ -168,7 +204,12 @@ class Teacher:
         for frame in onsets:
             weights[frame : frame + self.weights.onset_frames, 0] = self.weights.onset
         weights[: self.weights.opening_frames] = self.weights.opening
-        return [*weights.reshape(-1).tolist(), self.weights.end], [*names.reshape(-1).tolist(), -1]
+        for s in sung:
+            if s.wrong:
+                weights[s.frame : s.frame + songs.eighth(song.alike[0]), 0] = 0
+        clock = np.repeat(np.arange(frames) // songs.SIXTEENTH[song.alike[0]] % 16, 2)
+        end = self.weights.end
+        return [*weights.reshape(-1).tolist(), end], [*names.reshape(-1).tolist(), -1], [*clock.tolist(), -1]
 
 
 @dataclass(frozen=True)
@@ -192,7 +233,11 @@ class Mixture:
     )
     """Shares of the sizes of songs up to a point of the run; `bar` are the lines that fit one bar."""
     calm: float = 0.25
-    """From when on the weights are `CALM`."""
+    """From when on the weights are `CALM`, and mistakes are made."""
+    slips: float = 0.04
+    """Syllables that are sung as others."""
+    noise: float = 0.02
+    """Codes that are read as others."""
 
     @property
     def early(self) -> float:
@@ -224,6 +269,8 @@ class Curriculum:
         total = len(song.sections)
         if rng.random() < self.mixture.relabelled:
             song = replace(song, sections=tuple(replace(s, label=_synonym(rng, s.label)) for s in song.sections))
+        if progress >= self.mixture.calm:
+            song = slipped(rng, song, self.mixture.slips)
         if not early and rng.random() < self.mixture.wordless:
             song = self.wordless(song)
         first = int(rng.integers(total)) if total > 1 and rng.random() < 0.3 else 0
@@ -254,6 +301,10 @@ class Curriculum:
         length = min(int(rng.integers(75, 301)), codes.shape[1])
         start = int(rng.integers(codes.shape[1] - length + 1))
         return codes[:, start : start + length]
+
+    def noise(self, progress: float) -> float:
+        """Share of codes that are read wrong at a point of the run."""
+        return self.mixture.noise if progress >= self.mixture.calm else 0.0
 
     def batches(self, rng: np.random.Generator, progress: float, positions: int, pool: int = 48) -> list[list[Lesson]]:
         """`pool` lessons in batches of at most `positions`, padding counted, in random order."""

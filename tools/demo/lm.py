@@ -1,12 +1,13 @@
 """Training of the demo set's two language models, and their export as released Hugging Face folders.
 
 Both are plain Llamas of the released architecture. Stage 1 reads the prompts `yuegp.prompts` builds and learns the
-codes that follow; three helps, all gone from the exported model, make it listen to its lyrics within minutes instead
+codes that follow; four helps, all gone from the exported model, make it listen to its lyrics within minutes instead
 of days:
 
 - *guided attention*: one head of one layer is asked to look, just before each sung syllable, at that syllable's piece
   in the section's text;
-- *an auxiliary head* names, at every code, the syllable to come;
+- *auxiliary heads* name, at every code, the syllable to come and the sixteenth of the bar;
+- *mistakes*: later on some codes are read, and some syllables sung, wrongly, so that it learns to go on in time;
 - *weights*: the first frames of a section (which genre?) and of a syllable (which vowel?) count more than the rest,
   which is easy, and so does the end.
 
@@ -191,6 +192,7 @@ class Plan:
     warmup: int = 20
     look: float = 0.3
     name: float = 0.3
+    clock: float = 0.1
     seed: int = 1
 
 
@@ -285,48 +287,42 @@ class Trainer:
                 saved = now
 
 
-def collate(lessons: Sequence[Lesson], device: str) -> tuple[Tensor, Tensor, Tensor]:
-    """Ids, weights and names of a batch, padded on the right, (rows, n)."""
-    n = max(len(lesson.ids) for lesson in lessons)
-
-    def pad(arrays: list[np.ndarray], fill: int) -> Tensor:
-        return torch.from_numpy(np.stack([np.pad(a, (0, n - len(a)), constant_values=fill) for a in arrays])).to(device)
-
-    return (
-        pad([lesson.ids for lesson in lessons], 0),
-        pad([lesson.weights for lesson in lessons], 0),
-        pad([lesson.names for lesson in lessons], -1),
-    )
+def collate(arrays: Sequence[np.ndarray], fill: int, device: str) -> Tensor:
+    """Rows of a batch, padded on the right, (rows, n)."""
+    n = max(map(len, arrays))
+    return torch.from_numpy(np.stack([np.pad(a, (0, n - len(a)), constant_values=fill) for a in arrays])).to(device)
 
 
 class Stage1(nn.Module):
-    """The model with the auxiliary head that is dropped after training."""
+    """The model with the auxiliary heads that are dropped after training."""
 
     def __init__(self, config: LlamaConfig, guided_layer: int = -2) -> None:
         super().__init__()
         self.llama = Llama(config)
         self.namer = nn.Linear(config.hidden, NAMES + 1)
+        self.clock = nn.Linear(config.hidden, 16)
         self.guided_layer = guided_layer % config.layers
 
-    def losses(self, lessons: Sequence[Lesson], device: str) -> dict[str, Tensor]:
-        """`codes` (weighted mean), `look` and `name`, and the plain means `vocal`, `instrumental` and `end`."""
-        ids, weights, names = collate(lessons, device)
+    def losses(self, lessons: Sequence[Lesson], read: Sequence[np.ndarray], device: str) -> dict[str, Tensor]:
+        """`codes` (weighted mean), `look`, `name` and `clock` of lessons whose ids are read as `read`."""
+        ids = collate([lesson.ids for lesson in lessons], 0, device)
+        weights = collate([lesson.weights for lesson in lessons], 0, device)[:, 1:]
+        names = collate([lesson.names for lesson in lessons], -1, device)[:, :-1]
+        clock = collate([lesson.clock for lesson in lessons], -1, device)[:, :-1]
+        asked, named, timed = weights > 0, names >= 0, clock >= 0
         with torch.autocast(torch.device(device).type, torch.bfloat16):
-            hidden, watched = self.llama(ids[:, :-1], self.guided_layer)
-            asked = weights[:, 1:] > 0
+            hidden, watched = self.llama(collate(read, 0, device)[:, :-1], self.guided_layer)
             logits = hidden[asked] @ self.llama.head.T
-            named = names[:, :-1] >= 0
-            guesses = self.namer(hidden[named])
-        targets = ids[:, 1:][asked]
-        nll = F.cross_entropy(logits.float(), targets, reduction="none")
-        w = weights[:, 1:][asked]
-        out = {"codes": (nll * w).sum() / w.sum()}
+            guesses, times = self.namer(hidden[named]), self.clock(hidden[timed])
+        nll = F.cross_entropy(logits.float(), ids[:, 1:][asked], reduction="none")
         zero = nll.new_zeros(())
         looks = [(row, at, to) for row, lesson in enumerate(lessons) for at, to in lesson.looks]
-        out["look"] = self._look(watched, looks) if looks and watched is not None else zero
-        wanted = names[:, :-1][named]
-        out["name"] = F.cross_entropy(guesses.float(), wanted) if len(wanted) else zero
-        return out
+        return {
+            "codes": (nll * weights[asked]).sum() / weights.sum(),
+            "look": self._look(watched, looks) if looks and watched is not None else zero,
+            "name": F.cross_entropy(guesses.float(), names[named]) if named.any() else zero,
+            "clock": F.cross_entropy(times.float(), clock[timed]),
+        }
 
     def _look(self, watched: tuple[Tensor, Tensor], looks: list[tuple[int, int, int]]) -> Tensor:
         """Mean negative log attention of the guided head at the syllables it should look at."""
@@ -356,8 +352,9 @@ def train_stage1(
 
     def batches(rng: np.random.Generator, progress: float) -> Iterator[tuple[Tensor, int, dict[str, float]]]:
         for lessons in curriculum.batches(rng, progress, plan.batch):
-            losses = model.losses(lessons, device)
-            loss = losses["codes"] + plan.look * losses["look"] + plan.name * losses["name"]
+            read = [lesson.disturbed(rng, curriculum.noise(progress)) for lesson in lessons]
+            losses = model.losses(lessons, read, device)
+            loss = losses["codes"] + sum(getattr(plan, name) * losses[name] for name in ("look", "name", "clock"))
             yield loss, sum(len(lesson.ids) for lesson in lessons), {k: v.item() for k, v in losses.items()}
 
     trainer.run(batches, lambda: heed(model, curriculum.teacher, heldout, device) if heldout else {})

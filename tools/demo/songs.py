@@ -160,6 +160,11 @@ class Song:
         return (SCALE if self.gender == "female" else LOW_SCALE)[note.degree]
 
 
+def eighth(genre: str) -> int:
+    """Frames of an eighth note."""
+    return 2 * SIXTEENTH[genre]
+
+
 def bars_of(label: str, words: str) -> int:
     """How many bars a section lasts. An outro has one more: the chord it ends on."""
     counts = [len(syllabify(line)) for line in words.splitlines()]
@@ -196,7 +201,7 @@ def make_song(
     notes: list[Note] = []
     bars: list[Bar] = []
     placed: list[SongSection] = []
-    eighth, frame = 2 * SIXTEENTH[genre], 0
+    beat, frame = eighth(genre), 0
     for number, (label, lines) in enumerate(sections):
         words = "\n".join(lines)
         role = _ROLE.get(label, "verse")
@@ -207,7 +212,7 @@ def make_song(
             if bar == count - 1:
                 part = "end" if label == "outro" else "fill"
                 chord = chords[0] if label == "outro" else chord
-            bars.append(Bar(frame + bar * SLOTS * eighth, number, chord, part, variants[role] if part == role else 0))
+            bars.append(Bar(frame + bar * SLOTS * beat, number, chord, part, variants[role] if part == role else 0))
         first_bar = index = 0
         for line in lines:
             syllables = syllabify(line)
@@ -218,12 +223,12 @@ def make_song(
                 if last:
                     degree = _nearest(_DEGREES[chords[bar % len(chords)]], degree, _RANGE[role])
                 held = min(LONGEST_NOTE, SLOTS - slot) if last else 1
-                start = frame + (bar * SLOTS + slot) * eighth
-                note = Note(start, held * eighth, number, index, syllable.consonant, syllable.vowel, degree)
+                start = frame + (bar * SLOTS + slot) * beat
+                note = Note(start, held * beat, number, index, syllable.consonant, syllable.vowel, degree)
                 notes.append(note)
                 index += 1
             first_bar += -(-len(syllables) // SLOTS)
-        placed.append(SongSection(label, words, frame, frame + count * SLOTS * eighth))
+        placed.append(SongSection(label, words, frame, frame + count * SLOTS * beat))
         frame = placed[-1].stop
     return Song(seed, genre, mood, gender, tags, tuple(placed), tuple(notes), tuple(bars))
 

@@ -1,0 +1,293 @@
+"""What this machine and this installation are like, found out without changing anything: the doctor's eyes.
+
+Everything that can crash, hang or take a second to import is asked of another process with a time limit; so the page
+can look without ever loading torch. What the facts mean is `doctor.py`'s business.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from . import __version__, library, models, shelf
+from .errors import YueGPError
+from .jobs import Job, Queue
+
+PATIENCE_SECONDS = 90.0
+"""For importing torch and its friends: a cold disk needs most of it."""
+
+PORT = 7860
+"""Where the page is, unless that is taken."""
+
+_ASK = """
+import importlib, importlib.metadata, importlib.util, json
+found = {}
+def ask(name, package, needs=None):
+    entry = {}
+    try:
+        entry["version"] = importlib.metadata.version(package)
+        if needs and importlib.util.find_spec(needs) is None:
+            raise ImportError("its compiled part " + needs + " is not installed")
+        importlib.import_module(name)
+    except importlib.metadata.PackageNotFoundError:
+        pass
+    except BaseException as exc:
+        entry["error"] = (type(exc).__name__ + ": " + str(exc)).splitlines()[0][:200]
+    found[name] = entry
+ask("torch", "torch")
+if "version" in found["torch"] and "error" not in found["torch"]:
+    import torch
+    found["torch"].update(cuda=torch.version.cuda, ready=torch.cuda.is_available(), archs=[], cards=[])
+    if torch.cuda.is_available():
+        found["torch"]["archs"] = torch.cuda.get_arch_list()
+        found["torch"]["cards"] = [
+            [torch.cuda.get_device_name(i), *torch.cuda.get_device_capability(i)]
+            for i in range(torch.cuda.device_count())
+        ]
+ask("exllamav2", "exllamav2", "exllamav2_ext")
+ask("flash_attn", "flash-attn")
+ask("bitsandbytes", "bitsandbytes")
+for name in ("soundfile", "soxr", "safetensors", "sentencepiece"):
+    ask(name, name)
+for name in ("transformers", "gradio", "huggingface_hub"):  # slow to import, and pure Python
+    found[name] = {"version": importlib.metadata.version(name)} if importlib.util.find_spec(name) else {}
+print(json.dumps(found))
+"""
+
+@dataclass(frozen=True)
+class Package:
+    """A package as it is installed: `version` is empty where it is not, `error` says why it cannot be imported."""
+
+    version: str = ""
+    error: str = ""
+
+
+@dataclass(frozen=True)
+class Card:
+    """A graphics card as its driver describes it. Memory in bytes; `held` says which programs hold how much."""
+
+    name: str
+    total: int
+    free: int
+    driver: str = ""
+    held: tuple[tuple[str, int], ...] = ()
+
+
+@dataclass(frozen=True)
+class Facts:
+    """All that was found out. Paths are absolute; nothing here is meant for other people's eyes yet."""
+
+    version: str = __version__
+    system: str = ""
+    python: tuple[int, int, int] = (0, 0, 0)
+    packages: dict[str, Package] = field(default_factory=dict)
+    probe_error: str = ""
+    """Why the packages could not be asked at all."""
+    torch_cuda: str = ""
+    """CUDA version torch was built for; empty for a build without."""
+    torch_ready: bool = False
+    torch_archs: tuple[str, ...] = ()
+    """Architectures torch was built for, such as `sm_86`."""
+    torch_cards: tuple[tuple[str, int, int], ...] = ()
+    """Name and compute capability of each card torch sees."""
+    cards: tuple[Card, ...] = ()
+    ram_free: int = 0
+    home: Path = Path()
+    home_error: str = ""
+    disk_free: int = 0
+    songs: int = 0
+    broken: tuple[tuple[str, str], ...] = ()
+    """Songs that cannot be read: folder name and reason."""
+    interrupted: int = 0
+    failed: tuple[Job, ...] = ()
+    queue_error: str = ""
+    models: tuple[tuple[str, str], ...] = ()
+    """Models on disk, and what is wrong with each: empty for those that are whole."""
+    formats: frozenset[str] = frozenset()
+    """Sound formats that can be written."""
+    page: str = ""
+    """Who answers at the page's port: `yuegp`, `other`, or nobody."""
+    now: datetime = datetime(1970, 1, 1, tzinfo=UTC)
+    newest: datetime | None = None
+    """When the newest song was made, by its own record."""
+    offline: bool = False
+    """Downloads are switched off by an environment variable."""
+    launched: dict[str, Any] = field(default_factory=dict)
+    """What launch.py noted when it built this environment."""
+
+
+def look(port: int = PORT) -> Facts:
+    """Find everything out. Takes some seconds, most of them torch's import in another process."""
+    packages, torch, probe_error = _packages()
+    home = library.home().absolute()
+    home_error = ""
+    try:
+        library.check_writable(home)
+    except YueGPError as exc:
+        home_error = exc.what
+    entries, broken = _songs()
+    interrupted, failed, queue_error = _queue()
+    return Facts(
+        system=f"{platform.system()} {platform.release()}, {platform.machine()}",
+        python=sys.version_info[:3],
+        packages=packages,
+        probe_error=probe_error,
+        torch_cuda=torch.get("cuda") or "",
+        torch_ready=bool(torch.get("ready")),
+        torch_archs=tuple(torch.get("archs", ())),
+        torch_cards=tuple((name, major, minor) for name, major, minor in torch.get("cards", ())),
+        cards=_cards(),
+        ram_free=_ram_free(),
+        home=home,
+        home_error=home_error,
+        disk_free=_disk_free(home),
+        songs=len(entries),
+        broken=broken,
+        interrupted=interrupted,
+        failed=failed,
+        queue_error=queue_error,
+        models=tuple(_models()),
+        formats=_formats(),
+        page=_page(port),
+        now=datetime.now(UTC),
+        newest=max((at for entry in entries if (at := _moment(entry.created))), default=None),
+        offline=any(os.environ.get(name) in ("1", "true", "True") for name in ("HF_HUB_OFFLINE", "YUEGP_OFFLINE")),
+        launched=_launched(),
+    )
+
+
+def _packages() -> tuple[dict[str, Package], dict[str, Any], str]:
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", _ASK],
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE_SECONDS,
+            stdin=subprocess.DEVNULL,
+        )
+        found = json.loads(done.stdout.splitlines()[-1])
+    except subprocess.TimeoutExpired:
+        return {}, {}, f"asking Python for its packages took more than {PATIENCE_SECONDS:.0f} s"
+    except (OSError, ValueError, IndexError) as exc:
+        return {}, {}, f"Python could not be asked for its packages ({type(exc).__name__})"
+    packages = {name: Package(e.get("version", ""), e.get("error", "")) for name, e in found.items()}
+    return packages, found.get("torch", {}), ""
+
+
+def _cards() -> tuple[Card, ...]:
+    """What nvidia-smi tells; nothing without it."""
+    rows = _nvidia_smi("--query-gpu=uuid,name,memory.total,memory.free,driver_version")
+    held = _nvidia_smi("--query-compute-apps=gpu_uuid,process_name,used_memory")
+    cards = []
+    for row in rows:
+        with contextlib.suppress(ValueError):
+            uuid, name, total, free, driver = row
+            users = [(Path(who).name, int(much) << 20) for gpu, who, much in held if gpu == uuid and much.isdigit()]
+            cards.append(Card(name, int(total) << 20, int(free) << 20, driver, tuple(users)))
+    return tuple(cards)
+
+
+def _nvidia_smi(query: str) -> list[list[str]]:
+    program = shutil.which("nvidia-smi")
+    if not program:
+        return []
+    try:
+        done = subprocess.run(
+            [program, query, "--format=csv,noheader,nounits"], capture_output=True, text=True, timeout=20
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return []
+    return [[part.strip() for part in line.split(",")] for line in done.stdout.splitlines() if line.strip()]
+
+
+def _ram_free() -> int:
+    from offload.device import free_bytes
+
+    return free_bytes("cpu")
+
+
+def _disk_free(folder: Path) -> int:
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    with contextlib.suppress(OSError):
+        return shutil.disk_usage(folder).free
+    return 0
+
+
+def _songs() -> tuple[list[shelf.Entry], tuple[tuple[str, str], ...]]:
+    try:
+        entries = shelf.entries(library.songs_dir())
+    except YueGPError as exc:
+        return [], ((library.songs_dir().name, exc.what),)
+    return entries, tuple((entry.folder.name, entry.broken) for entry in entries if entry.broken)
+
+
+def _queue() -> tuple[int, tuple[Job, ...], str]:
+    try:
+        jobs = Queue().jobs()
+    except YueGPError as exc:
+        return 0, (), exc.what
+    return sum(job.state == "interrupted" for job in jobs), tuple(job for job in jobs if job.state == "failed"), ""
+
+
+def _models() -> list[tuple[str, str]]:
+    """Sets of which something lies on disk; a released one that was never begun is no news."""
+    states = []
+    for name in models.names():
+        entry = models.RELEASED.get(name)
+        if entry and not (models.models_dir() / entry.repo).is_dir():
+            continue
+        try:
+            models.check(models.find(name))
+            states.append((name, ""))
+        except YueGPError as exc:
+            states.append((name, exc.what))
+    return states
+
+
+def _formats() -> frozenset[str]:
+    try:
+        import soundfile
+    except (ImportError, OSError):
+        return frozenset()
+    return frozenset(soundfile.available_formats())
+
+
+def _page(port: int) -> str:
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=3) as answer:
+            return "yuegp" if b"yuegp" in answer.read(200_000).lower() else "other"
+    except urllib.error.HTTPError as exc:
+        return "yuegp" if exc.headers.get("X-Yuegp") else "other"
+    except urllib.error.URLError:
+        return ""
+    except (OSError, ValueError):
+        return "other"
+
+
+def _moment(created: str) -> datetime | None:
+    try:
+        moment = datetime.fromisoformat(created)
+    except ValueError:
+        return None
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+
+
+def _launched() -> dict[str, Any]:
+    """What launch.py wrote beside the environment this Python runs in."""
+    try:
+        noted = json.loads((Path(sys.prefix) / "yuegp-launch.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return noted if isinstance(noted, dict) else {}
