@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -27,9 +28,18 @@ the set-up, 5 a song folder, 1 our own fault, 130 stopped. This page is written 
 
 def page() -> str:
     """The whole page."""
-    (group,) = (a for a in build_parser()._actions if isinstance(a, argparse._SubParsersAction))
+    return HEAD + "".join(_commands(build_parser(), ""))
+
+
+def _commands(parser: argparse.ArgumentParser, before: str) -> Iterator[str]:
+    """Every command of a parser; of one that has commands of its own, those."""
+    (group,) = (a for a in parser._actions if isinstance(a, argparse._SubParsersAction))
     about = {choice.dest: choice.help for choice in group._choices_actions}
-    return HEAD + "".join(_command(name, parser, about[name] or "") for name, parser in group.choices.items())
+    for name, command in group.choices.items():
+        if any(isinstance(a, argparse._SubParsersAction) for a in command._actions):
+            yield from _commands(command, f"{before}{name} ")
+        else:
+            yield _command(before + name, command, about[name] or "")
 
 
 def _command(name: str, parser: argparse.ArgumentParser, text: str) -> str:

@@ -147,7 +147,7 @@ def look(port: int = PORT) -> Facts:
         torch_ready=bool(torch.get("ready")),
         torch_archs=tuple(torch.get("archs", ())),
         torch_cards=tuple((name, major, minor) for name, major, minor in torch.get("cards", ())),
-        cards=_cards(),
+        cards=cards(),
         ram_free=_ram_free(),
         home=home,
         home_error=home_error,
@@ -185,7 +185,7 @@ def _packages() -> tuple[dict[str, Package], dict[str, Any], str]:
     return packages, found.get("torch", {}), ""
 
 
-def _cards() -> tuple[Card, ...]:
+def cards() -> tuple[Card, ...]:
     """What nvidia-smi tells; nothing without it."""
     rows = _nvidia_smi("--query-gpu=uuid,name,memory.total,memory.free,driver_version")
     held = _nvidia_smi("--query-compute-apps=gpu_uuid,process_name,used_memory")
