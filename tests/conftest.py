@@ -5,9 +5,12 @@ The environment is set before anything imports torch or the hub library: both re
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from browser import browser, browser_page, new_person, page_server
 
 # One thread: on a shared machine torch's threads wait for each other by spinning, which costs 5 to 20 times (measured).
 os.environ.update(
@@ -20,6 +23,8 @@ os.environ.update(
 )
 
 ROOT = Path(__file__).resolve().parent.parent
+
+__all__ = ["browser", "browser_page", "new_person", "page_server"]  # fixtures that live in browser.py
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
@@ -75,3 +80,26 @@ def tiny_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tools.make_set import make_set
 
     return make_set(tmp_path_factory.mktemp("sets") / "tiny set", "tiny")
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A stand-in for the model hub, which the program takes for the real one."""
+    from hub_server import Hub
+    from huggingface_hub import constants
+    from huggingface_hub.utils import close_session
+
+    root = tmp_path / "on the hub"
+    root.mkdir()
+    with Hub(root) as server:
+        for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "YUEGP_MODELS", "YUEGP_MODEL_DIRS"):
+            monkeypatch.delenv(name, raising=False)
+        monkeypatch.setenv("HF_ENDPOINT", server.url)
+        monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "hf" / "token"))
+        monkeypatch.setattr(Path, "home", lambda: tmp_path / "nobody")
+        monkeypatch.setattr("yuegp.transfer.PAUSE", 0.0)
+        close_session()
+        yield server
+    close_session()

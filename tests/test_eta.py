@@ -63,6 +63,31 @@ def song(
     yield now, Event("sound", "vocal stem", 4 * frames, 4 * frames, "frames", 4 * frames)
 
 
+def song_by_sections(lengths: Sequence[int], speeds: Speeds, budget: int) -> Iterator[tuple[float, Event]]:
+    """The same of a song whose sections are refined as soon as they are written, and loaded for each."""
+    now, written, refined, device = 0.0, 0, 0, "cuda"
+    for k, length in enumerate(lengths):
+        now += speeds.load
+        for drawn in range(2, length + 1, 2):
+            now += 2 * speeds.write
+            what = f"section {k + 1} of {len(lengths)}"
+            yield now, Event("writing", what, k * budget + drawn, len(lengths) * budget, "ids", drawn)
+        written += length // 2
+        ready, made = (written - refined) // 300, 0
+        tail = (written - refined) % 300 if k + 1 == len(lengths) else 0
+        now += speeds.load
+        rows = eta.STAGE2_ROWS
+        batches = [(300, min(rows, 2 * ready - i)) for i in range(0, 2 * ready, rows)] + [(tail, 2)] * bool(tail)
+        for size, width in batches:
+            for _ in range(size):
+                now += 7 * speeds.refine * (1 + eta.ROW_COST[device] * width)
+                made += width
+                yield now, Event("refining", "both tracks", 2 * refined + made, 2 * written, "frames", made)
+        refined += made // 2
+    for done in range(0, 4 * written + 1, 100):
+        yield now + done / 4 * speeds.sound, Event("sound", "vocal stem", done, 4 * written, "frames", done)
+
+
 def estimates(events: Sequence[tuple[float, Event]], costs: Costs, facts: Facts) -> list[tuple[float, float | None]]:
     """(time, estimate) after each event."""
     seen, out = Seen(), []
@@ -146,6 +171,23 @@ def test_sections_that_end_early_shorten_the_rest() -> None:
     )
     assert first is not None and second is not None
     assert second < first / 3
+
+
+def test_a_song_refined_section_by_section_is_foreseen_too() -> None:
+    """What was learned from songs made this way holds for them; in a first song the stages to come are guessed."""
+    lengths = [1800, 2600, 2400, 2700, 1900, 2300]
+    events = list(song_by_sections(lengths, Speeds(load=3.0), 3000))
+    facts = Facts(3000, 6, device="cuda")
+    ends = [0.0, 0.0, 0.0]
+    for (before, _), (now, event) in zip([(0.0, None), *events], events, strict=False):
+        ends[("writing", "refining", "sound").index(event.stage)] += now - before
+    stages = dict(zip(("stage1", "stage2", "sound"), ends, strict=True))
+    costs = learn([take(lengths, Speeds(), seconds=stages)], "cuda")
+    assert worst(events, costs, facts) < 0.15
+    first_song = [(now, left) for now, left in estimates(events, Costs(), facts) if left is not None]
+    end = events[-1][0]
+    assert max(abs(now + left - end) / end for now, left in first_song if now > 0.4 * end) < 0.5
+    assert all(left >= 0 for _, left in first_song)
 
 
 def test_nothing_is_said_before_anything_is_known() -> None:

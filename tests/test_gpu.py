@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import gc
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from layouts import bitsandbytes, int8_folder, released, tiny_llama
 from test_lm import save_llama, some_ids
 
 from tools.make_set import make_set
 from yuegp import library, pipeline
+from yuegp.lm import Setup, cache
 from yuegp.lm.torch_lm import TorchLM
 from yuegp.song import Section, SongRequest, Stage, TakeInfo
 
@@ -23,12 +26,98 @@ def test_logits_on_the_card_equal_those_of_the_processor(tmp_path: Path, kv_head
     ids = some_ids(60)
     logits = []
     for device in ("cpu", "cuda"):
-        with TorchLM.load(tmp_path, device=device).open([80, 40]) as lm:
+        with TorchLM.load(tmp_path, Setup(device=device)).open([80, 40]) as lm:
             lm.prefill(0, ids[:50]), lm.prefill(1, ids[:3])
             for t in range(50, 60):
                 last = lm.step(torch.tensor([ids[t], ids[t]]))
             logits.append(last.cpu())
     assert float((logits[0] - logits[1]).abs().max()) < 1e-3
+
+
+@pytest.mark.parametrize("weights", ["float32", "float16", "bfloat16"])
+def test_played_back_steps_equal_the_plain_way(
+    tmp_path: Path, weights: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Over several stretches, with one id and two, after rows were cut, copied and prefilled."""
+    monkeypatch.setattr(cache, "STRETCH", 64)
+    save_llama(tmp_path, 2, head_dim=64)
+    ids = torch.tensor(some_ids(600)).view(-1, 3)
+    ways = []
+    for fixed in (False, True):
+        engine = TorchLM.load(tmp_path, Setup(device="cuda", weights=weights))
+        assert engine.fixed
+        engine.fixed = fixed
+        heard = []
+        with engine.open([600, 600, 300]) as lm:
+            heard.append(lm.prefill(0, some_ids(200, 1)))
+            lm.copy(0, 1), heard.append(lm.prefill(2, some_ids(3, 2)))
+            heard += [lm.step(row) for row in ids[:80]]
+            lm.truncate(0, 50), lm.truncate(2, 0)
+            heard += [lm.step(ids[80 + 2 * i : 82 + 2 * i].T) for i in range(20)]
+            lm.copy(0, 1), heard.append(lm.prefill(2, some_ids(40, 5)))
+            heard += [lm.step(row, slice(10, 60)) for row in ids[120:]]
+        ways.append([logits.float() for logits in heard])
+    allowed = {"float32": 1e-4, "float16": 0.02, "bfloat16": 0.1}[weights]
+    for plain, played in zip(*ways, strict=True):
+        assert float((played - plain).norm() / plain.norm()) < allowed
+
+
+@pytest.mark.parametrize("weights", ["float32", "float16", "bfloat16", "int8", "nf4"])
+def test_a_step_repeats_exactly_100_times(tmp_path: Path, weights: str) -> None:
+    released(tmp_path, tiny_llama())
+    with TorchLM.load(tmp_path, Setup(device="cuda", weights=weights)).open([300, 100]) as lm:
+        lm.prefill(0, some_ids(200)), lm.prefill(1, some_ids(5))
+        seen = set()
+        for _ in range(100):
+            seen.add(lm.step(torch.tensor([7, 8])).float().cpu().numpy().tobytes())
+            lm.truncate(0, 200), lm.truncate(1, 5)
+        assert len(seen) == 1
+
+
+@pytest.mark.parametrize("weights", ["int8", "bnb8", "nf4"])
+def test_packed_weights_on_the_card_equal_those_of_the_processor(tmp_path: Path, weights: str) -> None:
+    source = released(tmp_path / "plain", tiny_llama())
+    folder = tmp_path / weights
+    int8_folder(folder, source) if weights == "int8" else bitsandbytes(folder, source, 8 if weights == "bnb8" else 4)
+    logits = []
+    for device in ("cpu", "cuda"):
+        with TorchLM.load(folder, Setup(device=device, weights=weights)).open([80]) as lm:
+            lm.prefill(0, some_ids(60))
+            logits.append(lm.step(torch.tensor([5])).float().cpu())
+    assert float((logits[0] - logits[1]).norm() / logits[0].norm()) < 0.05
+
+
+@pytest.mark.parametrize("resident", [0, 1])
+def test_streamed_layers_give_the_same_numbers(tmp_path: Path, resident: int) -> None:
+    save_llama(tmp_path, 2)
+    logits = []
+    for setup in (Setup(device="cuda"), Setup(device="cuda", resident=resident)):
+        engine = TorchLM.load(tmp_path, setup)
+        engine.fixed = False
+        with engine.open([80, 40]) as lm:
+            lm.prefill(0, some_ids(50)), lm.prefill(1, some_ids(3))
+            for t in range(20):
+                last = lm.step(torch.tensor([t, t + 1]))
+            logits.append(last)
+    assert torch.equal(*logits)
+
+
+def test_five_loads_leave_nothing_on_the_card(tmp_path: Path) -> None:
+    released(tmp_path, tiny_llama(hidden_size=1024, intermediate_size=4096, num_hidden_layers=8, head_dim=64))
+    left = []
+    for _ in range(5):
+        engine = TorchLM.load(tmp_path, Setup(device="cuda", weights="bfloat16"))
+        with engine.open([512, 512]) as lm:
+            lm.prefill(0, some_ids(100)), lm.prefill(1, some_ids(1))
+            for t in range(10):
+                lm.step(torch.tensor([t, t]))
+        del lm
+        engine.unload()
+        gc.collect()
+        torch.cuda.empty_cache()
+        left.append(torch.cuda.mem_get_info()[0])
+    assert torch.cuda.memory_allocated() < 50 * 2**20
+    assert left[0] - left[-1] < 50 * 2**20
 
 
 def test_a_song_on_the_card_is_the_same_every_time(tmp_path: Path) -> None:

@@ -1,285 +1,24 @@
-"""The door: its decisions on machines made up here, and whole starts with a stand-in for pip.
+"""Whole starts of launch.py, as processes, with stand-ins for pip and uv, interrupted and failing in every way.
 
-No test installs anything. The starts are real processes in a folder whose name has spaces and letters beyond ASCII;
-their Python makes environments without pip and puts a program in pip's place that notes what it was asked and does as
-told."""
+No test installs anything: `checkout` says what stands for what."""
 
 from __future__ import annotations
 
 import json
 import os
-import select
-import shlex
+import random
 import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from checkout import House
 
-import launch
-from launch import Card, Interpreter, SetupError
+from door import main
 
 ROOT = Path(__file__).resolve().parent.parent
-
-# ---- Decisions -------------------------------------------------------------------------------------------------------
-
-
-def python(version: str, bits: int = 64, venv: bool = True) -> Interpreter:
-    return Interpreter((f"python{version}",), tuple(map(int, version.split("."))), bits, venv)
-
-
-@pytest.mark.parametrize(
-    ("found", "chosen"),
-    [
-        ([python("3.11.7")], "3.11.7"),
-        ([python("3.8.18"), python("3.12.1")], "3.12.1"),
-        ([None, None, python("3.13.0")], "3.13.0"),
-        ([python("3.14.0"), python("3.10.13"), python("3.11.2")], "3.11.2"),
-        ([python("3.12.1", bits=32), python("3.11.7")], "3.11.7"),
-        ([python("3.11.2", venv=False), python("3.12.1")], "3.12.1"),
-    ],
-)
-def test_a_fitting_python_is_chosen(found: list[Interpreter | None], chosen: str) -> None:
-    assert launch.choose_python(found, "Linux").version == tuple(map(int, chosen.split(".")))
-
-
-def test_choosing_stops_asking_at_the_first_that_fits() -> None:
-    def found() -> Iterator[Interpreter]:
-        yield python("3.11.7")
-        raise AssertionError("asked on")
-
-    assert launch.choose_python(found(), "Linux").version == (3, 11, 7)
-
-
-@pytest.mark.parametrize(
-    ("system", "found", "what", "hint"),
-    [
-        ("Linux", [python("3.8.18"), python("3.14.0")], "here: 3.14.0 (64-bit), 3.8.18 (64-bit).", "manager"),
-        ("Linux", [None], "found here: none that starts", "package manager"),
-        ("Windows", [python("3.12.1", bits=32)], "found here: 3.12.1 (32-bit)", "winget install Python.Python.3.12"),
-        ("Darwin", [python("3.9.6")], "found here: 3.9.6", "brew install python@3.12"),
-        ("Linux", [python("3.11.2", venv=False)], "without the part that makes", "apt install python3.11-venv"),
-    ],
-)
-def test_without_a_fitting_python_it_says_how_to_get_one(
-    system: str, found: list[Interpreter | None], what: str, hint: str
-) -> None:
-    with pytest.raises(SetupError) as error:
-        launch.choose_python(found, system)
-    first, second = str(error.value).split("\n")
-    assert what in first and hint in second
-
-
-def test_a_name_on_the_path_that_leads_nowhere_is_no_python(tmp_path: Path) -> None:
-    """As pyenv's shims do: the file is there, starting it fails."""
-    assert launch.probe([str(tmp_path / "absent")]) is None
-    assert launch.probe([sys.executable, "-c", "raise SystemExit(127)"]) is None
-    answer = launch.probe([sys.executable])
-    assert answer and answer.version == sys.version_info[:3] and answer.bits == 64
-
-
-def test_where_a_python_is_looked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert list(launch.python_commands("Linux", {"YUEGP_PYTHON": "/opt/my python"})) == [["/opt/my python"]]
-    monkeypatch.setattr(shutil, "which", lambda name: f"C:/{name}" if name in ("py", "python3.13") else None)
-    own, *others = launch.python_commands("Windows", {})
-    assert Path(own[0]).exists()
-    assert others == [["py", "-3.12"], ["py", "-3.11"], ["C:/python3.13"], ["py", "-3.13"]]
-
-
-RTX4090 = Card("NVIDIA GeForce RTX 4090", (560, 35), (8, 9))
-RTX5090 = Card("NVIDIA GeForce RTX 5090", (570, 86), (12, 0))
-GTX1080 = Card("NVIDIA GeForce GTX 1080", (560, 35), (6, 1))
-
-
-@pytest.mark.parametrize(
-    ("wish", "system", "cards", "stack", "reason"),
-    [
-        ("auto", "Linux", [], "cpu", "no NVIDIA card"),
-        ("auto", "Linux", [RTX4090], "cuda", "NVIDIA GeForce RTX 4090, driver 560.35"),
-        ("auto", "Windows", [RTX4090], "cuda", "RTX 4090"),
-        ("auto", "Windows", [RTX5090], "cuda", "RTX 5090"),
-        ("auto", "Linux", [RTX5090._replace(driver=(560, 35))], "cpu", "driver 560.35 of the NVIDIA"),
-        ("auto", "Linux", [RTX4090._replace(driver=(470, 256))], "cpu", "older than 525"),
-        ("auto", "Linux", [GTX1080], "cpu", "older than what current CUDA builds support"),
-        ("auto", "Linux", [GTX1080, RTX4090], "cuda", "RTX 4090"),
-        ("auto", "Linux", [Card("Tesla V100", (535, 1), (7, 0))], "cuda", "V100"),
-        ("auto", "Darwin", [], "cpu", "no CUDA on macOS"),
-        ("cuda", "Darwin", [], "cpu", "no CUDA on macOS"),
-        ("cpu", "Linux", [RTX4090], "cpu", "asked for"),
-        ("cuda", "Linux", [], "cuda", "asked for"),
-    ],
-)
-def test_the_torch_for_a_machine(wish: str, system: str, cards: list[Card], stack: str, reason: str) -> None:
-    chosen, why = launch.choose_stack(wish, system, cards)
-    assert chosen == stack and reason in why
-
-
-def test_cards_are_read_from_what_the_driver_says() -> None:
-    text = "NVIDIA GeForce RTX 4090, 560.35.03, 8.9\r\nNVIDIA H200, 575.57.08, 9.0\r\n"
-    assert launch.parse_cards(text) == [RTX4090, Card("NVIDIA H200", (575, 57), (9, 0))]
-    assert launch.parse_cards('Field "compute_cap" is not a valid field to query.\n') == []
-    assert launch.parse_cards("NVIDIA-SMI has failed because it couldn't communicate with the NVIDIA driver.\n") == []
-    assert launch.parse_cards("No devices were found\n") == [] and launch.parse_cards("") == []
-
-
-def test_torch_is_installed_first_and_from_a_place_that_has_the_build() -> None:
-    def commands(stack: str, system: str, arch: str, tests: bool = False) -> list[str]:
-        steps = launch.install_steps(Path("/y"), stack, system, arch, tests)
-        return [" ".join(map(str, step.args)).replace("\\", "/") for step in steps]
-
-    pip = " ".join(launch.PIP)
-    rest = f"{pip} -r /y/requirements.txt"
-    assert commands("cpu", "Windows", "AMD64") == [f"{pip} -r /y/requirements-cpu.txt", rest]
-    assert commands("cuda", "Linux", "x86_64") == [f"{pip} -r /y/requirements-cuda.txt", rest]
-    by_uv = "-m uv pip install --torch-backend cu128 -r /y/requirements-cuda.txt"
-    assert commands("cuda", "Windows", "AMD64") == commands("cuda", "Linux", "aarch64") == [f"{pip} uv", by_uv, rest]
-    assert commands("cpu", "Linux", "x86_64", tests=True)[-1] == f"{pip} -r /y/requirements-test.txt"
-
-
-def test_requirement_files_leave_torch_to_the_stack_files() -> None:
-    """A torch named later could replace the build chosen first; torchaudio and torchvision would bring another."""
-    for name in ("requirements.txt", "requirements-test.txt"):
-        lines = [line for line in (ROOT / name).read_text("utf-8").splitlines() if not line.startswith("#")]
-        assert not [line for line in lines if line.startswith("torch")]
-    for name in ("requirements-cpu.txt", "requirements-cuda.txt"):
-        lines = [line for line in (ROOT / name).read_text("utf-8").splitlines() if not line.startswith("#")]
-        assert len(lines) == 1 and lines[0].startswith("torch==")
-
-
-def test_the_environment_of_the_program() -> None:
-    env = launch.app_env({"YUEGP_HOME": "/music", "PYTHONHOME": "/x", "PYTHONPATH": "/foreign", "A": "b"}, Path("/y z"))
-    assert env["YUEGP_HOME"] == "/music" and env["A"] == "b" and "PYTHONHOME" not in env
-    assert env["PYTHONPATH"] == str(Path("/y z")) and env["PYTHONUTF8"] == "1"
-    fresh = launch.app_env({}, Path("/y z"))
-    assert fresh["YUEGP_HOME"] == str(Path("/y z")) and fresh["OMP_WAIT_POLICY"] == "PASSIVE"
-    assert fresh["GRADIO_ANALYTICS_ENABLED"] == "False"
-
-
-def test_the_environment_of_pip_has_no_foreign_modules_and_tells_uv_of_local_wheels() -> None:
-    env = launch.setup_env({"PYTHONPATH": "/foreign", "PIP_USER": "1", "PIP_FIND_LINKS": "/a /b", "HTTPS_PROXY": "p"})
-    assert "PYTHONPATH" not in env and env["PIP_USER"] == "0" and env["HTTPS_PROXY"] == "p"
-    assert env["UV_FIND_LINKS"] == "/a,/b" and env["PIP_FIND_LINKS"] == "/a /b"
-
-
-@pytest.mark.parametrize(
-    ("output", "what"),
-    [
-        ("Retrying ... NewConnectionError('...')\nERROR: No matching distribution found for torch", "not be reached"),
-        ("SSLError(SSLCertVerificationError(...\nERROR: No matching distribution found for torch", "not be reached"),
-        ("error: dns error: failed to lookup address information", "not be reached"),
-        ("ERROR: Could not install packages due to an OSError: [Errno 28] No space left on device", "disk is full"),
-        ("ERROR: No matching distribution found for torch==2.13.0", "There is no torch==2.13.0 for this machine"),
-        ("ERROR: ResolutionImpossible", "did not work"),
-    ],
-)
-def test_a_failed_step_is_explained(output: str, what: str, capsys: pytest.CaptureFixture[str]) -> None:
-    text = str(launch.explain("torch", output, Path("/y/.launch/install.log")))
-    assert what in text and text.count("\n") == 1
-    shown = capsys.readouterr().err
-    said_it_all = "reached" in what or "full" in what
-    assert ("ERROR" in shown) is not said_it_all, "the tail of the output, unless the sentence is enough"
-
-
-# ---- Whole starts ----------------------------------------------------------------------------------------------------
-
-FAKE_PYTHON = """
-# Stands for the Python found on the machine: real in all but this, that its environments get the pip below.
-import os, sys, venv
-args = sys.argv[1:]
-if args[:2] == ["-m", "venv"]:
-    venv.EnvBuilder(clear=True, symlinks=True).create(args[-1])
-    folder = os.path.join(args[-1], "lib", "python%d.%d" % sys.version_info[:2], "site-packages", "pip")
-    os.mkdir(folder)
-    with open(os.path.join(folder, "__main__.py"), "w") as out:
-        out.write(os.environ["FAKE_PIP"])
-else:
-    os.execv(sys.executable, [sys.executable, *args])
-"""
-FAKE_PIP = """
-import os, signal, sys
-with open(os.environ["PIP_NOTES"], "a") as notes:
-    print(os.path.basename(sys.argv[-1]), file=notes)
-mood = os.environ.get("PIP_MOOD", "")
-if mood == "offline":
-    sys.exit("WARNING: Retrying after NewConnectionError: Failed to establish a new connection")
-if mood == "broken":
-    sys.exit("ERROR: Failed to build something")
-if mood and mood == os.path.basename(sys.argv[-1]):
-    print("here", file=open(os.environ["PIP_FIFO"], "w"), flush=True)
-    signal.pause()
-"""
-FAKE_YUEGP = """
-import json, os, sys
-keys = ("YUEGP_HOME", "OMP_WAIT_POLICY", "GRADIO_ANALYTICS_ENABLED", "PYTHONUTF8")
-print(json.dumps({"args": sys.argv[1:], "cwd": os.getcwd(), "env": {key: os.environ.get(key) for key in keys},
-                  "prefix": sys.prefix, "file": __file__}))
-sys.exit(7)
-"""
-
-
-class House:
-    """A made-up checkout in a difficult folder, and starts of its launch.py."""
-
-    def __init__(self, folder: Path) -> None:
-        self.root = folder / "Müsik & möre ☃"
-        self.cwd = folder / "somewhere else"
-        self.notes, self.fifo = folder / "notes", folder / "fifo"
-        (self.root / "yuegp").mkdir(parents=True)
-        self.cwd.mkdir()
-        shutil.copy(ROOT / "launch.py", self.root)
-        for path in ROOT.glob("requirements*.txt"):
-            shutil.copy(path, self.root)
-        (self.root / "yuegp" / "__main__.py").write_text(FAKE_YUEGP)
-        python, script = folder / "fakepython", folder / "fakepython.py"
-        script.write_text(FAKE_PYTHON)
-        python.write_text(f"#!/bin/sh\nexec {shlex.quote(sys.executable)} {shlex.quote(str(script))} \"$@\"\n")
-        python.chmod(0o755)
-        os.mkfifo(self.fifo)
-        self.env = {key: value for key, value in os.environ.items() if not key.startswith(("YUEGP_", "PIP_"))}
-        self.env.pop("OMP_WAIT_POLICY", None)
-        self.env.update(
-            YUEGP_PYTHON=str(python),
-            YUEGP_STACK="cpu",
-            FAKE_PIP=FAKE_PIP,
-            PIP_NOTES=str(self.notes),
-            PIP_FIFO=str(self.fifo),
-        )
-
-    def popen(self, *args: str, **env: str) -> subprocess.Popen[str]:
-        return subprocess.Popen(
-            [sys.executable, str(self.root / "launch.py"), *args],
-            cwd=self.cwd,
-            env={**self.env, **env},
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            encoding="utf-8",
-            start_new_session=True,
-        )
-
-    def start(self, *args: str, **env: str) -> tuple[int, str, str]:
-        child = self.popen(*args, **env)
-        out, err = child.communicate(timeout=60)
-        return child.returncode, out, err
-
-    def popen_until(self, name: str, *args: str) -> subprocess.Popen[str]:
-        """A start that has got as far as installing `name`, and stays there."""
-        fifo = os.open(self.fifo, os.O_RDWR)
-        child = self.popen(*args, PIP_MOOD=name)
-        there, _, _ = select.select([fifo], [], [], 60)
-        os.close(fifo)
-        assert there, child.communicate(timeout=1)
-        return child
-
-    def installed(self) -> list[str]:
-        """What the stand-in for pip was asked to install since the last look."""
-        names = self.notes.read_text().split() if self.notes.exists() else []
-        self.notes.unlink(missing_ok=True)
-        return names
 
 
 @pytest.fixture
@@ -289,7 +28,11 @@ def house(tmp_path: Path) -> House:
     return House(tmp_path)
 
 
-BASE = ["requirements-cpu.txt", "requirements.txt"]
+UV = "pip:setup.txt"
+BASE = [UV, "uv:torch==2.13.0+cpu", "uv:packages.txt"]
+
+
+# ---- The way it should go --------------------------------------------------------------------------------------------
 
 
 def test_the_first_start_installs_and_the_second_only_starts(house: House) -> None:
@@ -305,71 +48,199 @@ def test_the_first_start_installs_and_the_second_only_starts(house: House) -> No
         "PYTHONUTF8": "1",
     }
     assert house.installed() == BASE and "as asked for" in err and "Ready" in err
-    code, out, err = house.start()
-    assert (code, err, json.loads(out)["args"], house.installed()) == (7, "", [], [])
+    code, out, err = house.start("make")
+    assert (code, err, json.loads(out)["args"], house.installed()) == (7, "", ["make"], [])
+
+
+def test_without_a_command_the_page_is_started(house: House) -> None:
+    code, out, _ = house.start()
+    assert code == 7 and json.loads(out)["args"] == ["ui"]
+
+
+def test_what_was_done_is_remembered(house: House) -> None:
+    house.start("install")
+    made = house.record()
+    assert made["stack"] == "cpu" and made["torch"] == "9" and made["installer"] == "uv"
+    assert made["python"] == "{}.{}.{}".format(*sys.version_info[:3])
+    assert made["optional"] == dict.fromkeys(("exllamav2", "flash-attn"), "it needs an NVIDIA card")
+
+
+def test_installed_once_no_network_is_needed(house: House) -> None:
+    house.start("install")
+    code, _, err = house.start("songs", FAKE_MOOD="offline")
+    assert (code, err) == (7, "")
+
+
+def test_install_starts_nothing(house: House) -> None:
+    code, out, err = house.start("install")
+    assert (code, out) == (0, "") and "Start with: python launch.py" in err and house.installed() == BASE
 
 
 def test_a_folder_named_like_us_where_the_user_stands_is_not_taken_for_ours(house: House) -> None:
-    (house.cwd / "yuegp").mkdir()
-    (house.cwd / "yuegp" / "__main__.py").write_text("print('not me')")
+    for name in ("yuegp", "door"):
+        (house.cwd / name).mkdir()
+        (house.cwd / name / "__main__.py").write_text("print('not me')")
     (house.cwd / "json.py").write_text("raise RuntimeError('nor me')")
     assert house.start("songs")[0] == 7
 
 
 def test_only_what_changed_is_installed_again(house: House) -> None:
-    house.start()
+    house.start("install")
     assert house.installed() == BASE
     house.start("test", "--version")  # pytest itself is not there: only the set-up is of interest
-    assert house.installed() == ["requirements-test.txt"]
+    assert house.installed() == ["uv:test.txt"]
     house.start("test", "--version")
     assert house.installed() == []
     requirements = house.root / "requirements.txt"
     requirements.write_bytes(requirements.read_bytes().replace(b"\n", b"\r\n"))
-    house.start()
+    house.start("install")
     assert house.installed() == [], "other line endings are no change"
-    requirements.write_text("numpy==1\n")
-    house.start()
-    assert house.installed() == [*BASE, "requirements-test.txt"], "tests stay installable after an update"
-    house.start(YUEGP_STACK="cuda")
-    house.start(YUEGP_STACK="auto")
-    torch = house.installed()
-    assert torch[-1] == "requirements.txt" and torch.count("requirements-cuda.txt") == 1, "a stack once chosen stays"
-    house.start("--cpu", "songs", YUEGP_STACK="cuda")
-    assert house.installed() == BASE
+    requirements.write_text("numpy>=1\n")
+    house.start("install")
+    updated = [UV, "uv:torch==2.13.0+cpu", "uv:requirements.txt", "uv:requirements-test.txt"]
+    assert house.installed() == updated, "a lock that is not of these requirements is not used; the tests stay"
+    house.start("--cpu", "install", YUEGP_STACK="cuda")
+    assert house.installed() == []
+    house.start("install", YUEGP_STACK="cuda")
+    house.start("install", YUEGP_STACK="auto")
+    names = house.installed()
+    assert names[:2] == [UV, "uv:requirements-cuda.txt"] and names.count(UV) == 1, "a stack once chosen stays"
 
 
-@pytest.mark.parametrize("name", [*BASE, "requirements-test.txt"])
-def test_killed_while_installing_the_next_start_ends_well(house: House, name: str) -> None:
-    child = house.popen_until(name, "test", "--version")
-    os.killpg(child.pid, signal.SIGKILL)
-    child.communicate()
-    assert not (house.root / ".venv" / "yuegp.json").exists()
-    house.installed()
-    code, _, err = house.start("songs")
-    assert code == 7, err
-    assert house.installed() == BASE
+def test_dry_run_tells_and_does_nothing(house: House) -> None:
+    described = ["--dry-run", "--pretend", "windows,rtx4090,driver=560,python=3.12"]
+    code, out, err = house.start(*described, YUEGP_STACK="auto")
+    assert code == 0 and err == "" and not (house.root / ".venv").exists()
+    for text in ("A machine: Windows; RTX4090 (driver 560.0, compute capability 8.9)", "cu128", "exllamav2    yes"):
+        assert text in out, out
+    code, out, err = house.start("--dry-run")
+    assert code == 0 and "This machine:" in out and "named in YUEGP_PYTHON" in out and "to be made" in out
+    assert house.installed() == [] and not (house.root / ".venv").exists()
+    house.start("install")
+    assert "in order; nothing is to be installed" in house.start("--dry-run")[1]
+    code, _, err = house.start("--pretend", "commodore64")
+    assert code == 4 and "'commodore64'" in err
 
 
-def test_ctrl_c_while_installing_takes_pip_along(house: House) -> None:
-    child = house.popen_until("requirements.txt")
-    child.send_signal(signal.SIGINT)
-    _, err = child.communicate(timeout=60)
-    assert child.returncode == 130 and "Stopped. The next start begins the set-up anew." in err
-    with pytest.raises(ProcessLookupError):
-        os.killpg(child.pid, 0)
-    assert house.start()[0] == 7
+def test_help_needs_no_set_up(house: House) -> None:
+    code, out, _ = house.start("--help")
+    assert code == 0 and "--repair" in out and not (house.root / ".venv").exists()
+    house.start("install")
+    assert json.loads(house.start("--help")[1])["args"] == ["--help"]
+
+
+def test_options_of_the_door_stand_before_the_command() -> None:
+    assert main.read(["--cpu", "make", "--cpu"], {}) == main.Request(["make", "--cpu"], "cpu")
+    assert main.read(["--repair"], {"YUEGP_STACK": "CUDA"}) == main.Request([], "cuda", repair=True)
+
+
+# ---- When something fails --------------------------------------------------------------------------------------------
 
 
 def test_without_network_it_says_so_in_a_sentence_and_ends_with_4(house: House) -> None:
-    code, out, err = house.start("make", PIP_MOOD="offline")
+    code, out, err = house.start("make", FAKE_MOOD="offline")
     assert (code, out) == (4, "")
-    assert "The package index could not be reached while installing torch." in err and "NewConnection" not in err
+    *_, what, hint = err.strip().splitlines()
+    assert what == "The package index could not be reached while installing uv."
+    assert hint.startswith("Connect to the internet (behind a proxy, set HTTPS_PROXY). Then start again")
+    assert "NewConnection" not in err and len(house.installed()) == 1, "found out at the first step"
     assert house.start()[0] == 7, "the next start, connected, is a normal first one"
 
 
 def test_another_failure_shows_the_tail_and_where_the_rest_is(house: House) -> None:
-    code, _, err = house.start(PIP_MOOD="broken")
+    code, _, err = house.start(FAKE_MOOD="broken")
     assert code == 4 and "    ERROR: Failed to build something" in err and "install.log" in err
+
+
+def test_without_uv_pip_does_all(house: House) -> None:
+    code, _, err = house.start(FAKE_MOOD="no-uv")
+    assert code == 7, err
+    assert house.installed() == [UV, "pip:torch==2.13.0+cpu", "pip:packages.txt"]
+    assert house.record()["installer"] == "pip"
+    assert house.start("--repair", "install", YUEGP_INSTALLER="pip")[0] == 0
+    assert house.installed() == ["pip:torch==2.13.0+cpu", "pip:packages.txt"]
+
+
+def test_where_uv_fails_pip_takes_over(house: House) -> None:
+    code, _, err = house.start(FAKE_MOOD="uv-fails")
+    assert code == 7, err
+    assert [name for name in house.installed() if name.startswith("pip")] == [
+        UV,
+        "pip:torch==2.13.0+cpu",
+        "pip:packages.txt",
+    ]
+
+
+def test_where_the_small_torch_cannot_be_had_the_large_one_serves(house: House) -> None:
+    code, _, err = house.start(FAKE_MOOD="no-cpu-torch")
+    assert code == 7, err
+    tried = [name for name in house.installed() if "torch" in name]
+    assert tried[-2:] == ["uv cpu:torch==2.13.0", "uv:torch-cpu.txt"] and len(tried) == 4
+    assert "the one with CUDA, 4 GB larger" in err
+
+
+CUDA = {"YUEGP_STACK": "cuda"}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the addresses of other systems are the same question")
+def test_a_failed_optional_wheel_never_stops_the_program(house: House) -> None:
+    """flash-attn not to be had is the first complaint about every YuE program."""
+    code, _, err = house.start(FAKE_MOOD="no-wheels", **CUDA)
+    assert code == 7, err
+    optional = house.record()["optional"]
+    assert isinstance(optional, dict) and "HTTP error 404" in optional["exllamav2"]
+    failed = house.record()["failed"]
+    assert isinstance(failed, dict) and "exllamav2" in failed, "doctor reads it"
+    assert "without exllamav2: ERROR: HTTP error 404" in err
+    assert "torch sees no NVIDIA card" in err
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the addresses of other systems are the same question")
+def test_a_flash_attn_that_does_not_load_is_removed(house: House) -> None:
+    """An ABI-mismatched flash-attn breaks `import exllamav2`, which catches only its absence."""
+    code, _, err = house.start(FAKE_MOOD="bad-flash_attn", **CUDA)
+    assert code == 7, err
+    optional = house.record()["optional"]
+    assert isinstance(optional, dict) and optional["exllamav2"] == "installed"
+    if sys.version_info[:2] != (3, 13):  # no address is known for it
+        assert "undefined symbol" in optional["flash-attn"]
+    assert "flash_attn.py" not in house.modules() and "exllamav2.py" in house.modules()
+
+
+def test_a_package_that_does_not_load_is_named(house: House) -> None:
+    code, _, err = house.start(FAKE_MOOD="bad-soxr")
+    assert code == 4 and "soxr was installed but does not work: ImportError: undefined symbol" in err
+    assert "--repair" in err and not (house.root / ".venv" / "yuegp.json").exists()
+
+
+def test_a_package_with_a_stand_in_of_ours_may_fail(house: House) -> None:
+    code, _, err = house.start("songs", FAKE_MOOD="bad-bitsandbytes")
+    assert code == 7 and "bitsandbytes does not work here: ImportError: undefined symbol" in err
+    failed = house.record()["failed"]
+    assert isinstance(failed, dict) and "undefined symbol" in failed["bitsandbytes"]
+
+
+def test_repair_builds_anew(house: House) -> None:
+    house.start("install")
+    house.installed()
+    (house.root / ".venv" / "rubbish").touch()
+    assert house.start("--repair", "songs")[0] == 7
+    assert house.installed() == BASE and not (house.root / ".venv" / "rubbish").exists()
+    assert not (house.root / ".launch" / "old").exists()
+
+
+def test_an_environment_of_somebody_else_is_left_alone(house: House) -> None:
+    theirs = house.root / ".venv"
+    theirs.mkdir()
+    (theirs / "pyvenv.cfg").write_text("home = /usr/bin\n")
+    code, out, err = house.start("songs")
+    assert code == 7 and ".venv was not made by launch.py: it stays as it is" in err
+    assert json.loads(out)["prefix"] == str(house.root / ".venv-yuegp")
+    assert [path.name for path in theirs.iterdir()] == ["pyvenv.cfg"]
+    code, _, err = house.start("songs")
+    assert (code, err) == (7, "")
+    house.start("reset")
+    assert theirs.exists() and not (house.root / ".venv-yuegp").exists()
 
 
 def test_an_environment_that_lost_its_python_is_built_again(house: House) -> None:
@@ -381,22 +252,22 @@ def test_an_environment_that_lost_its_python_is_built_again(house: House) -> Non
     assert house.start()[0] == 7 and house.installed() == BASE
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"stack": "rocm"}', "\xff"])
-def test_a_damaged_stamp_means_building_again(tmp_path: Path, text: str) -> None:
-    (tmp_path / ".venv").mkdir()
-    (tmp_path / ".venv" / "yuegp.json").write_text(text, "latin-1")
-    assert launch.needed(tmp_path, "auto", tests=False) == "everything"
+def test_the_folder_may_be_moved(house: House) -> None:
+    house.start("install")
+    house.installed()
+    moved = house.root.with_name("elsewhere é")
+    house.root.rename(moved)
+    house.root = moved
+    code, out, err = house.start("songs")
+    assert (code, err) == (7, "") and json.loads(out)["prefix"] == str(moved / ".venv")
 
 
-def test_two_first_starts_at_once_install_once(house: House) -> None:
-    first = house.popen_until("requirements-cpu.txt")
-    second = house.popen()
-    assert second.stderr and "Another start is installing" in second.stderr.readline()
-    os.killpg(first.pid, signal.SIGKILL)  # the one waited for dies: the other takes over
-    first.communicate()
-    _, err = second.communicate(timeout=60)
-    assert second.returncode == 7, err
-    assert house.installed() == ["requirements-cpu.txt", *BASE]
+def test_reset_removes_the_environment_and_nothing_else(house: House) -> None:
+    house.start("install")
+    (house.root / "songs").mkdir()
+    code, out, err = house.start("reset")
+    assert (code, out) == (0, "") and "Songs and models are untouched" in err
+    assert not (house.root / ".venv").exists() and (house.root / "songs").exists()
 
 
 def test_a_wrong_stack_is_refused_before_anything_happens(house: House) -> None:
@@ -410,11 +281,117 @@ def test_a_folder_that_cannot_be_written_is_named(house: House) -> None:
     assert code == 4 and ".launch" in err and "where you may write" in err and "Traceback" not in err
 
 
+def test_update_outside_git_says_how(house: House) -> None:
+    code, _, err = house.start("update")
+    assert code == 0 and "unpack the new version over it" in err and house.installed() == BASE
+
+
+@pytest.mark.skipif(not shutil.which("git"), reason="git is not here")
+def test_update_fetches_and_sets_up(house: House, tmp_path: Path) -> None:
+    theirs = tmp_path / "theirs"
+
+    def git(*args: str, cwd: Path = house.root) -> None:
+        who = ["-c", "user.name=a", "-c", "user.email=a@b", "-c", "commit.gpgsign=false", "-c", "init.defaultBranch=m"]
+        subprocess.run(["git", *who, *args], cwd=cwd, check=True, capture_output=True)
+
+    (house.root / ".gitignore").write_text(".venv/\n.launch/\n__pycache__/\n")
+    git("init")
+    git("add", ".")
+    git("commit", "-m", "first")
+    git("clone", str(house.root), str(theirs), cwd=tmp_path)
+    git("remote", "add", "origin", str(theirs))
+    git("fetch")
+    git("branch", "--set-upstream-to", "origin/m")
+    house.start("install")
+    house.installed()
+    (theirs / "requirements.txt").write_text("numpy>=1\n")
+    git("commit", "-a", "-m", "second", cwd=theirs)
+    code, _, err = house.start("update")
+    assert code == 0 and "The requirements have changed" in err, err
+    assert "uv:requirements.txt" in house.installed()
+    theirs.rename(tmp_path / "gone")
+    code, _, err = house.start("update")
+    assert code == 4 and "git could not fetch the newest version" in err
+
+
+@pytest.mark.parametrize("version", ["2.7", "3.7"])
+def test_a_python_too_old_is_told_so(version: str) -> None:
+    found = shutil.which(f"python{version}")
+    if not found or subprocess.run([found, "-c", ""], capture_output=True).returncode:
+        pytest.skip(f"no Python {version} here")
+    answer = subprocess.run([found, str(ROOT / "launch.py")], capture_output=True, text=True)
+    assert answer.returncode == 4 and f"this is Python {version}." in answer.stderr
+
+
+# ---- Interrupted -----------------------------------------------------------------------------------------------------
+
+
+def test_killed_at_any_point_of_the_set_up_the_next_start_ends_well(house: House) -> None:
+    """SIGKILL to everything, at random ones of all the points there are; then a start that must repair what is left."""
+    assert house.start("test", "--version")[0] == 1  # the stand-in for pytest cannot be run
+    whole, points = house.modules(), house.events()
+    assert points > 15
+    house.installed()
+    for point in [1, 2, 3, *sorted(random.Random(8).sample(range(4, points), 4)), points]:
+        shutil.rmtree(house.root / ".venv")
+        child = house.popen_until(f"stop:{point}", "test", "--version")
+        os.killpg(child.pid, signal.SIGKILL)
+        child.communicate()
+        assert not (house.root / ".venv" / "yuegp.json").exists(), point
+        house.installed(), house.events()
+        _, _, err = house.start("test", "--version")
+        assert "Ready after" in err, (point, err)
+        assert house.modules() == whole and house.installed() == [*BASE, "uv:test.txt"], point
+        house.events()
+
+
+def test_killed_while_building_anew_the_next_start_ends_well(house: House) -> None:
+    house.start("install")
+    house.events(), house.installed()
+    child = house.popen_until("packages.txt", "--repair", "install")
+    os.killpg(child.pid, signal.SIGKILL)
+    child.communicate()
+    house.installed()
+    assert house.start("songs")[0] == 7 and house.installed() == BASE
+
+
+def test_killed_while_adding_the_test_tools_the_rest_still_serves(house: House) -> None:
+    house.start("install")
+    child = house.popen_until("test.txt", "test", "--version")
+    os.killpg(child.pid, signal.SIGKILL)
+    child.communicate()
+    house.installed()
+    assert house.start("songs")[0] == 7 and house.installed() == []
+    house.start("test", "--version")
+    assert house.installed() == ["uv:test.txt"]
+
+
+def test_ctrl_c_while_installing_takes_the_installer_along(house: House) -> None:
+    child = house.popen_until("packages.txt")
+    child.send_signal(signal.SIGINT)
+    _, err = child.communicate(timeout=180)
+    assert child.returncode == 130 and "Stopped. The next start begins the set-up anew." in err
+    with pytest.raises(ProcessLookupError):
+        os.killpg(child.pid, 0)
+    assert house.start()[0] == 7
+
+
+def test_two_first_starts_at_once_install_once(house: House) -> None:
+    first = house.popen_until("torch==2.13.0+cpu")
+    second = house.popen()
+    assert second.stderr and "Another start is installing" in second.stderr.readline()
+    os.killpg(first.pid, signal.SIGKILL)  # the one waited for dies: the other takes over
+    first.communicate()
+    _, err = second.communicate(timeout=180)
+    assert second.returncode == 7, err
+    assert house.installed() == [*BASE[:2], *BASE]
+
+
 def test_where_a_process_cannot_be_replaced_it_is_waited_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The way of Windows, driven here: exit code, working folder and environment go through."""
     code = "import os, sys; sys.exit(5 if os.environ['MARK'] == 'x' and os.path.exists('here') else 1)"
     (tmp_path / "here").touch()
     with monkeypatch.context() as patch:
         patch.setattr(os, "name", "nt")
-        got = launch.start([sys.executable, "-c", code], {**os.environ, "MARK": "x"}, tmp_path)
+        got = main.start([sys.executable, "-c", code], {**os.environ, "MARK": "x"}, tmp_path)
     assert got == 5

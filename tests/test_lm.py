@@ -11,6 +11,7 @@ import torch
 
 from yuegp.checkpoint import LlamaConfig, parse_config, read_config
 from yuegp.errors import ModelError
+from yuegp.lm import Setup
 from yuegp.lm.torch_lm import PREFILL, TorchLM
 
 VOCAB = 300
@@ -161,7 +162,7 @@ def test_bfloat16_stays_close_to_float32(pair: tuple[Any, TorchLM], tmp_path: Pa
     model.save_pretrained(tmp_path)
     ids = some_ids(30, 9)
     wanted = theirs(model, ids)[-1]
-    with TorchLM.load(tmp_path, dtype="bfloat16").open([32]) as lm:
+    with TorchLM.load(tmp_path, Setup(weights="bfloat16")).open([32]) as lm:
         lm.prefill(0, ids[:29])
         ours = lm.step(torch.tensor(ids[29:]))[0].float()
     assert float((ours - wanted).norm() / wanted.norm()) < 0.05
@@ -207,10 +208,11 @@ def test_a_configuration_we_cannot_run_is_refused(tmp_path: Path, change: dict[s
         read_config(tmp_path)
 
 
-def test_weights_that_are_no_numbers_are_refused_at_load(tmp_path: Path) -> None:
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
+def test_weights_that_are_no_numbers_are_refused_at_load(tmp_path: Path, value: str) -> None:
     model = save_llama(tmp_path, 2, shard="1GB")
     with torch.no_grad():
-        model.model.layers[1].mlp.up_proj.weight[3, 3] = float("nan")
+        model.model.layers[1].mlp.up_proj.weight[3, 3] = float(value)
     model.save_pretrained(tmp_path, max_shard_size="1GB")
     for stale in tmp_path.glob("*-of-*"):
         stale.unlink()

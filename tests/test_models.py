@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from released import write_released
 
 from tools.make_set import SIZES, codec_tensors, lm_tensors, make_set, upsampler_tensors
-from yuegp import models
+from yuegp import models, places, registry, verify
 from yuegp.codec import check_codec
 from yuegp.errors import ModelError
 from yuegp.models import ModelSet, check, find, safetensors_header
@@ -88,18 +89,77 @@ def test_a_folder_without_set_json_is_refused(tmp_path: Path) -> None:
         find(str(tmp_path))
 
 
-def test_a_released_model_that_is_not_on_disk_is_named_with_its_place(
+def test_a_released_model_that_is_not_on_disk_is_named_with_how_to_get_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("YUEGP_MODELS", str(tmp_path))
     with pytest.raises(ModelError, match="needs the folder YuE-s1-7B-anneal-zh-icl") as caught:
         find("yue-zh-icl")
-    assert str(tmp_path / "YuE-s1-7B-anneal-zh-icl") in caught.value.hint
-    for repo in ("YuE-s1-7B-anneal-zh-icl", "YuE-s2-1B-general", "xcodec_mini_infer"):
-        (tmp_path / repo).mkdir()
-    found = find("yue-zh-icl")
-    assert found.layout == YUE_V1 and found.mode == "icl" and "Mandarin" in found.title
+    assert "models get yue-zh-icl" in caught.value.hint and "demo needs nothing" in caught.value.hint
+
+
+@pytest.fixture(scope="module")
+def released(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A models folder with one released set: YuE's vocabularies and file names, tiny widths."""
+    folder = tmp_path_factory.mktemp("models")
+    write_released(folder)
+    return folder
+
+
+@pytest.fixture
+def own(released: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The same, to be damaged, as the program's own."""
+    folder = Path(shutil.copytree(released, tmp_path / "home" / "models"))
+    monkeypatch.delenv("YUEGP_MODELS", raising=False)
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    return folder
+
+
+STAGE1, STAGE2, SOUND = "YuE-s1-7B-anneal-en-cot", "YuE-s2-1B-general", "xcodec_mini_infer"
+
+
+def test_a_released_set_is_put_together_from_its_folders(own: Path, yue_tokenizer: Path) -> None:
+    shutil.copy(yue_tokenizer, own / STAGE1 / "tokenizer.model")
+    found = find("yue-en-cot")
+    assert (found.stage1, found.stage2, found.codec) == (own / STAGE1, own / STAGE2, own / SOUND)
+    assert found.layout == YUE_V1 and found.mode == "cot" and "English" in found.title
     assert found.tokenizer_path == found.stage1 / "tokenizer.model"
+    check(found)
+
+
+def test_the_tokenizer_of_another_folder_serves_where_a_copy_lacks_it(own: Path) -> None:
+    (own / STAGE1 / "tokenizer.model").unlink()
+    assert find("yue-en-cot").tokenizer_path == own / STAGE2 / "tokenizer.model"
+
+
+def test_a_stage_2_model_in_stage_1s_place_is_named(own: Path) -> None:
+    """ComfyUI_YuE issue 21, the other way round too: the wrong folder in the slot, and an error half a song later."""
+    shutil.rmtree(own / STAGE1)
+    shutil.copytree(own / STAGE2, own / STAGE1)
+    with pytest.raises(ModelError, match=r"holds a Stage-2 model .*stands in Stage 1's place"):
+        check(find("yue-en-cot"))
+
+
+def test_what_was_chosen_is_taken_before_what_has_more_bits(own: Path) -> None:
+    small = own / f"{STAGE1}-nf4"
+    shutil.copytree(own / STAGE1, small)
+    assert find("yue-en-cot").stage1 == own / STAGE1
+    registry.remember(sets={"yue-en-cot": ["s1-en-cot-nf4", "s2", "codec"]})
+    assert find("yue-en-cot").stage1 == small
+    assert find("s1-en-cot").stage1 == own / STAGE1
+    assert find("s1-en-cot-nf4").stage1 == small
+
+
+def test_an_incomplete_folder_is_used_so_that_its_fault_is_named(own: Path) -> None:
+    (own / STAGE1 / "model-00002-of-00003.safetensors").unlink()
+    with pytest.raises(ModelError, match="lacks 1 of its 3 weight files: model-00002-of-00003"):
+        check(find("yue-en-cot"))
+
+
+def test_an_unfinished_download_is_no_model(own: Path) -> None:
+    places.write_pin(registry.CHECKPOINTS["s1-en-cot"], places.Pin("m-a-p/x", None, "0" * 40))
+    with pytest.raises(ModelError, match="download of s1-en-cot, which the model yue-en-cot needs, was not finished"):
+        find("yue-en-cot")
 
 
 def test_models_lie_in_the_home_unless_told_otherwise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -224,8 +284,11 @@ def test_weights_that_are_not_numbers_are_refused(tiny: Path, name: str, value: 
 
 def test_large_files_are_not_scanned(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     poke(tiny / FILES[1], "model.norm.weight", np.float32(np.nan).tobytes()[2:])
+    monkeypatch.setattr(verify, "SCAN_LIMIT", 1000)
     monkeypatch.setattr(models, "SCAN_LIMIT", 1000)
     check(find(str(tiny)))
+    with pytest.raises(ModelError, match="NaN"):
+        check(find(str(tiny)), lambda name, done, total: None)
 
 
 def test_missing_tensors_are_counted_and_the_first_five_named(tiny: Path) -> None:
@@ -239,7 +302,7 @@ def test_shapes_that_contradict_the_config_are_refused(tiny: Path) -> None:
     assert "gate_proj.weight (32, 16) instead of (64, 16)" in refusal(tiny)
 
 
-def test_quantized_weights_are_refused(tiny: Path) -> None:
+def test_weights_quantized_in_an_unknown_way_are_refused(tiny: Path) -> None:
     def pack(header: dict[str, Any]) -> None:
         header["model.norm.weight"] |= {"dtype": "I8", "shape": [16]}
 

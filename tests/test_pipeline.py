@@ -10,10 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
+import torch
 from conftest import ROOT
 
-from yuegp import library, models, pipeline
-from yuegp.errors import Cancelled, LibraryError, ModelError, RequestError
+from yuegp import library, models, pipeline, rendering, studio
+from yuegp.codec import xcodec
+from yuegp.errors import Cancelled, DeviceError, LibraryError, ModelError, RequestError
+from yuegp.lm.torch_lm import TorchSession
 from yuegp.song import Reference, Sampling, Section, SongRequest, Stage, TakeInfo
 
 SECTIONS = (Section("verse", "one two three"), Section("Chorus x2", "four five"), Section("outro", "six"))
@@ -115,6 +118,119 @@ def test_progress_rises_to_the_end_of_every_stage(request_: SongRequest, tmp_pat
     assert [event for event in events if event.stage == "sound"][-1].done == events[-1].total
 
 
+def test_every_order_makes_the_same_song(request_: SongRequest, tmp_path: Path) -> None:
+    """All of Stage 1 first, the first section early, each section at once; loaded together or in turns."""
+    request = replace(request_, section_seconds=4)
+    takes = [make(request, tmp_path, hear=hear)[2] for hear in ("stages", "first", "sections")]
+    apart = plan_apart(request, tmp_path)
+    for take in (*takes[1:], apart):
+        assert (take.load_stage1() == takes[0].load_stage1()).all() and take.info.spans == takes[0].info.spans
+        assert (take.load_stage2()[0] == takes[0].load_stage2()[0]).all()
+        assert take.mix.read_bytes() == takes[0].mix.read_bytes()
+
+
+def plan_apart(request: SongRequest, root: Path) -> library.Take:
+    """The same with one model loaded at a time, so that Stage 1 begins anew after each section."""
+    plan = pipeline.plan(request)
+    song = library.create(plan.request, root)
+    take = song.new_take(TakeInfo(number=0, request=song.request))
+    with pytest.MonkeyPatch.context() as patch:
+        real = studio.plan_memory
+        apart = {"together": False, "parked": (), "caches": "rebuilt", "hear": "sections"}
+        patch.setattr(studio, "plan_memory", lambda *arguments: replace(real(*arguments), **apart))
+        cast = pipeline.run(plan, take, device="cpu")
+    assert cast is not None and cast.swaps >= 2
+    return take
+
+
+def test_sections_are_refined_as_they_are_written(request_: SongRequest, tmp_path: Path) -> None:
+    stages: list[str] = []
+
+    def watch(event: pipeline.Event) -> None:
+        if not stages or stages[-1] != event.stage:
+            stages.append(event.stage)
+
+    make(replace(request_, section_seconds=4), tmp_path, watch=watch, hear="sections")
+    assert stages == ["writing", "refining"] * 2 + ["sound"], "a chunk of six seconds is full in the second section"
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_running_out_of_memory_makes_the_song_with_less(
+    request_: SongRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: int
+) -> None:
+    """Inherited fault: an out-of-memory error loses the song. Nothing finished is made again, the user is
+    told, and the song is the one that was asked for."""
+    request = replace(request_, section_seconds=4)
+    _, _, whole = make(request, tmp_path)
+    real, failures, notes, saved = TorchSession.step, [], [], []
+
+    def step(self: Any, ids: Any, select: Any = None) -> Any:
+        stage2 = self._network.config.hidden == 8
+        late = self.length(0) > (400 if stage2 else 900)
+        if stage == 1 + stage2 and late and len(failures) < stage:
+            failures.append(len(take.info.spans))
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return real(self, ids, select)
+
+    if stage == 3:
+        monkeypatch.setattr(xcodec.XCodec, "decode", _full)
+    else:
+        monkeypatch.setattr(TorchSession, "step", step)
+    plan = pipeline.plan(request)
+    song = library.create(plan.request, tmp_path)
+    take = song.new_take(TakeInfo(number=0, request=song.request))
+
+    def watch(event: pipeline.Event) -> None:
+        notes.extend([event.note] * bool(event.note))
+        saved.append(len(take.info.spans))
+
+    monkeypatch.setattr(studio, "plan_memory", _roomy(studio.plan_memory))
+    if stage == 3:
+        with pytest.raises(DeviceError, match="ran out of memory"):
+            pipeline.run(plan, take, watch, "cpu")
+        monkeypatch.undo()
+        pipeline.run(plan, take, watch, "cpu")
+    else:
+        pipeline.run(plan, take, watch, "cpu")
+        assert len(failures) == len(notes) == stage
+        assert all(note.startswith(f"Memory ran out in Stage {stage}. Going on ") for note in notes)
+    assert saved == sorted(saved)
+    assert (take.load_stage2()[0] == whole.load_stage2()[0]).all()
+    assert take.mix.read_bytes() == whole.mix.read_bytes()
+
+
+def test_candidates_for_which_memory_runs_out_are_written_in_smaller_batches(
+    request_: SongRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan, _, take = make(replace(request_, section_seconds=1), tmp_path)
+    wanted, _ = pipeline.candidates(plan, take, 1, [7, 8, 9], lambda event: None, "cpu")
+    real, widths = TorchSession.step, []
+
+    def step(self: Any, ids: Any, select: Any = None) -> Any:
+        widths.append(len(ids))
+        if len(ids) > 2:  # a take is two rows, with guidance
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return real(self, ids, select)
+
+    monkeypatch.setattr(TorchSession, "step", step)
+    found, _ = pipeline.candidates(plan, take, 1, [7, 8, 9], lambda event: None, "cpu")
+    assert widths[0] == 6 and set(widths[1:]) == {2}
+    assert [c.codes.tolist() for c in found] == [c.codes.tolist() for c in wanted]
+
+
+def _full(*arguments: Any) -> Any:
+    raise DeviceError("The graphics card ran out of memory in the codec.", "") from torch.OutOfMemoryError()
+
+
+def _roomy(real: Any) -> Any:
+    """Plans with something left to be given up: both models loaded, many chunks at once."""
+
+    def plan(need: Any, card: Any, ram: int) -> Any:
+        return replace(real(need, card, ram), together=True, caches="kept", stage2_batch=12)
+
+    return plan
+
+
 def test_only_the_first_sections_on_request(request_: SongRequest, tmp_path: Path) -> None:
     plan, song, take = make(replace(request_, first_sections=1), tmp_path)
     assert len(take.info.spans) == 1 and len(plan.sections) == 3
@@ -174,8 +290,9 @@ def sound(path: Path, seconds: float, rate: int = 16000, channels: int = 1, seed
 def heads(request: SongRequest, root: Path) -> tuple[int, ...]:
     """The head's ids, reference included, as the pipeline builds it."""
     plan, song, _ = make(replace(request, first_sections=1), root)
-    codes = pipeline._reference_codes(replace(plan, request=song.request), lambda event: None, "cpu")
-    return pipeline._prompts(plan.models, plan.tags, plan.sections, codes).head
+    assert song.request.reference is not None
+    codes = rendering.reference_codes(plan, song.request.reference, lambda event: None, "cpu")
+    return pipeline.prompts_of(plan, codes).head
 
 
 def test_a_mix_as_reference_stands_in_the_head(request_: SongRequest, tmp_path: Path) -> None:
@@ -210,7 +327,7 @@ def test_a_long_reference_is_only_heard_around_its_window(
     path = sound(tmp_path / "long.wav", 12)
     near = replace(request_, reference=Reference(mix=path, start=5, end=6.5))
     whole = heads(near, tmp_path)
-    monkeypatch.setattr(pipeline, "REFERENCE_MARGIN", 2)
+    monkeypatch.setattr(rendering, "REFERENCE_MARGIN", 2)
     margin = heads(near, tmp_path)
     assert len(margin) == len(whole)
     same = sum(a == b for a, b in zip(margin, whole, strict=True)) / len(whole)

@@ -180,3 +180,26 @@ def test_released_batches_are_grouped_by_length(tmp_path: Path) -> None:
     plan = fresh(750)
     groups = [[c.frames for c in batch] for batch in stage2.batches(plan, 3)]
     assert groups == [[300, 300, 300], [300], [150, 150]]
+
+
+def test_batches_of_the_same_shape_share_their_caches(
+    pair: tuple[Any, TorchLM], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A card records its steps once per session: four equal batches must not record four times."""
+    monkeypatch.setattr(stage2, "CHUNK", 4)
+    _, engine = pair
+    opened: list[list[int]] = []
+    open_session = engine.open
+
+    def counted(capacities: list[int], keep: Any) -> Any:
+        opened.append(capacities)
+        return open_session(capacities, keep)
+
+    monkeypatch.setattr(engine, "open", counted)
+    codes = np.random.default_rng(1).integers(0, LAYOUT.codebook_size, (2, 18))
+    plan = stage2.chunks(np.zeros((2, 18), bool))
+    together = list(stage2.refine(engine, LAYOUT, codes, plan, 2))
+    assert [len(batch) for batch in together] == [2] * 5 and len(opened) == 2
+    alone = [stage2.refine(engine, LAYOUT, codes, [chunk], 1) for chunk in plan]
+    for ours, wanted in zip((done for batch in together for done in batch), alone, strict=True):
+        assert np.array_equal(ours.codes, next(wanted)[0].codes)

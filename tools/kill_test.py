@@ -63,7 +63,8 @@ def go_on(root: Path, request: SongRequest, begin: Callable[[Take], None] = lamb
     numbers = song.take_numbers()
     take = song.take(numbers[-1]) if numbers else song.new_take(TakeInfo(number=0, request=song.request))
     begin(take)
-    pipeline.run(pipeline.plan(take.info.request), take, device="cpu")
+    # Previews are written by a thread of their own, at moments of its own: steps could not be told apart.
+    pipeline.run(pipeline.plan(take.info.request), take, device="cpu", previews=False)
 
 
 def kill() -> None:

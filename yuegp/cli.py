@@ -1,4 +1,5 @@
-"""The command line: every command and option, and how failures are told. The commands are `making.py` and `keeping.py`.
+"""The command line: every command and option, and how failures are told. The commands are `making.py`, `keeping.py`,
+`examining.py`, `measuring.py`, `pressing.py` and `weights.py`.
 
 Exit codes: 0 done, 2 request, 3 model, 4 device, 5 library, 1 our own fault, 130 stopped by the user.
 """
@@ -11,7 +12,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
-from . import __version__, examining, keeping, making
+from . import __version__, examining, keeping, machines, making, measuring, pressing, weights
 from .errors import Cancelled, YueGPError
 from .song import PRESETS
 
@@ -29,8 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             stream.reconfigure(encoding="utf-8", errors="replace")
     arguments = build_parser().parse_args(argv)
     if not hasattr(arguments, "run"):
-        welcome()
-        return 0
+        arguments = build_parser().parse_args(["ui"])
     try:
         return arguments.run(arguments) or 0
     except YueGPError as exc:
@@ -46,16 +46,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
 
 
-def welcome() -> None:
-    """What a first call without arguments shows."""
-    print(
-        f"yuegp {__version__}: lyrics and tags in, a song out.\n\n"
-        "The web page is not built yet. From the command line, try:\n\n"
-        "  python launch.py make --lyrics examples/paper-lanterns.txt "
-        '--tags "inspiring female uplifting pop airy vocal"\n\n'
-        "That uses the tiny model that comes with the program: it hums along with your words, to a small band.\n"
-        "All commands: python launch.py --help"
-    )
+def show_page(arguments: argparse.Namespace) -> None:
+    """Show the web page. Its rooms are loaded now: the other commands need none of them."""
+    from ui.serve import serve
+
+    serve(arguments)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -69,6 +64,14 @@ def build_parser() -> argparse.ArgumentParser:
         p.add_argument("--json", action="store_true", help="print the result as JSON, and no progress")
         p.set_defaults(run=run)
         return p
+
+    p = group.add_parser("ui", help="show the web page", description="Show the web page, until Ctrl-C.")
+    p.add_argument("--port", type=int, default=7860, metavar="N", help="where, or the next free one (default 7860)")
+    p.add_argument("--listen", action="store_true", help="let other computers on the network in; needs a password")
+    p.add_argument("--password", metavar="WORD", help="what the page asks for (or set YUEGP_PASSWORD)")
+    p.add_argument("--no-browser", action="store_true", help="do not open a browser")
+    _root_option(p)
+    p.set_defaults(run=show_page)
 
     p = command("lyrics", making.show_lyrics, "show how a lyrics file is understood")
     p.add_argument("file", help="a text file, or - for standard input")
@@ -154,14 +157,89 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to compute what is added")
     p.add_argument("--quiet", action="store_true", help="no progress")
 
+    _quant_commands(group.add_parser("quant", help="press models into fewer bits, and judge the result"))
+
     p = command("doctor", examining.doctor, "look at this machine and say what is missing")
     p.add_argument("--port", type=int, metavar="N", help="where the page should be")
 
-    p = command("bench", making.bench, "measure this machine")
-    p.add_argument("what", choices=("loops",), help="loops: our decoding loops against transformers' generate")
-    p.add_argument("--ids", type=int, default=300, help="ids per Stage-1 run (default 300)")
-    p.add_argument("--rounds", type=int, default=3, help="alternating Stage-1 runs (default 3)")
+    _models_options(command("models", weights.models, "list, download, check, add and remove models"))
+
+    _plan_options(command("plan", machines.show_plan, "show how a song would fit a graphics card, here or any other"))
+
+    p = command("bench", measuring.bench, "measure this machine")
+    p.add_argument(
+        "what",
+        choices=("lm", "song", "vs-reference", "loops"),
+        help="song: six sections through the whole program, with random weights, also as on a smaller card. "
+        "lm: speed and memory of one language model of the released size, with random weights. vs-reference: our "
+        "loop against transformers' generate, on the same weights. loops: the same for small models on one thread",
+    )
+    p.add_argument("--preset", choices=("stage1", "stage2", "demo", "released"), default="stage1",
+                   help="which (default stage1; song: released, or else small)")  # fmt: skip
+    p.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to compute")
+    p.add_argument("--engine", choices=("torch", "exl2"), default="torch", help="lm: which engine (default torch)")
+    p.add_argument(
+        "--weights",
+        choices=("float32", "float16", "bfloat16", "int8", "nf4", "bnb8", "exl2"),
+        help="lm: what weights are held as (default: as in a song)",
+    )
+    p.add_argument("--kv", choices=("same", "fp16", "q8", "q6", "q4"), default="same", help="lm: caches, exl2 only")
+    p.add_argument("--resident", type=int, metavar="N", help="lm: keep only N layers on the card and stream the others")
+    p.add_argument("--layers", type=int, metavar="N", help="real sizes, but only N layers (default: all; cpu: small)")
+    p.add_argument("--contexts", type=int, nargs="+", metavar="IDS", help="lm: lengths to measure at")
+    p.add_argument("--rows", type=int, metavar="N", help="lm: rows at once (default 2, stage2 8)")
+    p.add_argument("--folder", metavar="DIR", help="lm: this model instead of random weights")
+    p.add_argument("--vram", metavar="SIZE", help="song: as on a card of this size, such as 10GB")
+    p.add_argument("--sections", type=int, metavar="N", help="song: how many (default 6)")
+    p.add_argument("--section-seconds", type=float, metavar="S", help="song: how long (default 30, demo 6)")
+    p.add_argument("--ids", type=int, default=300, help="loops: ids per Stage-1 run (default 300)")
+    p.add_argument("--rounds", type=int, default=3, help="loops: alternating Stage-1 runs (default 3)")
     return parser
+
+
+def _plan_options(p: argparse.ArgumentParser) -> None:
+    p.add_argument("--lyrics", metavar="FILE", help="the song's words; without them, a song as long as the model can")
+    p.add_argument("--tags", default="pop", help="its tags")
+    p.add_argument("--model", default="yue-en-cot", help="a model by name (default yue-en-cot; need not be on disk)")
+    p.add_argument("--vram", metavar="SIZE", help="a card of this size, such as 10GB (default: the one here)")
+    p.add_argument("--ram", metavar="SIZE", help="free main memory (default: what is free here)")
+    p.add_argument("--headless", action="store_true", help="with --vram: no screen hangs on that card")
+    p.add_argument("--bits", type=float, metavar="N", help="bits per weight of Stage 1 (default: the most that fit)")
+    p.add_argument("--engine", choices=("exl2", "torch"), default="exl2", help="for released models (default exl2)")
+    p.add_argument("--sections", type=int, metavar="N", help="only the first N sections")
+    p.add_argument("--section-seconds", type=float, metavar="S", help="longest section (default 30)")
+    p.add_argument("--takes", type=int, default=1, metavar="N", help="versions of a section in one batch (default 1)")
+
+
+def _quant_commands(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    def command(name: str, run: Callable[[argparse.Namespace], int | None], text: str) -> argparse.ArgumentParser:
+        p = group.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+        p.set_defaults(run=run)
+        p.add_argument("--model", default="demo", help="a model by name, or the folder of a model set (default demo)")
+        p.add_argument("--rows", metavar="DIR", help="where the rows lie (default: calibration/MODEL in YUEGP_HOME)")
+        p.add_argument("--json", action="store_true", help="print the result as JSON, and no progress")
+        p.add_argument("--quiet", action="store_true", help="no progress")
+        return p
+
+    p = command("calibrate", pressing.calibrate, "collect rows of audio tokens to press and to judge with")
+    p.add_argument("--songs", type=int, default=40, metavar="N", help="songs to sample by recipe (default 40)")
+    p.add_argument("--own-songs", action="store_true", help="read your own finished songs instead")
+    p.add_argument("--seed", type=int, default=5000, help="seed of the recipe (default 5000)")
+    p.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to compute")
+
+    p = command("convert", pressing.convert, "press a model into fewer bits")
+    p.add_argument("--stage", type=int, choices=(1, 2), required=True, help="which of the set's two language models")
+    p.add_argument("--to", choices=("int8", "nf4", "exl2"), required=True, help="exl2 needs an NVIDIA card")
+    p.add_argument("--bits", type=float, default=8.0, metavar="B", help="bits per weight, exl2 only (default 8)")
+    p.add_argument("--folder", metavar="DIR", help="where to write it (default: beside the other models)")
+
+    p = command("measure", pressing.measure, "judge pressed models against their original")
+    p.add_argument("--stage", type=int, choices=(1, 2), required=True, help="which of the set's two language models")
+    p.add_argument("against", nargs="+", help="folders of pressed models; int8 or nf4 press the original on the way")
+    p.add_argument("--count", type=int, default=16, metavar="N", help="held-out rows to read (default 16)")
+    p.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to compute")
 
 
 def _make_options(p: argparse.ArgumentParser) -> None:
@@ -195,6 +273,25 @@ def _make_options(p: argparse.ArgumentParser) -> None:
     group.add_argument("--exact", action="store_true", help="guidance over the whole vocabulary, as released; slower")
     group.add_argument("--spare-end", action="store_true", help="keep the repetition penalty off the end of a section")
     _compute_options(p)
+
+
+def _models_options(p: argparse.ArgumentParser) -> None:
+    p.add_argument(
+        "action",
+        nargs="?",
+        choices=tuple(weights.ACTIONS),
+        default="list",
+        help="list: what there is, and where. get NAME: download and check. check [NAME]: read all that is here. "
+        "add FOLDER or OWNER/NAME. remove NAME: delete what was downloaded",
+    )
+    p.add_argument("words", nargs="*", help="a set (yue-en-cot), a checkpoint (s2-nf4), a repository or a folder")
+    p.add_argument("--language", choices=("en", "zh", "jp-kr", "ja", "ko"), help="get: for lyrics in this language")
+    p.add_argument("--mode", choices=("cot", "icl"), help="get: cot needs no reference (default), icl follows one")
+    p.add_argument("--for-card", metavar="SIZE", help="get: choose for a card of this size, such as 12GB")
+    p.add_argument("--name", help="add: call it so")
+    p.add_argument("--all", action="store_true", help="list: smaller copies too")
+    p.add_argument("--yes", action="store_true", help="do not ask")
+    p.add_argument("--quiet", action="store_true", help="no progress")
 
 
 def _song_options(

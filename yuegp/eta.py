@@ -17,9 +17,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from . import library
 from .errors import YueGPError
-from .pipeline import STAGE2_ROWS
 from .song import Stage, TakeInfo
-from .vocab import FRAMES_PER_SECOND
+from .vocab import FRAMES_PER_SECOND, STAGE2_CHUNK
 
 if TYPE_CHECKING:
     from .pipeline import Event
@@ -29,6 +28,9 @@ NEWEST = 12
 
 SONGS = 60
 """Newest song folders looked through for them: reading a take's page costs a third of a millisecond."""
+
+STAGE2_ROWS = 16
+"""Chunks refined at once, when nobody says otherwise: only what work is counted in."""
 
 ROW_COST = {"cpu": 0.25, "cuda": 0.02}
 """What one more row adds to a pass, as a share of a pass without rows. Measured on a CPU with the demo set, 2 to 16
@@ -104,6 +106,8 @@ class Seen:
     """Seconds an id takes; 0 while nothing is written."""
     rows: int = 0
     """Chunks refined at once."""
+    refined: int = 0
+    """Frames of both tracks that this run has refined and gone on from: its sections are refined one by one."""
 
     @property
     def drawn(self) -> int:
@@ -116,6 +120,8 @@ class Seen:
         seen = replace(self, last=event, now=now)
         if last and last.stage == "writing" and (last.stage, last.what) != (event.stage, event.what):
             seen = replace(seen, lengths=(*self.lengths, self.drawn), start=last.made)
+        if last and last.stage == "refining" and event.stage == "writing":
+            seen = replace(seen, refined=self.refined + last.made)
         if first is None or last is None or last.stage != event.stage or event.made < last.made:
             return replace(seen, first=event, entered=self.now, began=now, start=0)
         if event.stage == "writing" and event.made > first.made:
@@ -149,21 +155,22 @@ def estimate(costs: Costs, facts: Facts, seen: Seen) -> float | None:
 
 
 def _work(fill: float | None, facts: Facts, seen: Seen) -> tuple[dict[str, float], float, float]:
-    """Work left in each stage that is not over; work done by this run in the stage that runs, and how much of that
-    since its first event."""
+    """Work left in each stage that is not over; work done by this run since it took up the stage that runs, and how
+    much of that since its first event."""
     first, last = seen.first, seen.last
     if first and last and last.stage == "sound":  # each frame goes through the codec and an upsampler, per track
         return {"sound": (last.total - last.done) / 4}, last.made / 4, (last.made - first.made) / 4
-    if first and last and last.stage == "refining":
-        frames = (last.total - last.done + last.made) // 2
-        whole, done, before = (
-            refining_passes(frames, seen.rows or facts.rows, facts.device, count)
-            for count in (2 * frames, last.made, first.made)
-        )
-        return {"refining": whole - done, "sound": last.total / 2}, done, done - before
     ids = _ids_left(fill, facts, seen)
+    if first and last and last.stage == "refining":
+        frames = last.total - last.done + last.made + round(ids)  # of both tracks
+        by_sections = ids or seen.refined  # batches are what each section leaves, not what could be refined at once
+        rows = facts.rows if by_sections else seen.rows or facts.rows
+        whole, done, before = (
+            refining_passes(frames // 2, rows, facts.device, count) for count in (frames, last.made, first.made)
+        )
+        return {"refining": whole - done, "writing": ids, "sound": (last.total + ids) / 2}, done, done - before
     new = (sum(seen.lengths) + seen.drawn + ids) / 2
-    passes = refining_passes(round(facts.fresh + new), facts.rows, facts.device)
+    passes = refining_passes(max(0, round(facts.fresh + new - seen.refined / 2)), facts.rows, facts.device)
     left = {"writing": ids, "refining": passes, "sound": facts.frames + new}
     if first and last and last.stage == "writing":
         return left, last.made, last.made - first.made
@@ -190,10 +197,8 @@ def _ids_left(fill: float | None, facts: Facts, seen: Seen) -> float:
 def refining_passes(frames: int, rows: int, device: str, done: int | None = None) -> float:
     """Work of refining `frames` frames of two tracks, `rows` chunks at a time; with `done`, that of the first `done`
     frames of either track. Counted in passes of no rows: a batch takes as long as its chunks are, however few."""
-    from .stage2 import CHUNK
-
-    full, tail = divmod(frames, CHUNK)
-    batches = [(CHUNK, min(rows, 2 * full - i)) for i in range(0, 2 * full, rows)] + [(tail, 2)] * bool(tail)
+    full, tail = divmod(frames, STAGE2_CHUNK)
+    batches = [(STAGE2_CHUNK, min(rows, 2 * full - i)) for i in range(0, 2 * full, rows)] + [(tail, 2)] * bool(tail)
     left = 2 * frames if done is None else done
     passes = 0.0
     for length, width in batches:
@@ -206,16 +211,17 @@ def refining_passes(frames: int, rows: int, device: str, done: int | None = None
 # What is known beforehand
 
 
-def facts_of(info: TakeInfo, budget: int, device: str) -> Facts:
-    """What a run of this take begins with. `device` is cpu or cuda."""
+def facts_of(info: TakeInfo, budget: int, device: str, refined: int = 0) -> Facts:
+    """What a run of this take begins with. `device` is cpu or cuda; `refined` frames that were written in this take
+    are refined already."""
     count = info.request.first_sections or len(info.request.sections)
     finished = [span for span in info.spans if not span.open]
-    refined = info.stage in (Stage.STAGE2, Stage.RENDERED)
+    done = info.stage in (Stage.STAGE2, Stage.RENDERED)
     return Facts(
         budget=budget,
         todo=max(0, count - len(finished) - len(info.later)),
         lengths=tuple(2 * (span.stop - span.start) for span in (*finished, *info.later)),
-        fresh=0 if refined else _own_frames(info),
+        fresh=0 if done else max(0, _own_frames(info) - refined),
         frames=info.frames + sum(span.stop - span.start for span in info.later),
         written=len(finished),
         device=device,

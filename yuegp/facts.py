@@ -20,9 +20,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from . import __version__, library, models, shelf
+from . import __version__, library, models, places, shelf
 from .errors import YueGPError
 from .jobs import Job, Queue
+from .registry import Checkpoint
 
 PATIENCE_SECONDS = 90.0
 """For importing torch and its friends: a cold disk needs most of it."""
@@ -245,8 +246,8 @@ def _models() -> list[tuple[str, str]]:
     """Sets of which something lies on disk; a released one that was never begun is no news."""
     states = []
     for name in models.names():
-        entry = models.RELEASED.get(name)
-        if entry and not (models.models_dir() / entry.repo).is_dir():
+        parts = models.candidates(name)
+        if parts and not any(_begun(checkpoint) for checkpoint in parts["stage1"]):
             continue
         try:
             models.check(models.find(name))
@@ -254,6 +255,11 @@ def _models() -> list[tuple[str, str]]:
         except YueGPError as exc:
             states.append((name, exc.what))
     return states
+
+
+def _begun(checkpoint: Checkpoint) -> bool:
+    found = places.locate(checkpoint) or places.unfinished(checkpoint) or places.own_folder(checkpoint).is_dir()
+    return bool(found)
 
 
 def _formats() -> frozenset[str]:
@@ -285,9 +291,9 @@ def _moment(created: str) -> datetime | None:
 
 
 def _launched() -> dict[str, Any]:
-    """What launch.py wrote beside the environment this Python runs in."""
+    """What launch.py remembers of the environment this Python runs in (`door/record.py`)."""
     try:
-        noted = json.loads((Path(sys.prefix) / "yuegp-launch.json").read_text(encoding="utf-8"))
+        noted = json.loads((Path(sys.prefix) / "yuegp.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return noted if isinstance(noted, dict) else {}

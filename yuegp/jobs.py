@@ -71,6 +71,8 @@ class Progress:
     """Seconds until the whole song is done, counted from this event; None while nobody can say."""
     ready: tuple[int, ...] = ()
     """Sections that are written, counted from 0."""
+    note: str = ""
+    """The newest thing the user should know, such as that memory ran out and how it goes on."""
 
 
 @dataclass(frozen=True)

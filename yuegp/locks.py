@@ -35,17 +35,17 @@ _guard = threading.Lock()
 
 
 @contextlib.contextmanager
-def song_lock(folder: Path) -> Iterator[None]:
+def song_lock(folder: Path, doing: str = "made") -> Iterator[None]:
     """Keep a song to ourselves until the block ends. LibraryError names the process that has it, or says why the
-    folder cannot be locked."""
+    folder cannot be locked. `doing` is what is being done to the folder, for that message."""
     path = folder / LOCK
     key = os.path.normcase(os.path.realpath(folder))
     with _guard:
         if key in _held:
-            raise _taken(folder, _owner(path))
+            raise _taken(folder, _owner(path), doing)
         _held.add(key)
     try:
-        handle = _acquire(path)
+        handle = _acquire(path, doing)
         try:
             yield
         finally:
@@ -55,7 +55,7 @@ def song_lock(folder: Path) -> Iterator[None]:
             _held.discard(key)
 
 
-def _acquire(path: Path) -> int:
+def _acquire(path: Path, doing: str) -> int:
     """The open, locked file."""
     while True:
         try:
@@ -67,13 +67,13 @@ def _acquire(path: Path) -> int:
         try:
             locks = lock_handle(handle)
             if not locks and _lives(owner := _owner(path)):
-                raise _taken(path.parent, owner)
+                raise _taken(path.parent, owner, doing)
             if _is_at(handle, path):  # else the holder before us removed it between our opening and our locking it
                 _sign(handle, needed=not locks)
                 return handle
         except BlockingIOError as exc:
             os.close(handle)
-            raise _taken(path.parent, _owner(path)) from exc
+            raise _taken(path.parent, _owner(path), doing) from exc
         except OSError as exc:
             os.close(handle)
             raise _cannot_lock(path, exc) from exc
@@ -185,16 +185,16 @@ def _lives(owner: dict[str, Any]) -> bool:
     return owner["pid"] > 0 and owner["pid"] != os.getpid() and _is_running(owner["pid"])
 
 
-def _taken(folder: Path, owner: dict[str, Any]) -> LibraryError:
+def _taken(folder: Path, owner: dict[str, Any], doing: str) -> LibraryError:
     hint = "Wait until it is done, or stop it there."
     if not owner:
-        return LibraryError(f"{folder} is being made by another process.", hint)
+        return LibraryError(f"{folder} is being {doing} by another process.", hint)
     who = f"process {owner['pid']} on {owner['host']}"
     if owner["host"] != socket.gethostname():
         hint = f"Wait until it is done. If nobody works on it any more, delete {folder / LOCK}."
     elif owner["pid"] == os.getpid():
         who += " (this program)"
-    return LibraryError(f"{folder} is being made by {who} since {owner['since']}.", hint)
+    return LibraryError(f"{folder} is being {doing} by {who} since {owner['since']}.", hint)
 
 
 def _cannot_lock(path: Path, exc: OSError) -> LibraryError:

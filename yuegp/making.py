@@ -216,14 +216,6 @@ def _report(plan: SongPlan, song: Song, take: Take) -> dict[str, Any]:
     }
 
 
-def bench(arguments: argparse.Namespace) -> None:
-    from . import bench as measurements
-
-    quiet = arguments.json
-    say = (lambda text: None) if quiet else (lambda text: print(text, flush=True))
-    print(measurements.loops(arguments.ids, arguments.rounds, say=say))
-
-
 # Requests from arguments
 
 

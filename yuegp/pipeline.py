@@ -2,43 +2,37 @@
 
 `plan` refuses what cannot work before anything heavy loads (no torch). `run` goes on from whatever the take folder
 already holds, so an interrupted song is resumed by running it again, and equals an uninterrupted one. How a take
-comes to hold part of another one (continued, rewound, redone) is in `edit.py`.
+comes to hold part of another one (continued, rewound, redone) is in `edit.py`; how models share the memory there is,
+in `offload/`; what can be heard before the song is done, in `previews.py`.
 """
 
 from __future__ import annotations
 
-import contextlib
-import math
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from . import __version__, audio, lyrics, models, tags
-from .errors import Cancelled, RequestError
+from . import audio, lyrics, models, tags
+from .errors import DeviceError, RequestError
 from .library import Take
 from .locks import song_lock
-from .prompts import Prompts, budget_ids, build, prompt_limit, reference_window
-from .song import MadeWith, Reference, Section, SongRequest, Span, Stage, TakeInfo, Track
+from .prompts import Prompts, budget_ids, build, prompt_limit
+from .song import MadeWith, Reference, Section, SongRequest, Stage
 from .tokenizer import open_tokenizer
 from .vocab import FRAMES_PER_SECOND
 
 if TYPE_CHECKING:
-    from offload.device import Placement
+    from offload.swap import Cast
 
-    from .lm import LMEngine
-    from .stage1 import Score, SectionCodes
+    from .stage1 import SectionCodes
 
 LONGEST_SECTION = 60.0
 """Twice what the model was trained to write in one go; beyond, sections only fall apart."""
 
 CROSSOVERS = ("smooth", "yue")
-
-REFERENCE_MARGIN = 15
-"""Seconds heard before and after a reference's window. The released program encodes the whole file, because the
-codec's semantic branch listens far; beyond some seconds that changes nothing and only costs memory."""
 
 LEAD = 32
 """Frames rendered before a seam, for what the networks hear to one side (29), and thrown away but for the fade."""
@@ -46,19 +40,15 @@ LEAD = 32
 FADE = 2
 """Frames over which kept codes are faded in: 40 ms, long enough not to click and too short to hear two singers."""
 
-STAGE2_ROWS = 16
-"""Most chunks refined at once on a CPU: more are no faster, and finished batches are saved less often."""
-
-MEMORY_SHARE = 0.5
-"""Share of the free memory that Stage 2's caches may take."""
-
 BYTES_PER_SECOND = 3 * 44_100 * 3
 """Disk for a second of song: two stems and a mix at 24 bits, before FLAC makes them smaller."""
 
 
 @dataclass(frozen=True)
 class Event:
-    """Progress of one stage: `done` of `total` units, `made` of which were computed in this run."""
+    """Progress of one stage: `done` of `total` units, `made` of which were computed since the stage was last taken up.
+
+    A song whose sections are refined one by one goes back and forth between `writing` and `refining`."""
 
     stage: str
     what: str
@@ -66,6 +56,8 @@ class Event:
     total: int
     unit: str
     made: int
+    note: str = ""
+    """Something to be told once: that memory ran out, and how it goes on."""
 
 
 Watch = Callable[[Event], None]
@@ -167,14 +159,23 @@ def _check_room(
     """Refuse a song whose head, with the longest reference it can have, leaves no room for a section's music."""
     from .checkpoint import read_config
 
-    codes = None
-    if reference:
-        frames = int((reference.end - reference.start) * FRAMES_PER_SECOND) + 1
-        codes = np.zeros((1 + reference.dual, frames), np.int16)
+    codes = _longest_reference(reference) if reference else None
     prompts = _prompts(found, line, sections, codes)
     limit = prompt_limit(read_config(found.stage1).context, budget)
     for k in range(count):
         prompts.window(k, [[]] * k, limit)
+
+
+def prompts_of(plan: SongPlan, codes: np.ndarray | None = None) -> Prompts:
+    """The prompts of a song. `codes` are those of its reference; without them it is counted as long as it can be."""
+    if codes is None and plan.request.reference:
+        codes = _longest_reference(plan.request.reference)
+    return _prompts(plan.models, plan.tags, plan.sections, codes)
+
+
+def _longest_reference(reference: Reference) -> np.ndarray:
+    frames = int((reference.end - reference.start) * FRAMES_PER_SECOND) + 1
+    return np.zeros((1 + reference.dual, frames), np.int16)
 
 
 def _prompts(found: models.ModelSet, line: str, sections: tuple[Section, ...], codes: np.ndarray | None) -> Prompts:
@@ -190,21 +191,42 @@ def plan_for(take: Take) -> SongPlan:
     return plan(take.info.request)
 
 
-def run(plan: SongPlan, take: Take, watch: Watch = lambda event: None, device: str = "auto") -> None:
+def run(
+    plan: SongPlan,
+    take: Take,
+    watch: Watch = lambda event: None,
+    device: str = "auto",
+    *,
+    hear: str | None = None,
+    previews: bool = True,
+) -> Cast | None:
     """Make what is missing of `take`: codes of both stages, then stems and mix. Every finished section and batch is
     on disk before the next begins; `watch` may raise Cancelled at any event and nothing finished is lost. Only one
-    process at a time may make a song: LibraryError says which one does."""
+    process at a time may make a song: LibraryError says which one does.
+
+    `hear` overrides how early sections are refined (`stages`, `first`, `sections`), `previews` whether rough sound is
+    written meanwhile; neither changes the song. Returns who was on the card, if anybody had to be."""
+    from .previews import Previews
+    from .studio import Making
+
     with song_lock(take.folder.parent.parent):
         take.info = Take.open(take.folder).info  # another process may have gone on with it since it was opened
         take.sweep()
-        while take.info.later or missing_sections(plan, take):
-            if missing_sections(plan, take):
-                _write(plan, take, watch, device)
-            else:
-                _join_later(take)
-        if take.info.stage is not Stage.RENDERED:
-            _refine(plan, take, watch, device)
-            _render(plan, take, watch, device)
+        if take.info.stage is Stage.RENDERED and not take.info.later and not missing_sections(plan, take):
+            Previews(take, plan.models.codec, on=False).discard()  # a run may have ended just before it did so
+            return None
+        with Making(plan, take, watch, device, previews) as making:
+            making.open(hear)
+            while take.info.later or missing_sections(plan, take):
+                if missing_sections(plan, take):
+                    making.write()
+                else:
+                    _join_later(take)
+            if take.info.stage is not Stage.RENDERED:
+                making.guarded(2, making.refine)
+                take.save_info(replace(take.info, stage=Stage.STAGE2))
+                making.render()
+            return making.cast
 
 
 def missing_sections(plan: SongPlan, take: Take) -> range:
@@ -214,64 +236,48 @@ def missing_sections(plan: SongPlan, take: Take) -> range:
     return range(first, later[0].section if later else plan.count)
 
 
-def _write(plan: SongPlan, take: Take, watch: Watch, device: str) -> None:
-    from .stage1 import write_sections
-
-    spans = take.info.spans
-    opened = spans[-1] if spans and spans[-1].open else None
-    finished = spans[:-1] if opened else spans
-    written = take.load_stage1()
-    past = [written[:, 0, span.start : span.stop] for span in finished]
-    beginning = written[:, 0, opened.start : opened.stop] if opened else None
-    written = written[:, :, : finished[-1].stop if finished else 0]
-    def done() -> int:
-        return sum(not span.open for span in take.info.spans)
-
-    with _timed(take, "stage1"), _stage1(plan, take, watch, device, done) as (engine, score, made_with, progress):
-        todo, seed = missing_sections(plan, take), plan.request.seed
-        for section in write_sections(engine, score, seed, todo, past, beginning, progress):
-            start = written.shape[2]
-            stop = start + section.codes.shape[1]
-            span = Span(section.section, start, stop, section.ended, take.info.number, seed)
-            written = np.concatenate([written, section.codes[:, None]], axis=2)
-            finished = (*finished, span)
-            take.save_stage1(written, replace(take.info, spans=finished, made_with=made_with))
-    take.save_info(replace(take.info, stage=Stage.STAGE1))
-
-
 def candidates(
     plan: SongPlan, parent: Take, section: int, seeds: Sequence[int], watch: Watch, device: str = "auto"
 ) -> tuple[list[SectionCodes], MadeWith]:
-    """One section once per seed, after the earlier sections of `parent`, in one batch. Nothing is saved here."""
+    """One section once per seed, after the earlier sections of `parent`, in as few batches as the memory allows.
+    Nothing is saved here."""
+    from offload.plan import DoesNotFit
+    from offload.swap import out_of_memory
+
     from .stage1 import write_candidates
+    from .studio import Making
 
     written = parent.load_stage1()
     past = [written[:, 0, span.start : span.stop] for span in parent.info.spans if span.section < section]
-    with _stage1(plan, parent, watch, device, lambda: section) as (engine, score, made_with, progress):
-        return write_candidates(engine, score, seeds, section, past, progress), made_with
+    found: list[SectionCodes] = []
+    with Making(plan, parent, watch, device, previews=False) as making:
+        together = len(seeds)
+        try:
+            making.open(takes=together)
+        except DoesNotFit as exc:
+            if exc.nearest is None:
+                raise
+            together = min(together, exc.nearest[0].takes)
+            making.open(takes=together)
 
+        def write() -> None:
+            with making.cast.engine(1) as engine:
+                while len(found) < len(seeds):
+                    some = seeds[len(found) : len(found) + together]
+                    progress = partial(making.progress, finished=section)
+                    found.extend(write_candidates(engine, making.score(), some, section, past, progress))
 
-@contextlib.contextmanager
-def _stage1(
-    plan: SongPlan, take: Take, watch: Watch, device: str, finished: Callable[[], int]
-) -> Iterator[tuple[LMEngine, Score, MadeWith, Callable[[str, int, int], None]]]:
-    """Everything Stage 1 needs, loaded and given back; its progress counts ids over the whole song, of which
-    `finished` sections are written."""
-    from .stage1 import Score
-
-    prompts = _prompts(plan.models, plan.tags, plan.sections, _reference_codes(plan, watch, device))
-    score = Score(prompts, plan.request.sampling, plan.budget, plan.models.drawable, take.info.muted)
-    made, last = 0, ("", 0)
-
-    def progress(what: str, done: int, total: int) -> None:
-        nonlocal made, last
-        made += done - last[1] if what == last[0] else 0
-        last = (what, done)
-        before = finished() * plan.budget
-        watch(Event("writing", f"{what} of {plan.count}", before + done, plan.count * plan.budget, "ids", made))
-
-    with _engine(plan, 1, device) as (engine, made_with):
-        yield engine, score, made_with, progress
+        while together > 1:
+            try:
+                write()
+                return found, making.made_with()
+            except (RuntimeError, MemoryError, DeviceError) as exc:
+                if not out_of_memory(exc):
+                    raise
+            together //= 2
+            making.open(takes=together)
+        making.guarded(1, write)
+        return found, making.made_with()
 
 
 def _join_later(take: Take) -> None:
@@ -303,137 +309,3 @@ def _join_later(take: Take) -> None:
             stage=Stage.NEW,
         ),
     )
-
-
-def _refine(plan: SongPlan, take: Take, watch: Watch, device: str) -> None:
-    from .stage2 import CHUNK, chunk_ids, chunks, refine
-
-    codes = take.load_stage1()[:, 0]
-    full, mask = take.load_stage2()
-    todo = chunks(mask)
-    total, before = mask.size, int(mask.sum())
-
-    def progress(what: str, count: int, of: int) -> None:
-        watch(Event("refining", "both tracks", before + count, total, "frames", count))
-
-    if todo:
-        with _timed(take, "stage2"), _engine(plan, 2, device) as (engine, _):
-            from offload.device import free_bytes
-
-            fits = int(MEMORY_SHARE * free_bytes(engine.device) / (engine.kv_bytes * chunk_ids(CHUNK)))
-            rows = max(1, min(STAGE2_ROWS, fits))
-            for batch in refine(engine, plan.models.layout, codes, todo, rows, progress):
-                for chunk, refined in ((finished.chunk, finished.codes) for finished in batch):
-                    frames = slice(chunk.start, chunk.start + chunk.frames)
-                    full[chunk.track, :, frames] = refined
-                    mask[chunk.track, frames] = True
-                take.save_stage2(full, mask, take.info)
-    take.save_info(replace(take.info, stage=Stage.STAGE2))
-
-
-def _render(plan: SongPlan, take: Take, watch: Watch, device: str) -> None:
-    from . import codec, mix
-
-    full, _ = take.load_stage2()
-    seams, leads, where = take.info.seams, take.load_leads(), _sound_device(device)
-    total = 4 * (full.shape[2] + len(seams) * LEAD)
-    base = count = 0
-
-    def progress(what: str, done: int, of: int) -> None:
-        nonlocal base, count
-        base, count = count if done == 0 else base, (count if done == 0 else base) + done
-        watch(Event("sound", f"{track.name.lower()} stem", count, total, "frames", count))
-
-    with _timed(take, "sound"):
-        decoder = codec.load_codec(plan.models.codec, where)
-        sounds: list[tuple[np.ndarray, np.ndarray]] = []
-        for track in Track:
-            upsampler = codec.load_upsampler(plan.models.codec, track, where)
-            hops, waves = (decoder.frame_size, upsampler.hop), [np.zeros(0, np.float32)] * 2
-            for i, (start, stop) in enumerate(zip((0, *seams), (*seams, full.shape[2]), strict=True)):
-                lead = leads[i - 1, track] if i else full[track, :, :0]
-                run = np.concatenate([lead, full[track, :, start:stop]], axis=1)
-                parts = codec.render_track(decoder, upsampler, run, progress)
-                fade = FADE if i else 0  # of the lead only the fade is heard
-                waves = [
-                    mix.fade_join(wave, part[(lead.shape[1] - fade) * hop :], fade * hop)
-                    for wave, part, hop in zip(waves, parts, hops, strict=True)
-                ]
-            sounds.append((waves[0], waves[1]))
-        song = mix.finish(*sounds[Track.VOCAL], *sounds[Track.INSTRUMENTAL], plan.request.crossover)
-        for path, wave in ((take.vocal, song.vocal), (take.instrumental, song.instrumental), (take.mix, song.mix)):
-            audio.write(path, wave, mix.RATE)
-    take.save_info(replace(take.info, stage=Stage.RENDERED))
-
-
-def _reference_codes(plan: SongPlan, watch: Watch, device: str) -> np.ndarray | None:
-    """Codebook-0 codes of the reference window, (1, frames) for a mix and (2, frames) for a pair; None without."""
-    reference = plan.request.reference
-    if reference is None:
-        return None
-    from .codec import load_codec
-
-    encoder = load_codec(plan.models.codec, _sound_device(device), encode=True)
-    paths = [path for path in (reference.mix, reference.vocal, reference.instrumental) if path]
-    begin = max(0, math.floor(reference.start) - REFERENCE_MARGIN)
-    tracks = []
-    for i, path in enumerate(paths):
-        watch(Event("reference", "listening", i, len(paths), "files", i))
-        wave, rate = audio.read(path)
-        stop = math.ceil((reference.end + REFERENCE_MARGIN) * rate)
-        tracks.append(encoder.encode(audio.mono16k(wave[begin * rate : stop], rate))[0])
-    frames = min(map(len, tracks))
-    codes = np.stack([track[:frames] for track in tracks])
-    return reference_window(codes, reference.start - begin, reference.end - begin)
-
-
-def _sound_device(device: str) -> str:
-    from offload.device import place
-
-    return place(0, device).device
-
-
-@contextlib.contextmanager
-def _engine(plan: SongPlan, stage: int, device: str) -> Iterator[tuple[LMEngine, MadeWith]]:
-    """The model of a stage, loaded where it runs best, and given back afterwards."""
-    import torch
-
-    from offload.device import place
-
-    from .checkpoint import read_config
-    from .lm import open_engine
-
-    folder = plan.models.stage1 if stage == 1 else plan.models.stage2
-    parameters = sum(math.prod(shape) for shape in read_config(folder).tensors().values())
-    placement: Placement = place(parameters, device)
-    engine = open_engine(folder, placement.device, placement.dtype)
-    made_with = MadeWith(
-        yuegp=__version__,
-        model=plan.models.id,
-        engine=f"torch {placement.dtype}",
-        device=placement.device,
-        torch=torch.__version__,
-        credit=plan.models.credit,
-    )
-    try:
-        yield engine, made_with
-    finally:
-        engine.unload()
-
-
-@contextlib.contextmanager
-def _timed(take: Take, stage: str) -> Iterator[None]:
-    """Add the wall seconds spent inside to the take's page: also those of a run that is stopped, since what they
-    brought is kept."""
-    start = time.monotonic()
-
-    def spent() -> TakeInfo:
-        before = take.info.seconds.get(stage, 0.0)
-        return replace(take.info, seconds={**take.info.seconds, stage: round(before + time.monotonic() - start, 2)})
-
-    try:
-        yield
-        take.info = spent()
-    except Cancelled:
-        take.save_info(spent())
-        raise

@@ -53,6 +53,9 @@ class Screen:
             return
         if self.gauge:
             self.gauge.see(event)
+        if event.note:
+            self._clear()
+            print(event.note, file=sys.stderr, flush=True)
         now = time.monotonic()
         part = (event.stage, event.what)
         if part != self._part:

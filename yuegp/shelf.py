@@ -77,7 +77,7 @@ def _shown(text: str) -> str:
 def entries(root: Path) -> list[Entry]:
     """Every song in a songs folder, newest first; none when there is no such folder. LibraryError when it cannot be
     read."""
-    found = (_entry(folder) for folder in _folders(root))
+    found = (read_entry(folder) for folder in _folders(root))
     return arranged((entry for entry in found if entry), "newest")
 
 
@@ -93,7 +93,7 @@ def _folders(root: Path) -> list[Path]:
         ) from exc
 
 
-def _entry(folder: Path) -> Entry | None:
+def read_entry(folder: Path) -> Entry | None:
     """A folder as a list shows it; None when it is no song, such as one whose creation was interrupted."""
     entry = Entry(folder, created=_date(folder))
     try:

@@ -7,7 +7,7 @@ sections are left out, never the head. A finished section is yielded at once: th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections.abc import Callable, Container, Generator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -58,7 +58,7 @@ def write_sections(
     past: Sequence[np.ndarray] = (),
     opened: np.ndarray | None = None,
     progress: Progress = lambda what, done, total: None,
-) -> Iterator[SectionCodes]:
+) -> Generator[SectionCodes, None, None]:
     """Write `sections` (neighbours, rising), one after the other.
 
     `past` holds the codes (2, frames) of the sections before the first one, in order: a resumed or continued song.

@@ -9,17 +9,17 @@ of a frame and the given first code of the next one are fed together.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from .lm import LMEngine
-from .vocab import VocabLayout
+from .lm import LMEngine, LMSession
+from .vocab import STAGE2_CHUNK, VocabLayout
 
-CHUNK = 300
-"""Frames Stage 2 was trained on: six seconds."""
+CHUNK = STAGE2_CHUNK
 
 Progress = Callable[[str, int, int], None]
 
@@ -82,42 +82,50 @@ def refine(
     Each finished batch is yielded at once: the caller saves it. To resume, pass the chunks that are missing."""
     total = sum(chunk.frames for chunk in plan)
     done = 0
-    for batch in batches(plan, rows):
-        given = np.stack([codes[c.track, c.start : c.start + c.frames] for c in batch])
+    capacities: list[int] = []
+    with contextlib.ExitStack() as opened:
+        for batch in batches(plan, rows):
+            given = np.stack([codes[c.track, c.start : c.start + c.frames] for c in batch])
+            wanted = [chunk_ids(batch[0].frames)] * len(batch)
+            if wanted != capacities:
+                opened.close()  # the old caches go before new ones come
+                lm, capacities = opened.enter_context(engine.open(wanted, layout.stage2_ids)), wanted
+            else:  # the same caches again: a card keeps the steps it has recorded for them
+                for row in range(len(batch)):
+                    lm.truncate(row, 0)
 
-        def report(frame: int, before: int = done, width: int = len(batch)) -> None:
-            progress("refining", before + frame * width, total)
+            def report(frame: int, before: int = done, width: int = len(batch)) -> None:
+                progress("refining", before + frame * width, total)
 
-        refined = _refine_batch(engine, layout, given, report)
-        done += given.size
-        yield [ChunkCodes(chunk, row) for chunk, row in zip(batch, refined, strict=True)]
+            refined = _refine_batch(engine, lm, layout, given, report)
+            done += given.size
+            yield [ChunkCodes(chunk, row) for chunk, row in zip(batch, refined, strict=True)]
 
 
 @torch.inference_mode()
 def _refine_batch(
-    engine: LMEngine, layout: VocabLayout, given: np.ndarray, report: Callable[[int], None]
+    engine: LMEngine, lm: LMSession, layout: VocabLayout, given: np.ndarray, report: Callable[[int], None]
 ) -> np.ndarray:
     """(rows, frames) codes of codebook 0 → (rows, 8, frames) int16."""
     rows, frames = given.shape
     size, residuals = layout.codebook_size, layout.codebooks - 1
     drawable = [slice(size * k, size * (k + 1)) for k in range(residuals)]
     start = layout.stage2_ids.start
-    with engine.open([chunk_ids(frames)] * rows, layout.stage2_ids) as lm:
-        firsts = torch.from_numpy(given.astype(np.int64)) + layout.code_start
-        firsts = firsts.to(engine.device)
-        one = firsts.new_ones(rows, 1)
-        prefix = torch.cat([one * layout.soa, one * layout.stage_1, firsts, one * layout.stage_2, firsts[:, :1]], 1)
-        out = firsts.new_empty(frames, residuals, rows)
-        logits = lm.step(prefix, drawable[0])
-        for t in range(frames):
-            for k in range(residuals):
-                best = logits.argmax(-1)
-                out[t, k] = best
-                ids = best + (start + size * k)
-                if k + 1 < residuals:
-                    logits = lm.step(ids, drawable[k + 1])
-                elif t + 1 < frames:
-                    logits = lm.step(torch.stack([ids, firsts[:, t + 1]], 1), drawable[0])
-            report(t + 1)
+    firsts = torch.from_numpy(given.astype(np.int64)) + layout.code_start
+    firsts = firsts.to(engine.device)
+    one = firsts.new_ones(rows, 1)
+    prefix = torch.cat([one * layout.soa, one * layout.stage_1, firsts, one * layout.stage_2, firsts[:, :1]], 1)
+    out = firsts.new_empty(frames, residuals, rows)
+    logits = lm.step(prefix, drawable[0])
+    for t in range(frames):
+        for k in range(residuals):
+            best = logits.argmax(-1)
+            out[t, k] = best
+            ids = best + (start + size * k)
+            if k + 1 < residuals:
+                logits = lm.step(ids, drawable[k + 1])
+            elif t + 1 < frames:
+                logits = lm.step(torch.stack([ids, firsts[:, t + 1]], 1), drawable[0])
+        report(t + 1)
     refined = out.permute(2, 1, 0).cpu().numpy().astype(np.int16)
     return np.concatenate([given[:, None].astype(np.int16), refined], axis=1)

@@ -14,6 +14,9 @@ import numpy as np
 FRAMES_PER_SECOND = 50
 """Codes per second and track: 16 kHz over a hop of 320 samples."""
 
+STAGE2_CHUNK = 300
+"""Frames Stage 2 was trained on at once: six seconds."""
+
 
 @dataclass(frozen=True)
 class VocabLayout:

@@ -51,13 +51,23 @@ def forecast(job: Job) -> tuple[eta.Costs, eta.Facts] | None:
 
     try:
         folder = Path(job.song)
-        info = library.open_song(folder).take(job.take).info
+        take = library.open_song(folder).take(job.take)
+        info = take.info
         device = place(0, job.device).device.split(":")[0]
         seconds = info.request.section_seconds or models.find(info.request.model).section_seconds
     except YueGPError:
         return None
     costs = eta.learn(eta.earlier_takes(folder.parent, info.request.model, device), device)
-    return costs, eta.facts_of(info, budget_ids(seconds), device)
+    return costs, eta.facts_of(info, budget_ids(seconds), device, _refined(take))
+
+
+def _refined(take: library.Take) -> int:
+    """Frames of the sections written in this take that are refined already."""
+    try:
+        mask = take.load_stage2()[1]
+    except YueGPError:  # `sing` says why
+        return 0
+    return sum(int(mask[:, s.start : s.stop].sum()) // 2 for s in take.info.spans if s.take == take.info.number)
 
 
 @dataclass
@@ -69,6 +79,7 @@ class Meter:
     costs: eta.Costs | None = None
     facts: eta.Facts | None = None
     rate: float | None = None
+    note: str = ""
 
     def __post_init__(self) -> None:
         self._began = self.clock()
@@ -78,6 +89,7 @@ class Meter:
     def see(self, event: Event) -> None:
         """Take an event in: cheap, every one may be given."""
         now = self.clock()
+        self.note = event.note or self.note
         if self._seen.last is None or self._seen.last.stage != event.stage:
             self._recent.clear()
             self.rate = None
@@ -114,6 +126,7 @@ class Meter:
             elapsed=elapsed,
             eta=left if state is State.RUNNING else None,
             ready=self._ready(event),
+            note=self.note,
         )
 
     def _ready(self, event: Event) -> tuple[int, ...]:
@@ -123,7 +136,9 @@ class Meter:
         if event.stage == "writing":
             count = event.done // self.facts.budget
         elif event.stage != "reference":
-            count = len(self.facts.lengths) + self.facts.todo
+            count += len(self._seen.lengths)
+            if len(self._seen.lengths) >= self.facts.todo:  # the kept ones that follow are there too
+                count = len(self.facts.lengths) + self.facts.todo
         return tuple(range(count))
 
 

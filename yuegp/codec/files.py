@@ -168,7 +168,14 @@ def read_tensors(path: Path, expected: Expected, entry: str | None = None) -> di
 
 
 def _read_pth(path: Path, expected: Expected, entry: str | None) -> dict[str, Tensor]:
-    """Through torch's restricted unpickler only: a `.pth` can never run code here."""
+    state = read_state(path, entry)
+    wanted = compare(path, {name: tuple(value.shape) for name, value in state.items()}, expected)
+    return {name: state[name] for name in wanted}
+
+
+def read_state(path: Path, entry: str | None) -> dict[str, Tensor]:
+    """The table of tensors in a `.pth`, or in its entry of that name. Through torch's restricted unpickler only: a
+    `.pth` can never run code here. ModelError when it tries, or holds anything else."""
     import pickle
 
     import torch
@@ -185,8 +192,7 @@ def _read_pth(path: Path, expected: Expected, entry: str | None) -> dict[str, Te
         state = state[entry]
     if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise ModelError(f"{path} holds something else than a table of tensors.", AGAIN)
-    wanted = compare(path, {name: tuple(value.shape) for name, value in state.items()}, expected)
-    return {name: state[name] for name in wanted}
+    return state
 
 
 def _check_zip(path: Path) -> None:

@@ -6,12 +6,35 @@ An engine knows integers and logits; it knows no lyrics, no paths of songs, no u
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, Self
 
+from .stored import stored_as as stored_as
+
 if TYPE_CHECKING:
     from torch import Tensor
+
+Progress = Callable[[str, int, int], None]
+"""progress(what, done, total) while weights are loaded, in bytes; may raise `Cancelled`."""
+
+
+@dataclass(frozen=True)
+class Setup:
+    """How a language model is held. Plain data: comparing, printing and saving it loads nothing.
+
+    `weights` is what they are held as: float32, float16, bfloat16, int8, nf4, bnb8 or exl2. `kv` is the type of the
+    KV cache: `same` as the engine computes in; exl2 also fp16, q8, q6 and q4. `resident` is the number of layers that
+    stay on the card, the others being sent there from RAM for every pass (torch only); None keeps all of them.
+    `adapters` are folders of LoRA adapters to merge at load, each with its strength (torch only)."""
+
+    engine: str = "torch"
+    device: str = "cpu"
+    weights: str = "float32"
+    kv: str = "same"
+    resident: int | None = None
+    adapters: tuple[tuple[str, float], ...] = ()
 
 
 class LMSession(Protocol):
@@ -57,6 +80,10 @@ class LMEngine(Protocol):
     vocab_size: int
     kv_bytes: int
     """Bytes one id of one row takes in the KV cache."""
+    setup: Setup
+    """How this engine holds its model."""
+    weight_bytes: int
+    """Bytes of weights on the device: without layers that are streamed, caches and scratch memory."""
 
     def open(self, capacities: Sequence[int], keep: Sequence[int] | None = None) -> LMSession:
         """One row per entry of `capacities` (ids each row can hold). `keep` names the ids whose logits are wanted,
@@ -68,8 +95,16 @@ class LMEngine(Protocol):
         ...
 
 
-def open_engine(folder: Path, device: str = "cpu", dtype: str = "float32") -> LMEngine:
-    """Load the model in `folder` (a released Hugging Face folder) on `device`."""
-    from .torch_lm import TorchLM
+def open_engine(folder: Path, setup: Setup, progress: Progress | None = None) -> LMEngine:
+    """Load the model in `folder` (a released Hugging Face folder, or an EXL2, int8, nf4 or 8-bit one) as `setup` says.
 
-    return TorchLM.load(folder, device=device, dtype=dtype)
+    ModelError names what is wrong with the folder, DeviceError what the machine lacks."""
+    if setup.engine == "exl2":
+        from .exl2_lm import Exl2LM
+
+        return Exl2LM.load(folder, setup, progress)
+    if setup.engine == "torch":
+        from .torch_lm import TorchLM
+
+        return TorchLM.load(folder, setup, progress)
+    raise ValueError(f"there is no engine called {setup.engine!r}")

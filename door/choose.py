@@ -1,0 +1,232 @@
+"""What to install on a machine, and why: facts in, decisions out. Looks at nothing and does nothing.
+
+The limits are those of the pinned packages:
+- torch 2.9.0 for CUDA 12.8 holds code for compute capability 7.0 to 12.0 (its release matrix); CUDA 12 programs run on
+  drivers from 525, cards of the Blackwell kind need 570 (NVIDIA's compatibility tables);
+- torch 2.13.0 for the processor: Linux with glibc from 2.28, Windows on x86-64, macOS from 14 on Apple's processors
+  (the tags of its published builds);
+- exllamav2 and flash-attn: what `requirements-fast.txt` lists; flash-attn 2 needs compute capability 8.0 (its README).
+"""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple, Sequence
+
+from .machine import PYTHONS, Card, Interpreter, Machine, fits
+from .words import SetupError
+
+ROOM = {"cpu": 3, "cuda": 12}
+"""GB that should be free before starting; a little more than is used, because downloads are unpacked beside it."""
+
+
+LONGEST_PATH = 259 - 190
+"""Characters that the environment's path may have on Windows: the longest file in torch 2.13 adds 190."""
+
+
+class Decision(NamedTuple):
+    """`what` was decided, for which `value`, and the `reason` as a clause."""
+
+    what: str
+    value: str
+    reason: str
+
+
+class Wheel(NamedTuple):
+    """A package the program can do without: where it is ready-built for this machine, or why it is not installed."""
+
+    name: str
+    url: str
+    reason: str
+
+
+class Plan(NamedTuple):
+    """The answer. `problem` is set when nothing can be installed; then the rest holds what was decided before it."""
+
+    decisions: Sequence[Decision]
+    problem: SetupError | None = None
+    python: Interpreter | None = None
+    """None: uv brings one."""
+    stack: str = "cpu"
+    torch: str = ""
+    """Where torch comes from: `locked` (the plain index, with hashes), `cpu` or `cu128` (torch's own index)."""
+    installer: str = "uv"
+    """`uv` or `pip`."""
+    wheels: Sequence[Wheel] = ()
+
+
+def how_to_get_python(system: str) -> str:
+    """One sentence."""
+    return {
+        "Windows": "Install it with: winget install Python.Python.3.12. Then start again.",
+        "Darwin": "Install it with: brew install python@3.12. Then start again.",
+    }.get(system, "Install python3.12 and python3.12-venv with your package manager. Then start again.")
+
+
+def describe(python: Interpreter) -> str:
+    kind = "" if python.kind == "cpython" else ", " + python.kind
+    return "{}.{}.{} ({}-bit{})".format(*python.version, python.bits, kind)
+
+
+def fetchers(machine: Machine) -> list[Interpreter]:
+    """Pythons that yuegp cannot run on but that can fetch uv, which fetches one it can."""
+    return [p for p in machine.pythons if p.bits == 64 and tuple(p.version) >= (3, 8) and p.has_pip]
+
+
+def choose_python(machine: Machine) -> tuple[Interpreter | None, str]:
+    """The Python to build on and why; None when uv has to bring one. Raises `SetupError` when there is no way."""
+    good = [python for python in machine.pythons if fits(python)]
+    for python in good:
+        if python.has_venv or machine.uv:
+            if machine.named_python:
+                return python, "named in YUEGP_PYTHON"
+            return python, "the first found that every package has builds for"
+    if good:
+        name = "python{}.{}".format(*good[0].version)
+        raise SetupError(
+            f"{name} is here, but without the part that makes environments (venv).",
+            f"Install it, for example with: sudo apt install {name}-venv. Then start again.",
+        )
+    seen = ", ".join(sorted({describe(python) for python in machine.pythons})) or "none that starts"
+    if machine.named_python:
+        raise SetupError(
+            f"YUEGP_PYTHON is {machine.named_python}, which is no Python 3.11, 3.12 or 3.13 (64-bit): {seen}.",
+            "Name another, or unset it.",
+        )
+    if machine.uv or fetchers(machine):
+        return None, f"found here: {seen}; uv fetches 3.12 into its own folder"
+    raise SetupError(
+        f"yuegp needs Python 3.11, 3.12 or 3.13 (64-bit); found here: {seen}.", how_to_get_python(machine.system)
+    )
+
+
+def check_platform(machine: Machine, arch: str) -> None:
+    """Raises `SetupError` for machines that torch is not published for."""
+    system, release = machine.system, machine.release
+    if system == "Darwin" and arch == "x86_64":
+        raise SetupError(
+            "torch is no longer published for Macs with Intel processors, nor for an Intel build of Python.",
+            "On a Mac with an Apple processor, install the Apple build of Python 3.12: brew install python@3.12.",
+        )
+    if system == "Darwin" and release and release < (14, 0):
+        raise SetupError("macOS {}.{} is too old: torch needs macOS 14.".format(*release), "Update macOS.")
+    if system == "Windows" and arch == "arm64":
+        raise SetupError(
+            "Some packages are not published for Windows on ARM.",
+            "Install the x64 build of Python 3.12; Windows runs it by translation. Then start again.",
+        )
+    if system == "Linux" and machine.libc != "glibc":
+        raise SetupError(
+            "torch is not published for Linux without glibc (musl, as in Alpine).",
+            "Use a distribution with glibc, such as Debian, or a container of one.",
+        )
+    if system == "Linux" and release and release < (2, 28):
+        raise SetupError(
+            "This Linux is too old: torch needs glibc 2.28, here is {}.{}.".format(*release),
+            "Use a newer release, such as Debian 10, Ubuntu 20.04, or later.",
+        )
+    if system not in ("Linux", "Windows", "Darwin") or arch not in ("x86_64", "arm64"):
+        raise SetupError(f"torch is not published for this machine ({system}, {arch}).", "Use a 64-bit PC or Mac.")
+
+
+def choose_stack(wish: str, machine: Machine) -> tuple[str, str]:
+    """`cpu` or `cuda`, and the reason."""
+    if wish == "cpu":
+        return "cpu", "as asked for"
+    if machine.system == "Darwin":
+        return "cpu", "there is no CUDA on macOS"
+    if wish == "cuda":
+        return "cuda", "as asked for"
+    if not machine.cards:
+        if "NVIDIA" in machine.unheard:
+            return "cpu", "there is an NVIDIA card, but its driver does not answer; install the driver, then --repair"
+        if machine.unheard:
+            return "cpu", f"the graphics card is from {' and '.join(machine.unheard)}; only NVIDIA's are used"
+        return "cpu", "no NVIDIA card with a working driver was found"
+    card = best(machine.cards)
+    driver = "driver " + ".".join(map(str, card.driver))
+    oldest = 570 if card.capability and card.capability >= (10, 0) else 525
+    if card.capability and card.capability < (7, 0):
+        return "cpu", f"the {card.name} is older than what current CUDA builds support"
+    if card.driver[0] < oldest:
+        return "cpu", f"{driver} of the {card.name} is older than {oldest}; update it, then start with --repair"
+    return "cuda", f"{card.name}, {driver}"
+
+
+def best(cards: Sequence[Card]) -> Card:
+    return max(cards, key=lambda card: card.capability or (0, 0))
+
+
+def choose_torch(stack: str, system: str, arch: str) -> tuple[str, str]:
+    """Where the right build of torch is, and why there.
+
+    The plain package index has the CUDA 12.8 build for Linux on x86-64 only; its build for Linux without CUDA is not
+    there at all, the plain one brings several GB of CUDA. uv knows where torch publishes the others."""
+    if stack == "cuda" and (system, arch) == ("Linux", "x86_64"):
+        return "locked", "the plain package index has the build for CUDA 12.8, checked by hashes"
+    if stack == "cuda":
+        return "cu128", "torch's own index has the build for CUDA 12.8; uv knows the way there"
+    if system == "Linux":
+        return "cpu", "torch's own index has the build without CUDA, which spares several GB; uv knows the way there"
+    return "locked", "the plain package index has the build without CUDA, checked by hashes"
+
+
+def choose_wheels(urls: Sequence[str], stack: str, machine: Machine, tag: str, arch: str) -> list[Wheel]:
+    """For each optional package: its ready-built file for this machine, or why there is none. `tag` as in cp312."""
+    out = []
+    for name in dict.fromkeys(url.rsplit("/", 1)[-1].split("-")[0] for url in urls):
+        title = name.replace("_", "-")
+        platform = {"Linux": "linux_", "Windows": "win_"}.get(machine.system, "none_")
+        platform += {"x86_64": "x86_64" if machine.system == "Linux" else "amd64", "arm64": "aarch64"}.get(arch, arch)
+        found = [url for url in urls if re.search(rf"/{name}-[^/]*-{tag}-{tag}-{platform}\.whl$", url)]
+        card = best(machine.cards) if machine.cards else None
+        if stack == "cpu":
+            out.append(Wheel(title, "", "it needs an NVIDIA card"))
+        elif not found:
+            out.append(Wheel(title, "", f"not published ready-built for {machine.system}, {arch}, Python {tag}"))
+        elif title == "flash-attn" and card and card.capability and card.capability < (8, 0):
+            out.append(Wheel(title, "", f"the {card.name} is older than what it supports"))
+        else:
+            out.append(Wheel(title, found[0], "ready-built for this Python and torch"))
+    return out
+
+
+def decide(machine: Machine, wish: str, urls: Sequence[str], installer: str = "uv") -> Plan:
+    """Everything, in the order in which one thing follows from another.
+
+    `wish`: auto, cpu or cuda; `urls`: of the optional packages' files; `installer`: uv or pip."""
+    said: list[Decision] = []
+    try:
+        python, reason = choose_python(machine)
+        said.append(Decision("Python", describe(python) if python else "3.12 by uv", reason))
+        arch = python.arch if python else machine.pythons[0].arch if machine.pythons else "x86_64"
+        check_platform(machine, arch)
+    except SetupError as problem:
+        return Plan(said, problem)
+    tag = "cp{}{}".format(*(python.version if python else PYTHONS[0]))
+    stack, reason = choose_stack(wish, machine)
+    said.append(Decision("Computes on", "an NVIDIA card" if stack == "cuda" else "the processor", reason))
+    torch, reason = choose_torch(stack, machine.system, arch)
+    version = {"cuda": "2.9.0 for CUDA 12.8", "cpu": "2.13.0 without CUDA"}[stack]
+    said.append(Decision("torch", version, reason))
+    wheels = choose_wheels(urls, stack, machine, tag, arch)
+    for wheel in wheels:
+        said.append(Decision(wheel.name, "yes" if wheel.url else "no", wheel.reason))
+    reason = "fetched into the environment; where it fails, pip takes over" if installer == "uv" else "as asked for"
+    said.append(Decision("Installer", installer, reason))
+    plan = Plan(said, None, python, stack, torch, installer, wheels)
+    if machine.free is not None and machine.free < ROOM[stack] * 10**9:
+        return plan._replace(
+            problem=SetupError(
+                f"{machine.free / 10**9:.1f} GB are free; the set-up needs {ROOM[stack]} GB.",
+                "Free some, or put the folder on another disk, then start again.",
+            )
+        )
+    if machine.system == "Windows" and machine.path_length > LONGEST_PATH:
+        return plan._replace(
+            problem=SetupError(
+                f"The path of .venv has {machine.path_length} characters; torch in it passes Windows' limit of 260.",
+                "Move the folder to a shorter path, such as C:\\yuegp, then start again.",
+            )
+        )
+    return plan

@@ -1,0 +1,217 @@
+"""What this computer is: its Pythons, its NVIDIA cards, what else decides what can be installed. No decisions.
+
+No torch is needed to know any of it: the card is asked through nvidia-smi, which comes with the driver."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Iterator, Mapping, NamedTuple, Sequence
+
+ROOT = Path(__file__).resolve().parent.parent
+PYTHONS = ((3, 12), (3, 11), (3, 13))
+"""What all pinned packages have builds for, the most widely tried first."""
+
+
+class Interpreter(NamedTuple):
+    """An answer to `PROBE`: how to start this Python, and what it is."""
+
+    command: Sequence[str]
+    version: Sequence[int]
+    bits: int = 64
+    has_venv: bool = True
+    has_pip: bool = True
+    arch: str = "x86_64"
+    """Of the interpreter, not of the processor: x86_64, arm64 or what it calls itself."""
+    kind: str = "cpython"
+    """`cpython`, `free-threaded` (its own builds of packages, which few have), `pypy` …"""
+
+
+class Card(NamedTuple):
+    """An NVIDIA card as its driver describes it; versions are (major, minor)."""
+
+    name: str
+    driver: tuple[int, int]
+    capability: tuple[int, int] | None
+    """None: a driver so old that it cannot be asked."""
+
+
+class Machine(NamedTuple):
+    """Everything a decision may depend on."""
+
+    system: str
+    """Linux, Windows or Darwin."""
+    pythons: Sequence[Interpreter]
+    """Those that start, in the order in which they are wanted, up to the first that fits."""
+    cards: Sequence[Card] = ()
+    unheard: Sequence[str] = ()
+    """Makers of graphics cards that sit in the machine, whether their driver answers or not: NVIDIA, AMD, Intel."""
+    libc: str = "glibc"
+    """On Linux: glibc, or another (musl)."""
+    release: tuple[int, int] | None = None
+    """Of glibc on Linux, of macOS on Darwin; None when unknown or of no importance."""
+    uv: str = ""
+    """A uv on the PATH."""
+    named_python: str = ""
+    """The Python that YUEGP_PYTHON asks for."""
+    free: int | None = None
+    """Bytes free where the environment goes."""
+    path_length: int = 0
+    """Characters in the path of the environment, where Windows limits it; else 0."""
+
+
+PROBE = """
+import json, platform, sys, sysconfig
+def has(*names):
+    try:
+        for name in names: __import__(name)
+        return True
+    except ImportError:
+        return False
+arch = platform.machine()
+if sys.platform == "win32":  # the build, as an x64 Python on an ARM computer is an x64 Python
+    arch = {"win-amd64": "x86_64", "win-arm64": "arm64"}.get(sysconfig.get_platform(), arch)
+kind = platform.python_implementation().lower()
+if sysconfig.get_config_var("Py_GIL_DISABLED"):
+    kind = "free-threaded"
+print(json.dumps([list(sys.version_info[:3]), 64 if sys.maxsize > 2**32 else 32, has("ensurepip", "venv"), has("pip"),
+                  {"AMD64": "x86_64", "aarch64": "arm64", "ARM64": "arm64"}.get(arch, arch), kind]))
+"""
+
+
+def clean_env(env: Mapping[str, str]) -> dict[str, str]:
+    """An environment in which a Python is itself: no foreign modules, UTF-8."""
+    # PYTHONSAFEPATH, from Python 3.11; for older ones the working folder is ours: a json.py where the user stands must
+    # not be taken for the real one.
+    out = {key: value for key, value in env.items() if key not in ("PYTHONPATH", "PYTHONHOME", "__PYVENV_LAUNCHER__")}
+    out.update(PYTHONUTF8="1", PYTHONSAFEPATH="1")
+    return out
+
+
+def ask(command: Sequence[str]) -> str:
+    """What a short command prints. Raises OSError or subprocess.TimeoutExpired."""
+    answer = subprocess.run(
+        command, stdin=subprocess.DEVNULL, capture_output=True, timeout=30, env=clean_env(os.environ), cwd=ROOT
+    )
+    return answer.stdout.decode("utf-8", "replace")
+
+
+def probe(command: Sequence[str]) -> Interpreter | None:
+    """Start a Python and ask it what it is. None when it does not start: a name on the PATH may lead nowhere."""
+    try:
+        answer = json.loads(ask([*command, "-c", PROBE]))
+        version, bits, has_venv, has_pip, arch, kind = answer
+        return Interpreter(tuple(command), tuple(version), bits, has_venv, has_pip, arch, kind)
+    except (OSError, ValueError, TypeError, subprocess.TimeoutExpired):
+        return None
+
+
+def fits(python: Interpreter) -> bool:
+    """Whether all pinned packages have builds for it."""
+    return python.version[:2] in PYTHONS and python.bits == 64 and python.kind == "cpython"
+
+
+def python_commands(system: str, env: Mapping[str, str]) -> Iterator[list[str]]:
+    """Ways to start a Python, the likeliest first: the one running this, then those with a fitting name."""
+    if env.get("YUEGP_PYTHON"):
+        name = env["YUEGP_PYTHON"]
+        yield [os.path.abspath(name) if os.path.dirname(name) else name]
+        return
+    # The Python under a venv rather than the venv's own: that one may be what has to be rebuilt.
+    yield [getattr(sys, "_base_executable", None) or sys.executable]
+    for major, minor in PYTHONS:
+        path = shutil.which(f"python{major}.{minor}")
+        if path:
+            yield [path]
+        if system == "Windows" and shutil.which("py"):
+            yield ["py", f"-{major}.{minor}"]
+
+
+def find_pythons(commands: Iterator[list[str]]) -> list[Interpreter]:
+    """Those that start, up to and with the first that fits whole."""
+    found = []
+    for command in commands:
+        python = probe(command)
+        if python:
+            found.append(python)
+            if fits(python) and python.has_venv:
+                break
+    return found
+
+
+def parse_cards(text: str) -> list[Card]:
+    """Cards from the lines of `nvidia-smi --query-gpu=name,driver_version[,compute_cap] --format=csv,noheader`."""
+    rows = re.findall(r"(?m)^([^,\n]+?), (\d+)\.(\d+)[\d.]*(?:, (\d+)\.(\d+))?\s*$", text)
+    return [Card(name, (int(a), int(b)), (int(c), int(d)) if c else None) for name, a, b, c, d in rows]
+
+
+def find_cards() -> list[Card]:
+    """The NVIDIA cards whose driver answers; none when there is no driver."""
+    places = ["/usr/lib/wsl/lib", r"C:\Windows\System32", r"C:\Program Files\NVIDIA Corporation\NVSMI"]
+    program = shutil.which("nvidia-smi") or shutil.which("nvidia-smi", path=os.pathsep.join(places))
+    if not program:
+        return []
+    for fields in ("name,driver_version,compute_cap", "name,driver_version"):  # old drivers do not know the third
+        try:
+            cards = parse_cards(ask([program, f"--query-gpu={fields}", "--format=csv,noheader"]))
+        except (OSError, subprocess.TimeoutExpired):
+            return []
+        if cards:
+            return cards
+    return []
+
+
+def makers(bus: Path = Path("/sys/bus/pci/devices")) -> list[str]:
+    """Who made the graphics cards on the bus (Linux), whether or not their driver works."""
+    names = {"0x10de": "NVIDIA", "0x1002": "AMD", "0x8086": "Intel"}
+    found = set()
+    for device in bus.glob("*"):
+        try:
+            kind, maker = (device / "class").read_text().strip(), (device / "vendor").read_text().strip()
+        except OSError:
+            continue
+        if kind.startswith("0x03") and maker in names:  # 03: display controllers
+            found.add(names[maker])
+    return sorted(found)
+
+
+def long_paths() -> bool:
+    """Whether paths may be longer than 260 characters: everywhere but on Windows as it is delivered."""
+    if sys.platform == "win32":
+        import winreg
+
+        try:
+            with winreg.OpenKey(winreg.HKEY_LOCAL_MACHINE, r"SYSTEM\CurrentControlSet\Control\FileSystem") as key:
+                return bool(winreg.QueryValueEx(key, "LongPathsEnabled")[0])
+        except OSError:
+            return False
+    return True
+
+
+def look(env: Mapping[str, str], home: Path) -> Machine:
+    """The machine this runs on; `home` is where the environment goes."""
+    system = platform.system()
+    libc, text = platform.libc_ver() if system == "Linux" else ("glibc", platform.mac_ver()[0])
+    release = re.match(r"(\d+)\.(\d+)", text)
+    try:
+        free = shutil.disk_usage(home.parent).free
+    except OSError:
+        free = None
+    return Machine(
+        system=system,
+        pythons=find_pythons(python_commands(system, env)),
+        cards=find_cards(),
+        unheard=makers() if system == "Linux" else (),
+        libc=libc or "another",
+        release=(int(release[1]), int(release[2])) if release else None,
+        uv=shutil.which("uv") or "",
+        named_python=env.get("YUEGP_PYTHON", ""),
+        free=free,
+        path_length=0 if long_paths() else len(str(home)),
+    )

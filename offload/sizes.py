@@ -1,0 +1,174 @@
+"""How many bytes things take on a card: weights in every format, KV caches, scratch memory, the codec. Exact integers
+where the layout of a format decides, stated assumptions elsewhere. What is done with them is in `plan.py`.
+
+Sources: EXL2's layout and scratch as its source gives them (0.3.2); our own formats as `yuegp/lm` keeps them.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from fractions import Fraction
+
+from yuegp.checkpoint import LlamaConfig
+from yuegp.codec.layout import CodecWidths, UpsamplerWidths, decode_shapes, upsampler_shapes
+
+PREFILL = 1024
+"""Most ids that the engines prefill at once, unless they stream: what scratch memory is counted for."""
+
+STREAMED_PREFILL = 2048
+
+PAGE = 256
+"""Both engines give a row's KV cache room in multiples of this many ids."""
+
+DECODE_SCRATCH = 824_000_000 // (250 * 1024)
+"""Bytes per frame and unit of decoder width that decoding 250 frames takes beside the weights: measured at the released
+width on a CPU, 824 MB at most. On a card not measured yet."""
+
+UPSAMPLE_SCRATCH = 144_000_000 // (500 * 1536)
+"""The same of the upsampler, per frame and unit of its inner width: 144 MB for 500 frames on a CPU."""
+
+EXL2_PACK = 32
+"""EXL2 pads an output layer to multiples of this many ids."""
+
+KV_BYTES = {
+    "float32": (Fraction(4), Fraction(4)),
+    "fp16": (Fraction(2), Fraction(2)),
+    "q8": (Fraction(17, 16), Fraction(17, 16)),
+    "q6": (Fraction(17, 16), Fraction(9, 16)),
+    "q4": (Fraction(9, 16), Fraction(9, 16)),
+}
+"""Bytes of a key and of a value; the quantized ones with a float16 scale for 32 of them. Q6 is 8-bit keys and 4-bit
+values."""
+
+FLOAT_BITS = {"float32": 32, "bfloat16": 16, "float16": 16}
+TORCH_BITS = {**FLOAT_BITS, "int8": 8, "bnb8": 8, "nf4": 4}
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """A language model as the plan sees it: its widths, and the number of ids whose logits are wanted."""
+
+    config: LlamaConfig
+    drawn: int
+
+    @property
+    def matrices(self) -> int:
+        """Weights in the seven matrices of one layer."""
+        c = self.config
+        return c.hidden * (2 * c.heads + 2 * c.kv_heads) * c.head_dim + 3 * c.hidden * c.ffn
+
+    @property
+    def outputs(self) -> int:
+        """Output features of these matrices together: a scale each, in 8-bit formats."""
+        c = self.config
+        return (c.heads + 2 * c.kv_heads) * c.head_dim + 2 * c.hidden + 2 * c.ffn
+
+    @property
+    def norms(self) -> int:
+        return (2 * self.config.layers + 1) * self.config.hidden
+
+    @property
+    def table(self) -> int:
+        """Weights of the embedding; as many are in the output layer."""
+        return self.config.vocab_size * self.config.hidden
+
+
+@dataclass(frozen=True)
+class Way:
+    """A way to hold a model. `bits` per weight of its layers, scales included where the format says so (EXL2)."""
+
+    engine: str
+    weights: str
+    bits: Fraction
+    kv: str = "fp16"
+    converted: bool = False
+    """Made from weights of another format while they are loaded."""
+
+    def __str__(self) -> str:
+        name = {"exl2": f"EXL2 {float(self.bits):g} bit"}.get(self.weights, self.weights)
+        return name if self.kv in ("fp16", "float32") else f"{name}, {self.kv.upper()} cache"
+
+
+def layer_bytes(shapes: Shapes, way: Way) -> int:
+    """One layer's matrices as they are held."""
+    n = shapes.matrices
+    if way.weights == "exl2":
+        return math.ceil(n * way.bits / 8)
+    if way.weights in FLOAT_BITS:
+        return n * FLOAT_BITS[way.weights] // 8
+    if way.weights == "nf4":  # a float32 scale for 64 weights
+        return n // 2 + n // 64 * 4
+    return n + shapes.outputs * 4
+
+
+def float_bytes(way: Way, device: str) -> int:
+    """Bytes of the numbers that are computed with."""
+    packed_on_cpu = way.weights not in FLOAT_BITS and device == "cpu"
+    return 4 if way.weights == "float32" or packed_on_cpu else 2
+
+
+def weight_bytes(shapes: Shapes, way: Way, resident: int | None = None, device: str = "cuda") -> int:
+    """Everything of a model that stays on the device while it is loaded. With `resident`, only so many of its layers
+    do, and two more have a place to be streamed into."""
+    config, size = shapes.config, float_bytes(way, device)
+    layers = config.layers if resident is None else min(config.layers, resident + 2)
+    body = layers * layer_bytes(shapes, way) + shapes.norms * size
+    head = shapes.drawn * config.hidden * size
+    if way.engine == "exl2":  # the rows of the embedding and of the output layer that are in use, and the rotations
+        padded = -(-shapes.drawn // EXL2_PACK) * EXL2_PACK * config.hidden * size
+        return body + head + padded + 2 * config.context * config.head_dim * 2
+    whole = 1 if config.tied or device != "cpu" else 2  # a card gets the rows of the output layer that are in use
+    return body + whole * shapes.table * size + head + config.context * config.head_dim // 2 * 8
+
+
+def streamed_bytes(shapes: Shapes, way: Way, resident: int | None) -> int:
+    """What goes to the card for every pass, because it does not stay there."""
+    return 0 if resident is None else max(0, shapes.config.layers - resident) * layer_bytes(shapes, way)
+
+
+def kv_per_id(shapes: Shapes, kv: str) -> Fraction:
+    """Bytes an id of one row takes in the KV cache."""
+    return sum(KV_BYTES[kv], Fraction(0)) * shapes.config.kv_values / 2
+
+
+def cache_bytes(shapes: Shapes, way: Way, rows: list[int]) -> int:
+    """KV caches of rows with room for so many ids each, in whole pages. EXL2 unpacks a quantized cache of one layer at
+    a time."""
+    held = sum(-(-ids // PAGE) * PAGE for ids in rows)
+    plain = way.engine != "exl2" or way.kv == "fp16"
+    unpacked = 0 if plain else held * 2 * shapes.config.kv_values // shapes.config.layers
+    return math.ceil(held * kv_per_id(shapes, way.kv)) + unpacked
+
+
+def scratch_bytes(shapes: Shapes, way: Way, ids: int, past: int, rows: int = 1, device: str = "cuda") -> int:
+    """Scratch of a pass over `ids` ids of each of `rows` rows, that look at `past` ids. Modelled: the residual stream
+    and the gated MLP; room to unpack the largest matrix; on a CPU also one layer's attention scores."""
+    c, size = shapes.config, float_bytes(way, device)
+    flow = rows * ids * (6 * c.hidden + 3 * c.ffn) * size
+    scores = rows * ids * c.heads * past * size if device == "cpu" else 0
+    if way.weights in FLOAT_BITS:
+        return flow + scores
+    largest = c.hidden * c.ffn
+    return flow + scores + (2 * largest if way.engine == "exl2" else 2 * largest * (4 + size))
+
+
+@dataclass(frozen=True)
+class Sound:
+    """What turning codes into sound takes on its device."""
+
+    weights: int
+    scratch: int
+
+    @classmethod
+    def of(cls, codec: CodecWidths, upsampler: UpsamplerWidths) -> Sound:
+        """The codec and one upsampler, in float32, and the larger of their scratch memories."""
+        tensors = (*decode_shapes(codec).values(), *upsampler_shapes(upsampler).values())
+        scratch = max(250 * codec.decoder * DECODE_SCRATCH, 500 * upsampler.inner * UPSAMPLE_SCRATCH)
+        return cls(4 * sum(math.prod(shape) for shape in tensors), scratch)
+
+
+RELEASED_STAGE1 = Shapes(LlamaConfig(83968, 4096, 11008, 32, 32, 4, 128, 16384), 1025)
+RELEASED_STAGE2 = Shapes(LlamaConfig(83840, 2048, 5504, 32, 16, 16, 128, 8192), 7168)
+RELEASED_SOUND = Sound.of(CodecWidths(), UpsamplerWidths())
+"""YuE v1's own: known without having them."""

@@ -1,0 +1,167 @@
+"""Who is on the card now: brings each language model when its turn comes and makes room for it, as the memory plan
+says; and steps the plan down when memory runs out all the same."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+from yuegp.errors import DeviceError
+from yuegp.lm import LMEngine, Setup, open_engine
+
+from .device import Card
+from .plan import MemoryPlan, within
+
+Open = Callable[[Path, Setup], LMEngine]
+
+
+@runtime_checkable
+class Parks(Protocol):
+    """An engine whose weights can wait in RAM. Its open sessions stay valid; with `caches` theirs wait there too."""
+
+    def park(self, caches: bool) -> None: ...
+
+    def unpark(self) -> None: ...
+
+
+class Cast:
+    """The two language models of a song, of which as many are loaded as the plan allows. A context manager: leaving it
+    unloads both."""
+
+    def __init__(
+        self,
+        plan: MemoryPlan,
+        folders: Mapping[int, Path],
+        card: Card | None = None,
+        ram: int = 0,
+        open_model: Open = open_engine,
+    ) -> None:
+        self.plan, self.swaps = plan, 0
+        """`swaps` counts models that were brought, the first time included."""
+        self._folders, self._card, self._ram, self._open = folders, card, ram, open_model
+        self._here: dict[int, LMEngine] = {}
+        self._waiting: dict[int, LMEngine] = {}
+        self._in_use: list[int] = []
+        self._limits: dict[int, int] = {}
+
+    def __enter__(self) -> Cast:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.clear()
+
+    @contextlib.contextmanager
+    def engine(self, stage: int) -> Iterator[LMEngine]:
+        """The model of a stage (1 or 2), on its device. It stays until somebody else needs the room."""
+        if not self.plan.together:
+            for other in [other for other in self._here if other != stage]:
+                if other in self._in_use:
+                    raise RuntimeError(f"Stage {other} is still at work, and the plan has no room for both")
+                self._put_aside(other)
+        if stage not in self._here:
+            self._bring(stage)
+        self._in_use.append(stage)
+        try:
+            yield self._here[stage]
+        finally:
+            self._in_use.remove(stage)
+
+    def waits(self, stage: int) -> bool:
+        """Whether the sessions of a loaded model outlast the other one's turn."""
+        engine = self._here.get(stage) or self._waiting.get(stage)
+        return engine is not None and (self.plan.together or self._parks(stage, engine))
+
+    def clear(self) -> None:
+        """Nothing of either model is left on its device or in RAM."""
+        for engines in (self._here, self._waiting):
+            for engine in engines.values():
+                engine.unload()
+            engines.clear()
+        _give_back()
+
+    def step_down(self, stage: int) -> str:
+        """Memory ran out in a stage: unload everything, and go on by the next smaller plan. What has changed, as a
+        sentence; DeviceError when nothing is left to be made smaller."""
+        self.clear()
+        gc.collect()  # the error's traceback went through closures that hold tensors
+        before = self.plan
+        peak = before.steps[stage - 1].bytes
+        for limit in (peak * 19 // 20, peak - 1):  # a step worth taking; failing that, any
+            next_plan = within(before.need, self._card, self._ram, {**self._limits, stage: limit})
+            if next_plan is not None:
+                break
+        if next_plan is None:
+            raise DeviceError(
+                f"Memory ran out in Stage {stage}, and nothing that it holds can be made smaller.",
+                "Close other programs that use the card or the memory, then resume the song: what is finished is kept.",
+            )
+        self.plan, self._limits[stage] = next_plan, next_plan.steps[stage - 1].bytes
+        return f"Memory ran out in Stage {stage}. Going on {_difference(before, next_plan)}."
+
+    def _parks(self, stage: int, engine: LMEngine) -> bool:
+        return stage in self.plan.parked and isinstance(engine, Parks)
+
+    def _put_aside(self, stage: int) -> None:
+        engine = self._here.pop(stage)
+        if self._parks(stage, engine):
+            assert isinstance(engine, Parks)
+            engine.park(caches=self.plan.caches == "parked")
+            self._waiting[stage] = engine
+        else:
+            engine.unload()
+        del engine
+        _give_back()
+
+    def _bring(self, stage: int) -> None:
+        self.swaps += 1
+        if (engine := self._waiting.get(stage)) is not None:
+            assert isinstance(engine, Parks)
+            engine.unpark()
+            del self._waiting[stage]
+        else:
+            setup = self.plan.stage1 if stage == 1 else self.plan.stage2
+            engine = self._open(self._folders[stage], setup)
+        self._here[stage] = engine
+
+
+def out_of_memory(error: BaseException | None) -> bool:
+    """Whether an error, or what caused it, is that memory ran out: on the card or in RAM, in torch or below it."""
+    while error is not None:
+        said = str(error).lower()
+        if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+            return True
+        if isinstance(error, RuntimeError) and ("out of memory" in said or "can't allocate memory" in said):
+            return True
+        error = error.__cause__
+    return False
+
+
+def _difference(before: MemoryPlan, after: MemoryPlan) -> str:
+    """What a smaller plan does otherwise, in words."""
+    parts = []
+    if after.resident != before.resident:
+        parts.append(f"with {after.resident} layers of Stage 1 on the card")
+    for stage, a, b in ((1, before.way1, after.way1), (2, before.way2, after.way2)):
+        if a != b:
+            parts.append(f"with Stage {stage} as {b}")
+    if after.stage2_batch != before.stage2_batch:
+        parts.append(f"with {after.stage2_batch} instead of {before.stage2_batch} chunks at once")
+    if before.together and not after.together:
+        parts.append("with one model loaded at a time")
+    if before.order == "sections" and after.order == "stages":
+        parts.append("with all sections written before the first is refined")
+    if after.caches != before.caches and not before.together:
+        parts.append("with Stage 1's caches elsewhere meanwhile")
+    return " and ".join(parts) or "with less memory"
+
+
+def _give_back() -> None:
+    """Give what torch holds of a card and nobody uses back to the driver: others allocate there too."""
+    import torch
+
+    if torch.cuda.is_initialized():
+        gc.collect()
+        torch.cuda.empty_cache()

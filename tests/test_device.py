@@ -1,0 +1,104 @@
+"""What is said of a machine, from recorded answers of its tools."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+from offload import device
+from offload.device import DESKTOP, DRIVER, GIB, MIB, Card, imagined, machine, parse_size, parse_smi, visible
+from yuegp.errors import RequestError
+
+TWO = """0, NVIDIA GeForce RTX 3080, 10240, 9011, 8.6, Enabled, 4, 16
+1, NVIDIA GeForce RTX 4060 Ti, 16380, 16079, 8.9, Disabled, 4, 8
+"""
+
+
+def test_cards_are_read_from_the_drivers_tool() -> None:
+    first, second = parse_smi(TWO)
+    assert first == Card(
+        0, "NVIDIA GeForce RTX 3080", 10240 * MIB, 9011 * MIB, (8, 6), 760e9, True, pytest.approx(16 * 1.57e9)
+    )
+    assert (second.bandwidth_guess, second.display, second.link) == (288e9, False, pytest.approx(8 * 1.57e9))
+
+
+@pytest.mark.parametrize(
+    ("name", "gigabytes"),
+    [("NVIDIA GeForce RTX 4070 Ti SUPER", 672), ("NVIDIA GeForce RTX 3060 Laptop GPU", 360), ("NVIDIA H200", 4800),
+     ("NVIDIA GeForce RTX 2080 Ti", 616), ("NVIDIA RTX A4000", None)],
+)  # fmt: skip
+def test_a_card_is_known_by_the_longest_part_of_its_name(name: str, gigabytes: float | None) -> None:
+    (card,) = parse_smi(f"0, {name}, 8192, 8000, 8.9, Disabled, 4, 16")
+    assert card.bandwidth_guess == (gigabytes and gigabytes * 1e9)
+
+
+def test_what_the_tool_does_not_know_is_left_out() -> None:
+    """Old drivers and virtual cards answer [N/A]; a tool without a driver answers with a sentence."""
+    (card,) = parse_smi("0, GRID T4-8Q, 8192, 8000, [N/A], [N/A], [N/A], [N/A]")
+    assert (card.capability, card.display, card.link) == ((0, 0), False, None)
+    assert parse_smi("0, Some card, [N/A], [N/A], 8.6, Enabled, 4, 16\n") == ()
+    assert parse_smi("NVIDIA-SMI has failed because it couldn't communicate with the NVIDIA driver.\n") == ()
+
+
+def test_cuda_visible_devices_is_followed() -> None:
+    cards = parse_smi(TWO)
+    assert [(card.index, card.total) for card in visible(cards, "1")] == [(0, 16380 * MIB)]
+    assert [card.name for card in visible(cards, "1,0")] == [cards[1].name, cards[0].name]
+    assert visible(cards, "") == () and visible(cards, None) == cards == visible(cards, "GPU-3f2a")
+
+
+def test_a_smaller_card_is_rehearsed_with_what_is_in_use_now(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device, "_cards", lambda: parse_smi(TWO))
+    here = machine({"YUEGP_PRETEND_VRAM": "8GB"})
+    assert here.pretend == 8 * GIB and here.card is not None
+    assert (here.card.total, here.card.free) == (8 * GIB, 8 * GIB - (10240 - 9011) * MIB)
+    assert "as if it had 8 GB" in here.card.name
+    assert machine({"YUEGP_PRETEND_VRAM": "24GB"}).card == machine({}).card, "no card becomes larger"
+
+
+def test_without_a_card_one_is_imagined_only_when_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device, "_cards", lambda: ())
+    assert machine({}).card is None
+    here = machine({"YUEGP_PRETEND_VRAM": "10GB"})
+    assert here.card == imagined(10 * GIB) and here.card.free == 10 * GIB - DRIVER - DESKTOP
+    assert 0 < here.ram_free <= here.ram_total
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("10GB", 10 * GIB), ("10", 10 * GIB), (" 7.5 gib ", 15 * GIB // 2), ("7,5G", 15 * GIB // 2), ("8192MB", 8 * GIB)],
+)
+def test_sizes_are_read_as_cards_are_sold(text: str, size: int) -> None:
+    assert parse_size(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "much", "-4GB", "0GB", "10 TB", "1e3", "nan"])
+def test_other_sizes_are_refused(text: str) -> None:
+    with pytest.raises(RequestError, match="no amount of memory"):
+        parse_size(text)
+
+
+def test_the_tool_is_asked_once_and_a_broken_one_is_no_card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tool = tmp_path / "nvidia-smi"
+    monkeypatch.setattr(device.shutil, "which", lambda name: str(tool))
+    assert device._smi_cards() == ()
+    if sys.platform != "win32":
+        tool.write_text("#!/bin/sh\nexit 9\n")
+        tool.chmod(0o755)
+        assert device._smi_cards() == ()
+        tool.write_text(f"#!/bin/sh\ncat <<'end'\n{TWO}end\n")
+        assert len(device._smi_cards()) == 2
+
+
+def test_nothing_here_loads_torch() -> None:
+    """The page asks for the machine before torch is loaded."""
+    code = (
+        "import sys; from offload.device import machine; from offload import plan, pace, sizes; machine({}); "
+        "from yuegp import memory, machines; print('torch' in sys.modules)"
+    )
+    answer = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert answer.stdout.strip() == "False", answer.stderr

@@ -1,0 +1,130 @@
+"""Taking ExLlamaV2 in: under the settings that make it right, or not at all."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from yuegp.errors import DeviceError
+from yuegp.lm import exl2_package
+from yuegp.lm.exl2_attention import PagedAttention
+from yuegp.lm.exl2_package import take_in
+from yuegp.lm.flash import Probe
+
+WORKS, FAILS = Probe(True, "works"), Probe(False, "is not installed")
+
+ROOT = """
+import os, torch
+__version__ = "0.3.2"
+SEEN = {name: value for name, value in os.environ.items() if name.startswith("EXLLAMA_")}
+torch.set_num_threads(1)
+print("chatter")
+class ExLlamaV2Config: pass
+class ExLlamaV2: pass
+class ExLlamaV2Cache: pass
+class ExLlamaV2Cache_Q8: pass
+class ExLlamaV2Cache_Q6: pass
+class ExLlamaV2Cache_Q4: pass
+"""
+ATTN = """
+import os
+has_flash_attn_with_paged = "EXLLAMA_NO_FLASH_ATTN" not in os.environ
+flash_attn_with_kvcache = "flash-attn's own"
+"""
+
+
+@pytest.fixture
+def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    package = tmp_path / "exllamav2"
+    package.mkdir()
+    for name, source in (
+        ("__init__", ROOT), ("attn", ATTN), ("attn_params", "class PagedParams: pass"),
+        ("device", "def get_device_stream(index): return None"),
+    ):  # fmt: skip
+        (package / f"{name}.py").write_text(source)
+    (tmp_path / "exllamav2_ext.py").write_text("")
+    for name in [name for name in sys.modules if name.split(".")[0] in ("exllamav2", "exllamav2_ext")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(exl2_package, "probe", lambda card: FAILS)
+    yield package
+    for name in [name for name in sys.modules if name.split(".")[0] in ("exllamav2", "exllamav2_ext")]:
+        del sys.modules[name]
+
+
+def test_without_flash_attn_ours_takes_its_place(
+    installed: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("EXLLAMA_NO_SDPA", "before")
+    monkeypatch.delenv("EXLLAMA_NO_XFORMERS", raising=False)
+    package = take_in(0)
+    root, attn = sys.modules["exllamav2"], sys.modules["exllamav2.attn"]
+    assert root.SEEN == {"EXLLAMA_NO_SDPA": "1", "EXLLAMA_NO_XFORMERS": "1", "EXLLAMA_NO_FLASH_ATTN": "1"}
+    assert isinstance(package.attention, PagedAttention) and attn.flash_attn_with_kvcache is package.attention
+    assert os.environ["EXLLAMA_NO_SDPA"] == "before" and "EXLLAMA_NO_XFORMERS" not in os.environ
+    assert capsys.readouterr().out == "", "stdout belongs to results"
+
+
+def test_two_loaded_models_share_one_attention(installed: Path) -> None:
+    """The package calls whatever lies under the name: a second one of ours would leave the first model without."""
+    assert take_in(0).attention is take_in(0).attention
+
+
+def test_with_flash_attn_it_is_left_alone(installed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exl2_package, "probe", lambda card: WORKS)
+    monkeypatch.setenv("EXLLAMA_NO_FLASH_ATTN", "1")
+    package = take_in(0)
+    assert package.attention is None and os.environ["EXLLAMA_NO_FLASH_ATTN"] == "1"
+    assert sys.modules["exllamav2.attn"].flash_attn_with_kvcache == "flash-attn's own"
+
+
+def test_the_number_of_threads_is_given_back(installed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """ExLlamaV2 sets one thread for the whole process; the codec on the processor would crawl afterwards."""
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        take_in(0)
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_a_package_that_cannot_be_imported_is_said(installed: Path) -> None:
+    (installed / "attn.py").write_text("raise ImportError('undefined symbol: _ZN3c10')")
+    with pytest.raises(DeviceError, match="cannot be loaded: undefined symbol") as caught:
+        take_in(0)
+    assert f"torch {torch.__version__}" in caught.value.hint and "torch engine" in caught.value.hint
+
+
+def test_another_version_is_refused(installed: Path) -> None:
+    (installed / "__init__.py").write_text(ROOT.replace("0.3.2", "0.3.1"))
+    with pytest.raises(DeviceError, match=r"ExLlamaV2 0\.3\.1 is installed; only 0\.3\.2"):
+        take_in(0)
+
+
+def test_flash_attn_that_the_package_did_not_take_is_refused(installed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    take_in(0)
+    monkeypatch.setattr(exl2_package, "probe", lambda card: WORKS)
+    with pytest.raises(DeviceError, match="loaded without it earlier"):
+        take_in(0)
+
+
+def test_the_compiled_part_is_not_built_unasked(installed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The wheel of the package index compiles for 10 to 20 minutes at its first import."""
+    (installed.parent / "exllamav2_ext.py").unlink()
+    monkeypatch.delenv("YUEGP_EXL2_BUILD", raising=False)
+    with pytest.raises(DeviceError, match="without its compiled part") as caught:
+        take_in(0)
+    assert "YUEGP_EXL2_BUILD=1" in caught.value.hint and "exllamav2" not in sys.modules
+    monkeypatch.setenv("YUEGP_EXL2_BUILD", "1")
+    assert take_in(0).attention
+
+
+def test_absence_is_said(installed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exl2_package.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(DeviceError, match="is not installed"):
+        take_in(0)

@@ -1,0 +1,153 @@
+"""A song that is being made, as the page shows it: from files and the queue alone."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ui import create_page, create_plan, form, running
+from ui.desk import Desk
+from ui.texts import Texts
+from yuegp import library
+from yuegp.jobs import Progress, Queue, State
+from yuegp.song import Span, Stage
+
+T = Texts("en")
+
+
+@pytest.fixture
+def desk() -> Desk:
+    return Desk(library.songs_dir().absolute(), Queue())
+
+
+def ask(desk: Desk, **changes: Any) -> str:
+    empty = {field.name: field.empty for field in form.FIELDS}
+    words = "[verse]\nla\n\n[chorus]\nlo\n\n[outro]\nlu\n"
+    asked = create_plan.asked({**empty, "words": words, "tags": "pop", "reference": None, **changes}, T)
+    return create_page.begin(desk, asked)
+
+
+def states(view: dict[str, Any]) -> list[str]:
+    return [section["state"] for section in view["sections"]]
+
+
+def at(stage: str, done: int, ready: tuple[int, ...] = (), **more: Any) -> Progress:
+    total = {"writing": 7200, "refining": 2400, "sound": 4800}[stage]
+    return Progress(1, State.RUNNING, stage, "…", done, total, "ids", 100.0, 5.0, ready=ready, **more)
+
+
+def look(desk: Desk, name: str, progress: Progress) -> dict[str, Any]:
+    """The view of a song whose job runs and is as far as `progress`. The lock of a worker keeps it from being called
+    interrupted."""
+    with desk.queue.work():
+        desk.queue.claim()
+        desk.queue.save_progress(progress)
+        return running.look(desk, name, T)
+
+
+def test_a_song_waits_behind_others(desk: Desk) -> None:
+    ask(desk, title="First")
+    view = running.look(desk, ask(desk, title="Second"), T)
+    assert (view["state"], view["ahead"], view["live"]) == ("waiting", 1, True)
+    assert states(view) == ["waiting"] * 3 and view["title"] == "Second"
+
+
+def test_sections_are_written_one_after_the_other(desk: Desk) -> None:
+    view = look(desk, ask(desk), at("writing", 3600, (0,)))
+    assert view["state"] == "running" and states(view) == ["written", "writing", "waiting"]
+    assert view["sections"][1]["share"] == pytest.approx(0.5)
+    assert 0 < view["share"] < 1
+
+
+def test_sections_are_refined_together(desk: Desk) -> None:
+    view = look(desk, ask(desk), at("refining", 1200, (0, 1, 2)))
+    assert states(view) == ["refining"] * 3
+    assert view["share"] == pytest.approx(running.WRITING + running.REFINING / 2)
+
+
+def test_the_share_never_goes_back() -> None:
+    """A share of the time would: the estimate of what is left grows when a stage turns out to be slow."""
+    steps = [("waiting", 0.0), ("writing", 0.1), ("writing", 0.9), ("written", 1.0), ("refining", 0.1), ("ready", 1.0)]
+    shares = [running._share([{"state": state, "share": share}]) for state, share in steps]
+    assert shares == sorted(shares) and shares[0] == 0 and shares[-1] < 1
+
+
+def test_what_can_be_heard_is_offered_and_the_finished_section_before_its_draft(desk: Desk) -> None:
+    name = ask(desk)
+    hear = desk.take(name, 1).folder / "hear"
+    hear.mkdir()
+    for file in ("draft-00.flac", "draft-01.flac", "section-00.flac"):
+        (hear / file).touch()
+    view = look(desk, name, at("writing", 5000, (0, 1)))
+    assert [(s["hear"], s["draft"]) for s in view["sections"]] == [
+        ("hear/section-00.flac", False), ("hear/draft-01.flac", True), ("", False)
+    ]  # fmt: skip
+    assert states(view) == ["ready", "written", "writing"]
+
+
+def finish(desk: Desk, name: str, stage: Stage = Stage.RENDERED) -> Path:
+    take = desk.take(name, 1)
+    spans = tuple(Span(k, 100 * k, 100 * (k + 1), True) for k in range(3))
+    take.save_stage1(np.zeros((2, 1, 300), np.int16), replace(take.info, spans=spans, stage=stage))
+    take.mix.touch()
+    return take.folder
+
+
+def test_a_finished_song_is_ready_and_its_sections_are_parts_of_it(desk: Desk) -> None:
+    name = ask(desk)
+    finish(desk, name)
+    view = running.look(desk, name, T)
+    assert view["state"] == "done" and states(view) == ["ready"] * 3 and view["files"] == ["mix.flac"]
+    assert [(s["hear"], s["span"]) for s in view["sections"]][1] == ("mix.flac", (2.0, 4.0))
+
+
+def test_stopping_keeps_what_is_there_and_going_on_finishes_it(desk: Desk) -> None:
+    name = ask(desk, takes=2)
+    finish(desk, name, Stage.STAGE1)
+    running.stop(desk, name)
+    view = running.look(desk, name, T)
+    assert not view["live"] and view["state"] == "idle" and states(view) == ["written"] * 3
+    running.go_on(desk, name)
+    assert [(job.take, job.state) for job in desk.jobs(name)] == [(1, State.WAITING), (2, State.WAITING)]
+    assert running.look(desk, name, T)["of"] == 2
+
+
+def test_a_failure_is_told_with_its_next_step(desk: Desk) -> None:
+    name = ask(desk)
+    with desk.queue.work():
+        job = desk.queue.claim()
+        assert job
+        desk.queue.finish(replace(job, state=State.FAILED, what="The disk is full.", hint="Free some space."))
+    view = running.look(desk, name, T)
+    assert (view["state"], view["message"]) == ("failed", "The disk is full. Free some space.")
+    running.go_on(desk, name)
+    assert desk.jobs(name)[0].state is State.WAITING
+
+
+def test_a_fresh_page_sees_what_somebody_else_makes(desk: Desk) -> None:
+    name = ask(desk, title="Theirs")
+    view = look(desk, "", at("writing", 1))
+    assert (view["state"], view["other"], view["name"]) == ("none", "Theirs", name)
+
+
+@pytest.mark.parametrize("name", ["gone", "../../etc", ".."])
+def test_a_song_that_is_gone_is_no_alarm(desk: Desk, name: str) -> None:
+    assert running.look(desk, name, T) == {"state": "none", "other": "", "name": None}
+
+
+def test_a_damaged_song_is_named(desk: Desk) -> None:
+    name = ask(desk)
+    (desk.root / name / "song.json").write_text("{")
+    assert "song.json" in running.look(desk, name, T)["message"]
+
+
+def test_every_state_has_its_sentence() -> None:
+    """A state without one would be shown by its name in the code."""
+    said = T.part("create.running.")
+    shown = {"starting", "reference", "writing", "refining", "sound", "behind", "idle", *(State)} - {"running"}
+    assert {f"state_{state}" for state in shown} <= said.keys()
+    assert {f"section_{name}" for name in ("waiting", "writing", "written", "refining", "ready")} <= said.keys()

@@ -1,0 +1,236 @@
+"""Choosing for a card, getting a whole set from the stand-in hub or from other programs, judging, removing."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+from hub_server import Hub
+from released import SOUND, STAGE1, STAGE2, pretend_exl2, write_released
+
+from offload.device import GIB, imagined
+from yuegp import models, places, registry, supply
+from yuegp.codec.convert import source_of
+from yuegp.errors import Cancelled, ModelError, RequestError
+from yuegp.registry import CHECKPOINTS
+
+SET = [CHECKPOINTS[name] for name in ("s1-en-cot", "s2", "codec")]
+
+
+@pytest.fixture(scope="module")
+def originals(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_released(tmp_path_factory.mktemp("originals"), pth=True)
+
+
+@pytest.fixture
+def stocked(hub: Hub, originals: Path) -> Hub:
+    """The hub, with the three repositories of English without reference."""
+    shutil.copytree(originals, hub.root / "m-a-p")
+    return hub
+
+
+# Choosing
+
+
+def test_more_memory_never_chooses_fewer_bits() -> None:
+    for exl2 in (True, False):
+        chosen = [supply.choose("en", "cot", imagined(gb * GIB), exl2).checkpoints[0] for gb in (6, 8, 12, 24, 80)]
+        bits = [min(c.bits, 8) for c in chosen]
+        assert bits == sorted(bits) and chosen[-1].id == "s1-en-cot"
+        assert exl2 or not any(c.stored == "exl2" for c in chosen)
+
+
+def test_the_original_is_chosen_where_it_fits() -> None:
+    choice = supply.choose("zh", "icl", imagined(24 * GIB), exl2=False)
+    assert [c.id for c in choice.checkpoints] == ["s1-zh-icl", "s2", "codec"] and choice.name == "yue-zh-icl"
+    assert "24 GB" in choice.reason
+
+
+def test_a_card_too_small_for_anything_is_told_so() -> None:
+    choice = supply.choose("en", "cot", imagined(GIB), exl2=False)
+    assert choice.checkpoints[0].id == "s1-en-cot-nf4" and "too large" in choice.reason
+
+
+def test_a_language_without_a_model_is_refused() -> None:
+    with pytest.raises(RequestError, match="no YuE model for language 'fr'") as caught:
+        supply.choose("fr", "cot")
+    assert "jp-kr" in caught.value.hint
+
+
+# Getting
+
+
+def test_a_whole_set_comes_from_the_hub_and_is_usable(stocked: Hub, yue_tokenizer: Path) -> None:
+    shutil.copy(yue_tokenizer, stocked.root / "m-a-p" / STAGE1 / "tokenizer.model")
+    order = supply.order(SET)
+    assert order.here == () and len(order.plans) == 3
+    assert order.missing == sum(plan.total for plan in order.plans)
+    seen: list[tuple[str, str, int, int]] = []
+    folders = supply.carry_out(order, lambda *report: seen.append(report))
+    assert [folder.name for folder in folders] == [STAGE1, STAGE2, SOUND]
+    assert {doing for doing, *_ in seen} == {"download", "convert"}
+    assert source_of(folders[2] / "final_ckpt" / "ckpt_00360000.safetensors")
+    found = models.find("yue-en-cot")
+    models.check(found)
+    assert found.stage1 == folders[0]
+    again = supply.order(SET)
+    assert again.plans == () and [folder for _, folder in again.here] == folders
+
+
+def test_stopping_and_going_on(stocked: Hub) -> None:
+    def stop(doing: str, what: str, done: int, total: int) -> None:
+        if done > 1_000_000:
+            raise Cancelled
+
+    with pytest.raises(Cancelled):
+        supply.carry_out(supply.order(SET), stop)
+    with pytest.raises(ModelError, match=r"download of s1-en-cot, .* was not finished"):
+        models.find("yue-en-cot")
+    order = supply.order(SET)
+    assert order.missing < sum(plan.total for plan in order.plans)
+    supply.carry_out(order)
+    assert places.locate(SET[0]) is not None
+
+
+def test_what_other_programs_have_is_used_and_not_downloaded(stocked: Hub, originals: Path, tmp_path: Path) -> None:
+    theirs = tmp_path / "nobody" / "YuE" / "inference"
+    for name in (STAGE2, SOUND):
+        shutil.copytree(originals / name, theirs / name)
+    before = {path: path.stat().st_mtime_ns for path in theirs.rglob("*")}
+    order = supply.order(SET)
+    assert [plan.checkpoint.id for plan in order.plans] == ["s1-en-cot"]
+    assert dict((c.id, folder) for c, folder in order.here) == {"s2": theirs / STAGE2, "codec": theirs / SOUND}
+    supply.carry_out(order)
+    assert models.find("yue-en-cot").stage2 == theirs / STAGE2
+    assert before == {path: path.stat().st_mtime_ns for path in theirs.rglob("*")}
+
+
+def test_a_complete_set_needs_no_network(stocked: Hub, originals: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(originals, registry.models_dir())
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    assert supply.order(SET).plans == () and stocked.log == []
+
+
+def test_another_programs_damaged_copy_is_left_and_downloaded_instead(
+    stocked: Hub, originals: Path, tmp_path: Path
+) -> None:
+    theirs = Path(shutil.copytree(originals / STAGE2, tmp_path / "cut"))
+    data = (theirs / "model.safetensors").read_bytes()[:-100]
+    (theirs / "model.safetensors").write_bytes(data)
+    registry.remember({"s2": str(theirs)})
+    supply.carry_out(supply.order([SET[1]]))
+    assert places.locate(SET[1]) == registry.models_dir() / STAGE2
+    assert (theirs / "model.safetensors").read_bytes() == data
+
+
+def test_a_set_without_a_tokenizer_gets_one_by_itself(stocked: Hub, originals: Path) -> None:
+    """Pressed copies on the hub often leave tokenizer.model out."""
+    (stocked.root / "m-a-p" / STAGE2 / "tokenizer.model").unlink()
+    stage2 = registry.replace(SET[1], files=("config.json", "model.safetensors"))
+    shutil.copytree(originals / STAGE1, stocked.root / "me" / STAGE1)
+    (stocked.root / "me" / STAGE1 / "tokenizer.model").unlink()
+    order = supply.order([registry.own(f"me/{STAGE1}", "mine", {}), stage2, SET[2]])
+    assert order.plans[-1].checkpoint.id == "tokenizer"
+    folders = supply.carry_out(order)
+    assert models.tokenizer_of(folders) == folders[-1] / "tokenizer.model"
+
+
+def test_the_codec_without_pickles_serves_where_it_is_here(stocked: Hub, tmp_path: Path) -> None:
+    safe = write_released(tmp_path / "safe") / SOUND
+    shutil.copytree(safe, registry.models_dir() / "xcodec-mini-infer")
+    order = supply.order(SET[2:])
+    assert order.plans == () and order.here[0][0].id == "codec-safetensors"
+
+
+# Judging
+
+
+@pytest.mark.parametrize(("damage", "words"), [("nan", "not numbers"), ("bit", "not the file that was downloaded")])
+def test_reading_everything_finds_what_headers_do_not_show(stocked: Hub, damage: str, words: str) -> None:
+    (folder,) = supply.carry_out(supply.order([SET[1]]))
+    path = folder / "model.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-2:] = b"\x80\x7f" if damage == "nan" else bytes([data[-2] ^ 1, data[-1]])
+    path.write_bytes(data)
+    if damage == "nan":  # as if it had come like that
+        pin = places.read_pin(SET[1])
+        assert pin is not None
+        pin.files = {}
+        places.write_pin(SET[1], pin)
+    supply.examine(SET[1], folder) if damage == "bit" else None
+    with pytest.raises(ModelError, match=words):
+        supply.examine(SET[1], folder, lambda *report: None)
+
+
+def test_a_stage_2_model_under_a_stage_1_name_is_refused_after_download(stocked: Hub, originals: Path) -> None:
+    shutil.rmtree(stocked.root / "m-a-p" / STAGE1)
+    shutil.copytree(originals / STAGE2, stocked.root / "me" / STAGE1)
+    entry = registry.own(f"me/{STAGE1}", "mine", {})
+    with pytest.raises(ModelError, match="holds a Stage-2 model"):
+        supply.carry_out(supply.order([entry]))
+
+
+def test_a_model_for_another_vocabulary_is_refused(tmp_path: Path) -> None:
+    from tools.make_set import LM, write_lm
+
+    write_lm(tmp_path / "llama", LM(32000, 8, 16, 1, 2, 2, 2048), seed=0)
+    with pytest.raises(ModelError, match="a vocabulary of 32,000; Stage 1 of this set needs at least"):
+        supply.examine(CHECKPOINTS["s1-en-cot"], tmp_path / "llama")
+
+
+def test_another_way_of_storing_than_promised_is_refused(originals: Path) -> None:
+    with pytest.raises(ModelError, match="holds bfloat16 weights, not nf4 as s1-en-cot-nf4 should"):
+        supply.examine(CHECKPOINTS["s1-en-cot-nf4"], originals / STAGE1)
+
+
+def test_a_clone_switched_to_another_branch_is_found_out(originals: Path, tmp_path: Path) -> None:
+    folder = pretend_exl2(originals / STAGE1, tmp_path / f"{STAGE1}-exl2", 8.0)
+    supply.examine(CHECKPOINTS["s1-en-cot-exl2-8.0bpw-h8"], folder)
+    with pytest.raises(ModelError, match=r"revision with 8 bits, not the one with 4\.25") as caught:
+        supply.examine(CHECKPOINTS["s1-en-cot-exl2-4.25bpw-h6"], folder)
+    assert "branch 4.25bpw-h6" in caught.value.hint
+
+
+# Adding and removing
+
+
+def test_a_folder_of_models_is_added_at_once(originals: Path) -> None:
+    added = supply.add_folder(originals)
+    assert {c.id for c, _ in added} == {"s1-en-cot", "s2", "codec"}
+    assert models.find("yue-en-cot").codec == originals / SOUND
+
+
+def test_a_model_of_ones_own_becomes_a_set_of_its_own(originals: Path, tmp_path: Path) -> None:
+    supply.add_folder(originals)
+    mine = Path(shutil.copytree(originals / STAGE1, tmp_path / "sea shanties"))
+    with pytest.raises(RequestError, match="does not say what the model is for"):
+        supply.add_folder(mine)
+    ((checkpoint, _),) = supply.add_folder(mine, "shanties", {"language": "en", "mode": "cot"})
+    found = models.find("shanties")
+    assert checkpoint.id == "shanties" and found.stage1 == mine and found.mode == "cot" and "shanties" in models.names()
+
+
+def test_an_empty_folder_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match="No YuE model was found"):
+        supply.add_folder(tmp_path)
+
+
+def test_removing_deletes_ours_and_forgets_theirs(stocked: Hub, originals: Path, tmp_path: Path) -> None:
+    (ours,) = supply.carry_out(supply.order([SET[1]]))
+    size = sum(path.stat().st_size for path in ours.rglob("*") if path.is_file())
+    assert supply.remove(SET[1]) == size and not ours.exists()
+    theirs = Path(shutil.copytree(originals / STAGE2, tmp_path / STAGE2))
+    registry.remember({"s2": str(theirs)})
+    assert supply.remove(SET[1]) == 0 and theirs.is_dir() and places.locate(SET[1]) is None
+
+
+def test_removing_what_links_to_another_programs_file_leaves_that(
+    stocked: Hub, originals: Path, tmp_path: Path
+) -> None:
+    theirs = tmp_path / "nobody" / "ComfyUI" / "models" / "yue"
+    theirs.mkdir(parents=True)
+    shutil.copy(originals / STAGE2 / "model.safetensors", theirs)
+    supply.carry_out(supply.order([SET[1]]))
+    supply.remove(SET[1])
+    assert (theirs / "model.safetensors").read_bytes() == (originals / STAGE2 / "model.safetensors").read_bytes()

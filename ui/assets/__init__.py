@@ -1,0 +1,29 @@
+"""Style and script of the page, as text. Each page has its own `<page>.css` and `<page>.js`; `theme.css` and `shell.js`
+come first because the others build on them. Nothing is loaded from elsewhere."""
+
+from __future__ import annotations
+
+from importlib import resources
+
+FIRST = ("theme", "shell")
+
+
+def _joined(ending: str) -> str:
+    files = [file for file in resources.files(__package__).iterdir() if file.name.endswith(ending)]
+    files.sort(key=lambda file: (file.name.removesuffix(ending) not in FIRST, file.name))
+    return "\n".join(file.read_text(encoding="utf-8") for file in files)
+
+
+def css() -> str:
+    """All style sheets, one after the other."""
+    return _joined(".css")
+
+
+def head() -> str:
+    """All scripts as one element for the page's head. They only define functions on `window.yuegp`."""
+    return f"<script>{_joined('.js')}</script>"
+
+
+def icon() -> str:
+    """The page's icon, as SVG: browsers ask for it whether a page names one or not."""
+    return (resources.files(__package__) / "icon.svg").read_text(encoding="utf-8")

@@ -1,0 +1,82 @@
+// Set-up: facts in panels. The check-up takes seconds, so it is asked for when the page is first looked at.
+window.yuegp.setup = (element, props, server, trigger, watch) => {
+  const { el, say, newest } = window.yuegp;
+  const t = props.say;
+  const root = element.querySelector(".y-setup");
+  const panel = (id, title, ...inside) => el("section", { class: "y-panel y-facts", id, "aria-labelledby": `${id}-title` }, el("h2", { id: `${id}-title`, text: title }), ...inside);
+  const rows = (list) => el("dl", {}, ...list.flatMap((row) => [el("dt", { text: row.name }), el("dd", { text: row.text })]));
+  const error = el("p", { class: "y-bad", id: "setup-error", role: "alert", hidden: true });
+
+  const language = el("select", { class: "y-line", id: "setup-language", "aria-describedby": "setup-language-info", onchange: async () => {
+    try {
+      const answer = await server.setup_language({ language: language.value });
+      error.hidden = !answer.error; error.textContent = answer.error;
+      if (!answer.error) location.assign(new URL("../", document.baseURI).href);
+    } catch { error.hidden = false; error.textContent = t.unreachable; }
+  } }, ...props.languages.map(([value, text]) => el("option", { value, text, lang: value || null })));
+
+  const why = el("ul", { class: "y-notes" });
+  const profile = el("div", { id: "setup-profile", hidden: true }, el("dl", {}, el("dt", { text: t.profile }), el("dd")), el("details", {}, el("summary", { text: t["profile.why"] }), why));
+  const machine = el("div"), models = el("ul", { class: "y-models", id: "setup-models" }), folders = el("div");
+  const version = el("p", { class: "y-count", id: "setup-version" });
+  const copied = el("span", { class: "y-count", role: "status" });
+  const well = el("details", { hidden: true }, el("summary", { text: t["check.well"] }), el("ul", { class: "y-findings" }));
+  const bad = el("ul", { class: "y-findings", id: "setup-findings" });
+  const status = el("p", { class: "y-count", id: "setup-check-status", role: "status" });
+  const again = el("button", { type: "button", class: "y-quiet", id: "setup-check", text: t["check.start"], onclick: () => check() });
+  root.append(error,
+    panel("setup-language-panel", t.language, language, el("p", { class: "y-faint", id: "setup-language-info", text: t["language.info"] })),
+    panel("setup-machine", t.machine, machine, profile),
+    panel("setup-models-panel", t.models, el("p", { class: "y-faint", text: t["models.text"] }), models, copied),
+    panel("setup-check-panel", t.check, el("p", { class: "y-faint", text: t["check.text"] }), status, bad, well, el("div", {}, again)),
+    panel("setup-folders", t.folders, folders), version);
+  language.setAttribute("aria-labelledby", "setup-language-panel-title");
+
+  const model = (row) => {
+    const command = `python launch.py ${row.get}`;
+    const copy = el("button", { type: "button", class: "y-quiet y-small", text: t.copy, "aria-label": say(t.copy_of, { title: row.title }), onclick: async () => {
+      try { await navigator.clipboard.writeText(command); copied.textContent = t.copied; } catch { getSelection().selectAllChildren(code); }
+    } });
+    const code = el("code", { text: command });
+    return el("li", { "data-model": row.name, class: row.here ? "here" : "" },
+      el("div", { class: "y-model" }, el("b", { text: row.title }), el("span", { class: "y-count", text: row.text })),
+      row.note ? el("p", { class: "y-faint", text: row.note }) : null,
+      row.get ? el("details", {}, el("summary", { text: t["model.get"] }), el("p", { class: "y-faint", text: t["model.run"] }), el("p", { class: "y-command" }, code, copy)) : null);
+  };
+  const finding = (one) => el("li", { class: one.state }, el("b", { text: one.said }), el("div", {}, el("p", { text: one.what }), el("p", { class: "y-faint", text: one.hint, hidden: !one.hint })));
+
+  const ask = newest(() => server.setup_look({}), (answer) => {
+    machine.replaceChildren(rows(answer.machine));
+    profile.hidden = !answer.profile;
+    if (answer.profile) {
+      profile.querySelector("dd").textContent = answer.profile.text;
+      why.replaceChildren(...answer.profile.reasons.map((text) => el("li", { text })));
+    }
+    folders.replaceChildren(rows(answer.folders));
+    const open = [...models.querySelectorAll("details[open]")].map((one) => one.closest("li").dataset.model);
+    models.replaceChildren(...answer.models.map(model));
+    for (const name of open) models.querySelector(`[data-model="${name}"] details`)?.setAttribute("open", "");
+    version.textContent = answer.version;
+    if (document.activeElement !== language) language.value = answer.language;
+  });
+  let checked = false;
+  const check = async () => {
+    checked = true;
+    again.disabled = true;
+    status.textContent = t["check.busy"];
+    try {
+      const { findings } = await server.setup_check({});
+      const worse = findings.filter((one) => one.state !== "ok"), good = findings.filter((one) => one.state === "ok");
+      bad.replaceChildren(...worse.map(finding));
+      well.hidden = !good.length;
+      well.querySelector("ul").replaceChildren(...good.map(finding));
+      status.textContent = worse.length ? "" : t["check.good"];
+    } catch { status.textContent = t.unreachable; }
+    again.disabled = false;
+  };
+  new IntersectionObserver((seen) => {
+    if (!seen.some((one) => one.isIntersecting)) return;
+    ask();
+    if (!checked) check();
+  }).observe(root);
+};

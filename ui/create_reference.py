@@ -1,0 +1,89 @@
+"""A reference recording as Create shows it: its wave, its window, and what is wrong with it. Only files that Gradio has
+just taken in reach this module; what it says names them as the user did."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from yuegp import audio
+from yuegp.errors import RequestError
+from yuegp.song import Reference
+
+from .texts import Texts
+
+PEAKS = 360
+"""Points of a drawn wave."""
+
+LONGEST = 20 * 60.0
+"""Seconds. A song is shorter; a concert would have to be cut anyway."""
+
+WINDOW = 30.0
+"""Seconds that are listened to unless somebody says otherwise, as in the released program."""
+
+
+def peaks(path: str) -> list[float]:
+    """The loudest sample in each of `PEAKS` equal parts of a file, 0 to 1. RequestError when it is not sound."""
+    import soundfile
+
+    frames = audio.probe(path).frames
+    block = max(1, -(-frames // PEAKS))
+    try:
+        with soundfile.SoundFile(path) as file:
+            found = [float(np.abs(part).max(initial=0.0)) for part in file.blocks(block, dtype="float32")]
+    except soundfile.LibsndfileError as exc:
+        raise RequestError(f"{path} cannot be read as sound: {exc}", "Export the file again.") from exc
+    return [round(min(1.0, peak), 3) for peak in found]
+
+
+def look(files: Mapping[str, str | None], t: Texts) -> dict[str, Any]:
+    """What to draw for the files given as `mix`, `vocal` and `instrumental`: per file name, path and peaks; the length
+    they share; `error` when they cannot be used."""
+    given = {role: path for role, path in files.items() if path}
+    shown: dict[str, Any] = {"files": [], "seconds": 0.0, "error": "", "window": WINDOW}
+    if not given:
+        return shown
+    try:
+        seconds = min(audio.probe(path).seconds for path in given.values())
+        if seconds > LONGEST:
+            raise RequestError(
+                t("create.reference.long", minutes=round(seconds / 60), most=round(LONGEST / 60)),
+                t("create.reference.long_hint"),
+            )
+        reference = _reference(files, 0.0, seconds)
+        if reference:
+            audio.check_reference(reference)
+        drawn = [{"role": role, "name": Path(p).name, "path": p, "peaks": peaks(p)} for role, p in given.items()]
+        return {**shown, "files": drawn, "seconds": seconds, "error": "" if reference else t("create.reference.pair")}
+    except RequestError as exc:
+        return {**shown, "error": said(exc, given)}
+
+
+def reference(files: Mapping[str, str | None], window: Mapping[str, Any] | None) -> Reference | None:
+    """The reference that files and window ask for; None without files. RequestError when half of a pair is absent."""
+    start = float((window or {}).get("start") or 0.0)
+    end = float((window or {}).get("end") or start + WINDOW)
+    found = _reference(files, start, end)
+    if found is None and any(files.values()):
+        raise RequestError("Only one track of a reference was given.", "Add the other one, or remove it.")
+    return found
+
+
+def _reference(files: Mapping[str, str | None], start: float, end: float) -> Reference | None:
+    if mix := files.get("mix"):
+        return Reference(mix=mix, start=start, end=end)
+    vocal, instrumental = files.get("vocal"), files.get("instrumental")
+    if vocal and instrumental:
+        return Reference(vocal=vocal, instrumental=instrumental, start=start, end=end)
+    return None
+
+
+def said(exc: RequestError, files: Mapping[str, str | None]) -> str:
+    """The error as a sentence that names files as the user did, not as they lie on disk."""
+    text = f"{exc.what} {exc.hint}".strip()
+    for path in filter(None, files.values()):
+        text = text.replace(path, Path(path).name)
+    return text

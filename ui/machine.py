@@ -1,0 +1,61 @@
+"""What a page may say of this machine before any song is made: its card, its memory, and how long things take here.
+Loads no torch; answers that cost some tens of milliseconds are kept for a while."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from pathlib import Path
+from threading import Lock
+
+from offload.device import Machine
+from offload.device import machine as ask
+from yuegp import eta
+from yuegp.pipeline import SongPlan
+from yuegp.song import TakeInfo
+
+FRESH_SECONDS = 15.0
+"""How long an answer about the card, and the costs of earlier takes, are taken to hold."""
+
+_guard = Lock()
+_machine: tuple[float, Machine] | None = None
+_costs: dict[tuple[Path, str, str], tuple[float, eta.Costs]] = {}
+
+
+def look() -> Machine:
+    """The machine as it was at most `FRESH_SECONDS` ago."""
+    global _machine
+    with _guard:
+        now = time.monotonic()
+        if _machine is None or now - _machine[0] > FRESH_SECONDS:
+            _machine = (now, ask())
+        return _machine[1]
+
+
+def kind(device: str) -> str:
+    """`cuda` or `cpu`: where a song asked for with `device` is made here."""
+    if device != "auto":
+        return device.split(":")[0]
+    return "cuda" if look().card else "cpu"
+
+
+def seconds_needed(plan: SongPlan, root: Path, device: str) -> float | None:
+    """Seconds that making a song will take, from what earlier songs took; None while nobody can say."""
+    on = kind(device)
+    info = TakeInfo(number=1, request=plan.request)
+    return eta.estimate(_learned(root, plan.models.id, on), eta.facts_of(info, plan.budget, on), eta.Seen())
+
+
+def _learned(root: Path, model: str, on: str) -> eta.Costs:
+    key, now = (root, model, on), time.monotonic()
+    with _guard:
+        if key not in _costs or now - _costs[key][0] > FRESH_SECONDS:
+            _costs[key] = (now, eta.learn(eta.earlier_takes(root, model, on), on))
+        return _costs[key][1]
+
+
+def disk_free(root: Path) -> int:
+    """Bytes free where songs are kept, or will be."""
+    while not root.exists() and root != root.parent:
+        root = root.parent
+    return shutil.disk_usage(root).free

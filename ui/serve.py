@@ -1,0 +1,199 @@
+"""The server of the page: what is mounted where, on which port, and how it begins and ends.
+
+    /                     leads to the page in its language      /sound/<song>/<take>/<file>   sound of songs
+    /en /zh /ja /ko       the page, one per language             /api                          for programs
+
+Loads no torch: songs are made by another process (`maker`). Pages of all languages are built before the first request,
+since Gradio may not build one while another answers. Who may ask at all is decided in `guard`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import errno
+import os
+import shutil
+import socket
+import sys
+import threading
+import time
+import webbrowser
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from yuegp import library
+from yuegp.errors import DeviceError, RequestError
+from yuegp.jobs import Queue
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+    from starlette.types import ASGIApp
+
+    from .desk import Desk
+
+PORT = 7860
+"""Where the page is unless told otherwise: the port that people who use such programs know."""
+
+TRIES = 50
+"""Ports tried, one after the other, when one is taken."""
+
+KEPT_SECONDS = 2 * 86400
+"""How long uploads are kept that nobody has taken into a song."""
+
+HERE, ANYWHERE = "127.0.0.1", "0.0.0.0"
+
+
+def serve(arguments: argparse.Namespace) -> None:
+    """Show the page until Ctrl-C. Prints its address, and nothing else, on standard output once it answers."""
+    password = arguments.password or os.environ.get("YUEGP_PASSWORD", "")
+    if arguments.listen and not password:
+        raise RequestError(
+            "With --listen everybody on the network can use this page, so it needs a password, and there is none.",
+            "Set YUEGP_PASSWORD, or add --password; or leave --listen out.",
+        )
+    root = library.songs_dir(arguments.out).absolute()
+    library.check_writable(root)
+    place = bind(ANYWHERE if arguments.listen else HERE, arguments.port)
+    port = place.getsockname()[1]
+    prepare()
+    from .desk import Desk
+    from .maker import Maker
+
+    queue = Queue()
+    maker = Maker(queue)
+    app = guarded(application(Desk(root, queue, maker)), port, arguments.listen, password)
+    _run(app, place, f"http://{HERE}:{port}", browse=not arguments.no_browser)
+
+
+def prepare() -> None:
+    """Settle what Gradio and the hub library read from the environment when they are imported: that nothing is asked
+    of, or told to, other machines, and where uploads go."""
+    os.environ.update(GRADIO_ANALYTICS_ENABLED="False", HF_HUB_OFFLINE="1")
+    uploads = library.home().absolute() / "uploads"
+    os.environ["GRADIO_TEMP_DIR"] = str(uploads)
+    sweep(uploads, time.time() - KEPT_SECONDS)
+
+
+def sweep(uploads: Path, before: float) -> None:
+    """Remove what was uploaded or exported before a time: Gradio forgets its files when it is killed."""
+    for path in uploads.glob("*"):
+        with contextlib.suppress(OSError):
+            if path.stat().st_mtime < before:
+                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A socket on `port`, or on the next one that is free. DeviceError when none of `TRIES` is."""
+    for number in range(port, min(port + TRIES, 65536)):
+        place = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+        if sys.platform != "win32":  # there it would share a port that is in use
+            place.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            place.bind((host, number))
+            place.listen(128)
+            return place
+        except OSError as exc:
+            place.close()
+            if exc.errno not in (errno.EADDRINUSE, errno.EACCES):
+                raise DeviceError(f"Port {number} cannot be used: {exc.strerror or exc}.", "Name another.") from exc
+    raise DeviceError(
+        f"None of the ports {port} to {min(port + TRIES, 65536) - 1} is free.", "Name another one with --port."
+    )
+
+
+def application(desk: Desk) -> FastAPI:
+    """Everything that answers, unguarded: the pages, the interface for programs, sound. `desk.worker`, if there is
+    one, works as long as the server does."""
+    try:
+        import gradio as gr
+    except ModuleNotFoundError as exc:
+        raise DeviceError(
+            f"The page needs {exc.name}, which is not installed.", "Run `python launch.py --repair`."
+        ) from exc
+    from fastapi import FastAPI
+    from starlette.requests import Request
+    from starlette.responses import RedirectResponse, Response
+    from starlette.routing import Match, Route
+    from starlette.types import Scope
+
+    from . import api, assets, settings, song_export, sound
+    from .app import build, look
+    from .guard import UPLOAD_BYTES
+    from .texts import LANGUAGES, Texts, preferred
+
+    @contextlib.asynccontextmanager
+    async def working(_: FastAPI) -> AsyncIterator[None]:
+        if desk.worker:
+            desk.worker.start()
+        try:
+            yield
+        finally:
+            if desk.worker:
+                desk.worker.stop()
+
+    def home(request: Request) -> Response:
+        language = settings.load().language or preferred(request.headers.get("accept-language", ""))
+        asked = f"?{request.url.query}" if request.url.query else ""
+        return RedirectResponse(f"/{language}/{asked}", 307, {"Cache-Control": "no-store"})
+
+    class Elsewhere(Route):
+        """A page in another language than the chosen one: a reload after the choice leads to the chosen one."""
+
+        def matches(self, scope: Scope) -> tuple[Match, Scope]:
+            match, found = super().matches(scope)
+            if match is Match.FULL and settings.load().language in ("", self.path.strip("/")):
+                return Match.NONE, {}
+            return match, found
+
+    def icon(request: Request) -> Response:
+        return Response(assets.icon(), media_type="image/svg+xml", headers={"Cache-Control": "max-age=86400"})
+
+    app = FastAPI(lifespan=working, docs_url=None, redoc_url=None, openapi_url=None)
+    app.state.desk = desk
+    app.router.routes.append(Route("/", home))
+    for before in ("", "/{language}"):  # pages name sounds from where they are
+        app.router.routes.append(Route(f"{before}/favicon.ico", icon))
+        app.router.routes.append(Route(f"{before}/sound/{{song}}/{{take}}/{{file:path}}", sound.answer))
+        app.router.routes.append(Route(f"{before}/export/{{song}}/{{file}}", song_export.answer))
+    common = {"footer_links": [], "run_history": False, "max_file_size": UPLOAD_BYTES, "ssr_mode": False}
+    gr.mount_gradio_app(app, api.build(desk), "/api", **common)
+    for language in LANGUAGES:
+        app.router.routes.append(Elsewhere(f"/{language}/", home, methods=["GET"]))
+        shown = look()
+        shown["head"] += f"<script>document.documentElement.lang = '{language}';</script>"
+        gr.mount_gradio_app(app, build(desk, Texts(language)), f"/{language}", **{**common, **shown})
+    return app
+
+
+def guarded(app: FastAPI, port: int, listening: bool = False, password: str = "") -> ASGIApp:
+    """The application as the network sees it."""
+    from . import login_page, settings
+    from .guard import Door, Guard
+    from .texts import ENGLISH, Texts
+
+    page = login_page.page(Texts(settings.load().language or ENGLISH))
+    return Guard(app, port, listening, Door(password, page) if password else None)
+
+
+def _run(app: ASGIApp, place: socket.socket, address: str, browse: bool) -> None:
+    import uvicorn
+
+    class Server(uvicorn.Server):
+        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+            await super().startup(sockets)
+            if self.started:
+                print(address, flush=True)
+                if browse and _has_screen():
+                    threading.Thread(target=webbrowser.open, args=(address,), daemon=True).start()
+
+    config = uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=1, server_header=False)
+    Server(config).run(sockets=[place])
+
+
+def _has_screen() -> bool:
+    """Whether a browser can be opened: on a machine without a screen, Python would start one in the terminal."""
+    if sys.platform in ("win32", "darwin"):
+        return True
+    return bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))

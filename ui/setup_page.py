@@ -1,0 +1,193 @@
+"""The Set-up page: what this machine is, which models are here and which are not, what the doctor says, and the few
+choices that belong to the program and not to a song. One element, drawn by `assets/setup.js`."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from offload.plan import plan
+from offload.sizes import Way
+from yuegp import __version__, doctor, library, memory, models, places, registry
+from yuegp.errors import ModelError, YueGPError
+
+from . import machine, settings
+from .desk import Desk
+from .shell import Shell
+from .texts import LANGUAGES, Texts
+
+USUAL = (6, 3000)
+"""Sections of a usual song, and audio ids of half a minute each."""
+
+HEAD_IDS = 150
+"""Ids of words and markers that a section of a usual song adds to its music."""
+
+PLAIN = (
+    Way("torch", "bfloat16", Fraction(16)),
+    Way("torch", "int8", Fraction(8), converted=True),
+    Way("torch", "nf4", Fraction(4), converted=True),
+)
+"""How Stage 1 can be held without the fast engine."""
+
+
+def build(desk: Desk, shell: Shell, t: Texts) -> None:
+    """Put the page into the tab that is being built."""
+
+    def setup_look(asked: Any) -> dict[str, Any]:
+        return answer(desk, t)
+
+    def setup_check(asked: Any) -> dict[str, Any]:
+        return {"findings": findings(t)}
+
+    def setup_language(asked: Any) -> dict[str, Any]:
+        return choose(asked, t)
+
+    gr.HTML(
+        "",
+        elem_id="setup",
+        html_template="<div class='y-setup'></div>",
+        js_on_load="window.yuegp.setup(element, props, server, trigger, watch);",
+        apply_default_css=False,
+        server_functions=[setup_look, setup_check, setup_language],
+        say=t.part("setup."),
+        languages=[["", t("setup.language.browser")], *map(list, LANGUAGES.items())],
+    )
+
+
+def answer(desk: Desk, t: Texts) -> dict[str, Any]:
+    """What the script shows, but for the doctor's findings, which take some seconds."""
+    return {
+        "machine": [{"name": name, "text": text} for name, text in machine_rows(t)],
+        "profile": profile(t),
+        "models": model_rows(t),
+        "folders": [
+            {"name": t("setup.songs"), "text": str(desk.root)},
+            {"name": t("setup.models_folder"), "text": str(registry.models_dir().absolute())},
+            {"name": t("setup.home"), "text": str(library.home().absolute())},
+            {"name": t("setup.free"), "text": size(machine.disk_free(desk.root))},
+        ],
+        "language": settings.load().language,
+        "version": t("setup.version", version=__version__),
+    }
+
+
+# The machine
+
+
+def machine_rows(t: Texts) -> list[tuple[str, str]]:
+    """Card and memory, by name."""
+    try:
+        here = machine.look()
+    except YueGPError as exc:
+        return [(t("setup.card"), f"{exc.what} {exc.hint}".strip())]
+    rows = [
+        (t("setup.card"), t("setup.card.text", name=card.name, total=size(card.total), free=size(card.free)))
+        for card in here.cards
+    ] or [(t("setup.card"), t("setup.card.none"))]
+    rows.append((t("setup.memory"), t("setup.memory.text", total=size(here.ram_total), free=size(here.ram_free))))
+    rows.append((t("setup.where"), t("setup.where.card" if here.card else "setup.where.cpu")))
+    return rows
+
+
+def profile(t: Texts) -> dict[str, Any] | None:
+    """How YuE's large models would be held on this machine's card for a usual song, and why; None without a card.
+    Computed from sizes that are known: the models need not be here."""
+    try:
+        here = machine.look()
+        if here.card is None:
+            return None
+        sections, budget = USUAL
+        ways = memory.LIBRARY if importlib.util.find_spec("exllamav2") else PLAIN
+        need = memory.released(sections * (budget + HEAD_IDS), sections, budget, True, ways, memory.LIBRARY2[:1])
+        held = plan(need, here.card, here.ram_free)
+    except YueGPError as exc:
+        return {"text": exc.what, "reasons": [exc.hint]}
+    facts = {"stage1": held.way1, "stage2": held.way2, "peak": size(held.peak), "budget": size(held.budget)}
+    return {"text": t("setup.profile.text", **facts), "reasons": list(held.reasons)}
+
+
+def size(count: float) -> str:
+    """Bytes in words."""
+    return f"{count / 2**30:.1f} GB" if count >= 2**30 else f"{count / 2**20:.0f} MB"
+
+
+# Models
+
+
+def model_rows(t: Texts) -> list[dict[str, Any]]:
+    """Every model set that has a name: what it is for, whether it is here, how much it takes, and how to get it."""
+    return [_model_row(name, t) for name in models.names()]
+
+
+def _model_row(name: str, t: Texts) -> dict[str, Any]:
+    try:
+        found = models.find(name)
+    except ModelError as exc:
+        lacking = _missing(name)
+        if not lacking:
+            return {"name": name, "title": title(name, t), "here": False, "text": exc.what, "get": exc.hint}
+        needed = t("setup.model.missing", size=size(sum(lacking)))
+        return {"name": name, "title": title(name, t), "here": False, "text": needed, "get": f"models get {name}"}
+    taken = sum(_bytes_in(folder) for folder in {found.stage1, found.stage2, found.codec})
+    note = t("setup.model.demo") if name in models.EMBEDDED else ""
+    text = t("setup.model.here", size=size(taken))
+    return {"name": name, "title": title(name, t), "here": True, "text": text, "note": note, "get": ""}
+
+
+def title(name: str, t: Texts) -> str:
+    """What a set is for, in the page's language where we know it."""
+    if name in models.RELEASED:
+        language, mode = models.RELEASED[name]
+        return t("setup.model.title", language=t(f"setup.model.{language}"), mode=t(f"setup.model.{mode}"))
+    return t("setup.model.demo_title") if name in models.EMBEDDED else name
+
+
+def _missing(name: str) -> list[int]:
+    """Bytes of each part of a set that is not on this computer: of the original, where there are several."""
+    lacking = []
+    for some in models.candidates(name).values():
+        if not any(places.locate(checkpoint) for checkpoint in some):
+            lacking.append(max(some, key=lambda checkpoint: checkpoint.bits).about)
+    return lacking
+
+
+def _bytes_in(folder: Path) -> int:
+    """Bytes of the files in a folder and below."""
+    return sum(os.stat(os.path.join(place, name)).st_size for place, _, names in os.walk(folder) for name in names)
+
+
+# The doctor
+
+
+def findings(t: Texts) -> list[dict[str, str]]:
+    """What the doctor says, worst first. Takes some seconds: another process imports torch."""
+    try:
+        found = doctor.examine()
+    except YueGPError as exc:
+        return [{"state": doctor.FAIL, "said": t("setup.fail"), "what": exc.what, "hint": exc.hint}]
+    order = (doctor.FAIL, doctor.WARN, doctor.OK)
+    return [
+        {"state": one.state, "said": t(f"setup.{one.state}"), "what": one.what, "hint": one.hint}
+        for one in sorted(found, key=lambda one: order.index(one.state))
+        if one.name != "port"  # it is taken: by us
+    ]
+
+
+# Choices
+
+
+def choose(asked: Any, t: Texts) -> dict[str, str]:
+    """Keep the language of the page. It holds from the next time the page is loaded."""
+    language = asked.get("language") if isinstance(asked, dict) else None
+    if language not in ("", *LANGUAGES):
+        return {"error": t("setup.unknown")}
+    try:
+        settings.save(settings.Settings(language=str(language)))
+    except YueGPError as exc:
+        return {"error": f"{exc.what} {exc.hint}".strip()}
+    return {"error": ""}

@@ -1,0 +1,134 @@
+"""`plan`: how a song would fit a graphics card, this machine's or any other; needs neither the card nor the models."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from dataclasses import replace
+from fractions import Fraction
+from typing import TYPE_CHECKING, Any
+
+from .asking import print_json, read_text
+from .errors import ModelError, RequestError
+
+if TYPE_CHECKING:
+    from offload.device import Card
+    from offload.plan import MemoryPlan, Need
+
+    from .song import Section
+
+WORDS_PER_ID = 1.6
+"""Ids per word of lyrics, where the released tokenizer is not on disk: twice each word stands in the prompt, and a word
+is some 1.6 pieces in English. Rough, and small beside the music's ids."""
+
+HEAD_IDS = 80
+"""Instruction, tags and markers."""
+
+
+def show_plan(arguments: argparse.Namespace) -> None:
+    """Print the memory plan of a song."""
+    from offload.device import imagined, machine, parse_size
+    from offload.plan import DoesNotFit
+    from offload.plan import plan as plan_memory
+
+    from . import lyrics
+
+    parsed = lyrics.parse(read_text(arguments.lyrics)) if arguments.lyrics else None
+    here = machine()
+    card = imagined(parse_size(arguments.vram), not arguments.headless) if arguments.vram else here.card
+    need, source = _need(arguments, parsed.sections if parsed else (), card)
+    ram = parse_size(arguments.ram) if arguments.ram else here.ram_free
+    try:
+        plan = plan_memory(need, card, ram, _fewer(need, arguments))
+    except DoesNotFit as exc:
+        if arguments.json or exc.nearest is None:
+            raise
+        print(f"{exc.what}\n{exc.hint} That would be:\n", file=sys.stderr)
+        plan = replace(exc.nearest[1], reasons=())
+        print(plan.table())
+        raise
+    if arguments.json:
+        print_json(_row(plan, card, source))
+        return
+    where = card.name if card else "the CPU"
+    print(f"{source} on {where}, {need.sections} sections, up to {need.rows[0]:,} ids of song\n")
+    print(plan.table())
+
+
+def _need(arguments: argparse.Namespace, sections: tuple[Section, ...], card: Card | None) -> tuple[Need, str]:
+    """What the song asks for, and of which models: those on disk, or the released ones as they are known to be."""
+    from . import memory, models, pipeline
+    from .prompts import budget_ids
+    from .song import Sampling, SongRequest
+
+    if card is not None and arguments.model in models.RELEASED:
+        seconds = arguments.section_seconds or 30.0
+        count = arguments.sections or len(sections) or 6
+        budget, sampling = budget_ids(seconds), Sampling()
+        words = sum(len(section.words.split()) for section in sections)
+        ids = round(2 * WORDS_PER_ID * words) + HEAD_IDS + count * (budget + 20) if sections else 1 << 20
+        guided = sampling.guidance != 1
+        need = memory.released(ids, count, budget, guided, _library(arguments), memory.LIBRARY2)
+        return replace(need, takes=arguments.takes), f"The released {arguments.model}"
+    try:
+        found = models.find(arguments.model)
+    except ModelError as exc:
+        raise ModelError(exc.what, "Add --vram to plan for a card with the released models.") from exc
+    if not sections:
+        raise RequestError("There are no lyrics.", "Add --lyrics FILE.")
+    request = SongRequest(sections, arguments.tags, model=arguments.model, sampling=found.sampling,
+                          section_seconds=arguments.section_seconds, first_sections=arguments.sections)  # fmt: skip
+    song = pipeline.plan(request)
+    return memory.need(song, pipeline.prompts_of(song), card, song.count, arguments.takes), found.title
+
+
+def _library(arguments: argparse.Namespace) -> tuple[Any, ...]:
+    """The ways to hold the released Stage 1 that were asked for."""
+    from offload.sizes import Way
+
+    from . import memory
+
+    ways: tuple[Way, ...] = memory.LIBRARY
+    if arguments.engine == "torch":
+        plain = Way("torch", "bfloat16", Fraction(16))
+        ways = (plain, *(Way("torch", name, bits) for name, bits in (("int8", Fraction(8)), ("nf4", Fraction(4)))))
+    if arguments.bits is not None:
+        ways = tuple(way for way in ways if float(way.bits) == arguments.bits) or (
+            Way("exl2", "exl2", Fraction(arguments.bits).limit_denominator(100)),
+        )
+    return ways
+
+
+def _fewer(need: Need, arguments: argparse.Namespace) -> tuple[Any, ...]:
+    from . import memory, models
+
+    if arguments.bits is None or arguments.model not in models.RELEASED:
+        return ()
+    return tuple(way for way in memory.LIBRARY if float(way.bits) < arguments.bits and way.kv == "fp16")
+
+
+def _row(plan: MemoryPlan, card: Card | None, source: str) -> dict[str, Any]:
+    return {
+        "models": source,
+        "card": card.name if card else None,
+        "free": card.free if card else None,
+        "budget": plan.budget,
+        "peak": plan.peak,
+        "ram": plan.ram,
+        "stage1": str(plan.way1),
+        "stage2": str(plan.way2),
+        "stage2_batch": plan.stage2_batch,
+        "together": plan.together,
+        "order": plan.order,
+        "hear": plan.hear,
+        "caches": plan.caches,
+        "parked": list(plan.parked),
+        "resident": plan.resident,
+        "steps": [
+            {"when": step.when, "bytes": step.bytes, "held": dict(step.held), "aside": dict(step.aside)}
+            for step in plan.steps
+        ],
+        "reasons": list(plan.reasons),
+    }
+
+

@@ -1,0 +1,128 @@
+"""What a song asks of the memory: from a song's plan and the models on disk to `offload.plan`'s question, and its
+answer. Reads configurations and headers; loads no weights and no torch."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from offload.device import SMALL, Card, Machine
+from offload.plan import CACHES, MemoryPlan, Need
+from offload.plan import plan as plan_memory
+from offload.sizes import FLOAT_BITS, RELEASED_SOUND, RELEASED_STAGE1, RELEASED_STAGE2, Shapes, Sound, Way
+
+from .checkpoint import read_config
+from .codec.files import CODEC, UPSAMPLERS, codec_file, header_shapes
+from .codec.layout import CodecWidths, UpsamplerWidths
+from .errors import DeviceError
+from .lm import stored_as
+from .models import ModelSet
+from .prompts import Prompts
+from .song import Track
+from .vocab import STAGE2_CHUNK
+
+if TYPE_CHECKING:
+    from .pipeline import SongPlan
+
+BITS = {"int8": Fraction(8), "bnb8": Fraction(8), "nf4": Fraction(4)}
+
+CHUNK_IDS = 9 * STAGE2_CHUNK + 2
+"""Positions of a chunk in Stage 2's cache; as `stage2.chunk_ids` counts them."""
+
+LIBRARY = tuple(Way("exl2", "exl2", Fraction(bits), kv) for bits in ("8", "6", "5", "4.25", "4") for kv in CACHES)
+"""What the released Stage 1 exists as, or can be made into, for the fast engine."""
+
+LIBRARY2 = (
+    Way("torch", "float16", Fraction(16)),
+    Way("exl2", "exl2", Fraction(8)),
+    Way("exl2", "exl2", Fraction(8), "q8"),
+)
+
+
+def ways(folder: Path, stage: int, card: Card | None, kv: str | None = None) -> tuple[Way, ...]:
+    """How the model in `folder` can be held here, as stored and made smaller. DeviceError when it needs a card or a
+    package that is not here; `kv` asks for one type of KV cache."""
+    stored = stored_as(folder)
+    if stored == "exl2":
+        if card is None or importlib.util.find_spec("exllamav2") is None:
+            lacking = "a graphics card" if card is None else "the package exllamav2"
+            raise DeviceError(
+                f"The model in {folder} is an EXL2 model, which needs {lacking}.",
+                "Use the unquantized model, or set the program up again with `python launch.py`.",
+            )
+        return tuple(Way("exl2", "exl2", _exl2_bits(folder), cache) for cache in ([kv] if kv else CACHES))
+    if stored not in FLOAT_BITS:
+        return (Way("torch", stored, BITS[stored], _plain_cache(card)),)
+    parameters = Shapes(read_config(folder), 0)
+    if card is None:
+        small = parameters.config.layers * parameters.matrices + 2 * parameters.table <= SMALL
+        held = "float32" if small else "bfloat16"
+        return (Way("torch", held, Fraction(FLOAT_BITS[held]), "float32" if small else "fp16"),)
+    half = "float16" if stage == 2 or card.capability < (8, 0) else "bfloat16"
+    plain = Way("torch", half, Fraction(16))
+    return (plain, *(Way("torch", name, BITS[name], converted=True) for name in ("int8", "nf4")))
+
+
+def _plain_cache(card: Card | None) -> str:
+    return "float32" if card is None else "fp16"
+
+
+def _exl2_bits(folder: Path) -> Fraction:
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    bits = config.get("quantization_config", {}).get("bits", 8)
+    return Fraction(bits).limit_denominator(100)
+
+
+def sound_of(models: ModelSet) -> Sound:
+    """What the set's codec takes. Widths are read from safetensors headers; a `.pth` has the released ones."""
+    paths = [codec_file(models.codec, name) for name in (CODEC, UPSAMPLERS[Track.VOCAL])]
+    if any(path.suffix != ".safetensors" for path in paths):
+        return RELEASED_SOUND
+    codec, upsampler = (header_shapes(path) for path in paths)
+    return Sound.of(CodecWidths.of(codec), UpsamplerWidths.of(upsampler))
+
+
+def longest(prompts: Prompts, sections: int, budget: int) -> int:
+    """Ids of a song of `sections` sections that all use their budget."""
+    frame = 1 + len(prompts.close)
+    return len(prompts.head) + sum(len(prompts.openings[k]) + budget + frame for k in range(sections))
+
+
+def need(plan: SongPlan, prompts: Prompts, card: Card | None, sections: int, takes: int = 1) -> Need:
+    """What it takes to write `sections` more sections of a song, and to refine them."""
+    models, layout = plan.models, plan.models.layout
+    return Need(
+        stage1=Shapes(read_config(models.stage1), len(layout.stage1_ids)),
+        stage2=Shapes(read_config(models.stage2), len(layout.stage2_ids)),
+        sound=sound_of(models),
+        ways1=ways(models.stage1, 1, card),
+        ways2=ways(models.stage2, 2, card),
+        sections=max(1, sections),
+        budget=plan.budget,
+        longest=longest(prompts, plan.count, plan.budget),
+        guided=plan.request.sampling.guidance != 1 or plan.request.sampling.guidance_later != 1,
+        takes=takes,
+        chunk=CHUNK_IDS,
+    )
+
+
+def foresee(plan: SongPlan, here: Machine, device: str = "auto") -> MemoryPlan:
+    """The memory plan of a song on this machine, before anything loads; a reference is counted by its length.
+    DoesNotFit, DeviceError."""
+    from .pipeline import prompts_of
+
+    card = None if device == "cpu" else here.card
+    return plan_memory(need(plan, prompts_of(plan), card, plan.count), card, here.ram_free)
+
+
+def released(
+    prompts_longest: int, sections: int, budget: int, guided: bool, ways1: tuple[Way, ...] = LIBRARY,
+    ways2: tuple[Way, ...] = LIBRARY2,
+) -> Need:  # fmt: skip
+    """The need of a song with YuE's released models, without having them."""
+    return Need(
+        RELEASED_STAGE1, RELEASED_STAGE2, RELEASED_SOUND, ways1, ways2, sections, budget, prompts_longest, guided
+    )

@@ -1,0 +1,341 @@
+"""Every checkpoint the program knows how to use: the published ones, and those a user has added.
+
+A checkpoint is one repository, at one revision, for one role. Three of them make a model set (`models`). Where they lie
+on disk is `places`' business, how they get there `download`'s. Facts are those of the model cards and listings of the
+hub in 2025; None means that nobody has told us, and that the hub is asked (files, sizes, checksums) or the files
+themselves are (names and shapes of tensors).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from .errors import LibraryError, ModelError, RequestError
+from .library import home, write_atomic
+
+STAGE1_PARAMETERS, STAGE2_PARAMETERS = 6_224_613_376, 1_962_543_104
+"""Source: sums of the published shard sizes, and of the tensors that the configurations describe."""
+
+VOCABULARIES = {"stage1": 83968, "stage2": 83840}
+"""Widths of the released models' vocabularies, by which one is known from the other."""
+
+LANGUAGES = {"en": "English", "zh": "Mandarin and Cantonese", "jp-kr": "Japanese and Korean"}
+MODES = {"cot": "needs no reference", "icl": "continues the style of a reference recording"}
+STORED = ("bfloat16", "float16", "float32", "int8", "nf4", "bnb8", "exl2")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """One repository, at one revision, in one role. Frozen data."""
+
+    id: str
+    repo: str
+    """Owner and name on the hub; empty when there is only a folder."""
+    role: str
+    """`stage1`, `stage2`, `codec`, or `tokenizer` for a file that pressed copies often lack."""
+    language: str = "any"
+    mode: str = "any"
+    stored: str = "bfloat16"
+    """How the matrices are stored: one of `STORED`."""
+    bits: float = 16
+    """Of one weight of a matrix, on average."""
+    bytes: int | None = None
+    """Size as published, or of the tensors alone; the hub says exactly."""
+    revision: str | None = None
+    """Branch, tag or commit. None: the main branch; the commit is written down when it has been downloaded."""
+    licence: str | None = None
+    files: tuple[str, ...] | None = None
+    """What of the repository is needed. None: what `wanted` picks."""
+    good_for: str = ""
+    place: str = ""
+    """The folder of a checkpoint that was added as one."""
+
+    @property
+    def folder(self) -> str:
+        """Name of its folder among the program's models: the repository's, with its owner's where that is the user's
+        own affair, and the branch where it has several."""
+        name = self.repo.rpartition("/")[2] if self.id in CHECKPOINTS else self.repo.replace("/", "--")
+        return name + (f"-{self.revision}" if self.revision else "") or self.id
+
+    @property
+    def about(self) -> int:
+        """Bytes it takes, as published or else computed from its widths; good to a tenth or so."""
+        if self.bytes:
+            return self.bytes
+        if self.role == "codec":
+            return CODEC_BYTES
+        parameters, width = (STAGE1_PARAMETERS, 4096) if self.role == "stage1" else (STAGE2_PARAMETERS, 2048)
+        table = VOCABULARIES[self.role] * width
+        head = 8 if self.stored == "exl2" else 16  # ExLlamaV2 packs the head too, at 6 or 8 bits
+        return int((parameters - 2 * table) * self.bits / 8 + table * 2 + table * head / 8)
+
+    def wanted(self, names: list[str]) -> list[str]:
+        """Which of a repository's files to download, in order. ModelError when one that is needed is not there."""
+        needed = list(self.files or ())
+        if missing := [name for name in needed if name not in names]:
+            raise ModelError(
+                f"The repository {self.repo} does not hold {', '.join(missing[:5])}.",
+                "Its files were renamed, or this is another revision: look at its page on the hub.",
+            )
+        if not needed:
+            needed = [n for n in names if re.fullmatch(r"config\.json|[^/]+\.safetensors(\.index\.json)?", n)]
+        return needed + [name for name in names if name.endswith("tokenizer.model") and name not in needed]
+
+
+CODEC_BYTES = 1_360_000_000 + 72_611_958 + 72_610_550
+"""The `.pth` files of the sound model as third parties list them."""
+
+_CODEC = ("final_ckpt/config.yaml", "decoders/config.yaml", "semantic_ckpts/hf_1_325000/config.json")
+_SOUND = ("final_ckpt/ckpt_00360000", "decoders/decoder_131000", "decoders/decoder_151000")
+_SHARDS = tuple(f"model-{n:05}-of-00003.safetensors" for n in (1, 2, 3))
+
+
+def _published() -> dict[str, Checkpoint]:
+    entries: list[Checkpoint] = []
+    for language in LANGUAGES:
+        for mode in MODES:
+            base = Checkpoint(
+                id=f"s1-{language}-{mode}",
+                repo=f"m-a-p/YuE-s1-7B-anneal-{language}-{mode}",
+                role="stage1",
+                language=language,
+                mode=mode,
+                bytes=2 * STAGE1_PARAMETERS,
+                licence="Apache-2.0",
+                files=("config.json", "model.safetensors.index.json", *_SHARDS, "tokenizer.model"),
+                good_for="the original; smaller ones can be pressed from it",
+            )
+            entries += [base, *_bitsandbytes(base, f"Alissonerdx/YuE-s1-7B-anneal-{language}-{mode}", 4_230_000_000)]
+    stage2 = Checkpoint(
+        id="s2",
+        repo="m-a-p/YuE-s2-1B-general",
+        role="stage2",
+        bytes=2 * STAGE2_PARAMETERS,
+        licence="Apache-2.0",
+        files=("config.json", "model.safetensors", "tokenizer.model"),
+        good_for="the original; every language and mode",
+    )
+    entries += [stage2, *_bitsandbytes(stage2, "Alissonerdx/YuE-s2-1B-general", None)]
+    english = replace(entries[0], files=None, licence=None, bytes=None)
+    small2 = replace(stage2, files=None, licence=None, bytes=None)
+    for base, name in ((english, "YuE-s1-7B-anneal-en-cot"), (small2, "YuE-s2-1B-general")):
+        for bits in (3.0, 4.0, 5.0, 6.0, 8.0):
+            entries.append(_exl2(base, f"exl2-{bits}", f"Alissonerdx/{name}-exl2-{bits}bpw", bits))
+        for branch in ("4.25bpw-h6", "8.0bpw-h8"):
+            bits = float(branch.partition("bpw")[0])
+            entries.append(_exl2(base, f"exl2-{branch}", f"Doctor-Shotgun/{name}-exl2", bits, branch))
+    icl = replace(english, id="s1-en-icl", mode="icl")
+    entries.append(_exl2(icl, "exl2-8.0", "Ftfyhh/YuE-s1-7B-anneal-en-icl-8.0bpw-exl2", 8.0))
+    codec = Checkpoint(
+        id="codec",
+        repo="m-a-p/xcodec_mini_infer",
+        role="codec",
+        stored="float32",
+        bits=32,
+        bytes=CODEC_BYTES,
+        licence="Apache-2.0",
+        files=(*_CODEC, *(f"{name}.pth" for name in _SOUND)),
+        good_for="the original; read without running code, and rewritten once as safetensors",
+    )
+    copy = replace(
+        codec,
+        id="codec-safetensors",
+        repo="SceneWorks/xcodec-mini-infer",
+        bytes=743_600_000 + 2 * 72_525_384,
+        files=(*_CODEC, *(f"{name}.safetensors" for name in _SOUND)),
+        good_for="somebody else's copy of the same numbers without pickles; smaller",
+    )
+    return {entry.id: entry for entry in (*entries, codec, copy)}
+
+
+def _bitsandbytes(base: Checkpoint, repo: str, nf4_bytes: int | None) -> tuple[Checkpoint, Checkpoint]:
+    """The 8-bit and 4-bit copies of a checkpoint."""
+    common = replace(base, files=None, licence=None)
+    return (
+        replace(common, id=f"{base.id}-int8", repo=f"{repo}-int8", stored="bnb8", bits=8, bytes=None,
+                good_for="half the memory"),
+        replace(common, id=f"{base.id}-nf4", repo=f"{repo}-nf4", stored="nf4", bits=4, bytes=nf4_bytes,
+                good_for="a third of the memory"),
+    )  # fmt: skip
+
+
+def _exl2(base: Checkpoint, name: str, repo: str, bits: float, revision: str | None = None) -> Checkpoint:
+    return replace(
+        base,
+        id=f"{base.id}-{name}",
+        repo=repo,
+        stored="exl2",
+        bits=bits,
+        revision=revision,
+        good_for="the fast engine (ExLlamaV2, NVIDIA); pressed with text, not with music",
+    )
+
+
+CHECKPOINTS = _published()
+"""What is published, by id."""
+
+TOKENIZER = Checkpoint(
+    "tokenizer", CHECKPOINTS["s1-en-cot"].repo, "tokenizer", bytes=1_761_962, files=("tokenizer.model",)
+)
+"""The same in all of them; got by itself when a set's repositories hold none."""
+
+
+# What users add: `models.json` in the program's home
+
+
+def models_dir() -> Path:
+    """Where downloaded checkpoints lie: `YUEGP_MODELS`, or `models` in the program's home."""
+    return Path(os.environ.get("YUEGP_MODELS") or home() / "models").expanduser()
+
+
+def known() -> dict[str, Checkpoint]:
+    """Every checkpoint by id: the published ones and the user's own."""
+    own = (_read_entry(entry) for entry in notes()["checkpoints"])
+    return CHECKPOINTS | {entry.id: entry for entry in own}
+
+
+def named(name: str) -> Checkpoint:
+    """The checkpoint called `name`: its id, its repository, or its folder. ModelError when there is none."""
+    found = known()
+    if name in found:
+        return found[name]
+    for entry in found.values():
+        if name.lower() in (entry.repo.lower(), entry.folder.lower()):
+            return entry
+    close = sorted(found, key=lambda known_id: (_distance(name.lower(), known_id), known_id))[:4]
+    raise ModelError(f"There is no checkpoint called {name!r}.", f"Perhaps one of: {', '.join(close)}.")
+
+
+def _distance(a: str, b: str) -> float:
+    import difflib
+
+    return -difflib.SequenceMatcher(None, a, b).ratio()
+
+
+NOTES_FORMAT = 1
+
+
+def notes() -> dict[str, Any]:
+    """What `models.json` holds: `checkpoints` (entries of the user), `places` (id to folder), `sets` (a name to the
+    three checkpoints it stands for). ModelError when it cannot be read."""
+    path = home() / "models.json"
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        if data["format"] > NOTES_FORMAT:
+            raise ModelError(f"{path} was written by a newer yuegp.", "Update yuegp.")
+        return {"checkpoints": list(data["checkpoints"]), "places": dict(data["places"]), "sets": dict(data["sets"])}
+    except FileNotFoundError:
+        return {"checkpoints": [], "places": {}, "sets": {}}
+    except (OSError, ValueError, KeyError, TypeError) as exc:
+        raise ModelError(
+            f"{path}, where yuegp notes which models you added, cannot be read: {exc}.",
+            "Mend it, or move it away and add your models again.",
+        ) from exc
+
+
+def write_notes(changed: dict[str, Any]) -> None:
+    """Write `models.json`. ModelError when that cannot be done."""
+    text = json.dumps({"format": NOTES_FORMAT, **changed}, indent=2, ensure_ascii=False)
+    try:
+        home().mkdir(parents=True, exist_ok=True)
+        write_atomic(home() / "models.json", (text + "\n").encode())
+    except (LibraryError, OSError) as exc:
+        reason = exc.what if isinstance(exc, LibraryError) else f"{home()} cannot be written: {exc.strerror or exc}."
+        raise ModelError(reason, "Set YUEGP_HOME to a folder that can be written.") from exc
+
+
+def add(entry: Checkpoint) -> None:
+    """Remember a checkpoint of the user's. ModelError when a published one has that id."""
+    if entry.id in CHECKPOINTS:
+        raise ModelError(f"{entry.id} is the name of a published checkpoint.", "Choose another name with --name.")
+    changed = notes()
+    changed["checkpoints"] = [e for e in changed["checkpoints"] if e.get("id") != entry.id] + [asdict(entry)]
+    write_notes(changed)
+
+
+def remember(place: dict[str, str | None] | None = None, sets: dict[str, list[str]] | None = None) -> None:
+    """Note where checkpoints lie (None forgets) and which three a set's name stands for."""
+    changed = notes()
+    places = changed["places"] | (place or {})
+    changed["places"] = {key: folder for key, folder in places.items() if folder}
+    changed["sets"] |= sets or {}
+    write_notes(changed)
+
+
+def forget(checkpoint: str) -> None:
+    """Take a user's checkpoint, and where any checkpoint lies, out of the notes."""
+    changed = notes()
+    changed["checkpoints"] = [e for e in changed["checkpoints"] if e.get("id") != checkpoint]
+    changed["places"].pop(checkpoint, None)
+    write_notes(changed)
+
+
+def _read_entry(entry: dict[str, Any]) -> Checkpoint:
+    try:
+        files = entry.get("files")
+        return Checkpoint(**(entry | {"files": tuple(files) if files else None}))
+    except TypeError as exc:
+        raise ModelError(
+            f"An entry of models.json does not describe a checkpoint: {exc}.", "Mend it, or remove it and add it again."
+        ) from exc
+
+
+def read_name(name: str) -> dict[str, Any]:
+    """What the name of a repository or folder says about a checkpoint: language, mode, stored, bits, role; only what
+    it says. YuE's people and those who pressed their models name them alike."""
+    text, said = name.lower(), dict[str, Any]()
+    if match := re.search(r"(?<![a-z])(en|zh|jp-kr)[-_](cot|icl)(?![a-z])", text):
+        said |= {"role": "stage1", "language": match[1], "mode": match[2]}
+    if re.search(r"(?<![a-z])s1(?![a-z0-9])|stage[-_]?1", text):
+        said["role"] = "stage1"
+    if re.search(r"(?<![a-z])s2(?![a-z0-9])|stage[-_]?2", text):
+        said["role"] = "stage2"
+    if "xcodec" in text:
+        said["role"] = "codec"
+    if "exl2" in text:
+        said |= {"stored": "exl2"}
+        if match := re.search(r"(\d+(?:\.\d+)?)bpw", text):
+            said["bits"] = float(match[1])
+    elif "nf4" in text:
+        said |= {"stored": "nf4", "bits": 4.0}
+    elif "int8" in text:
+        said |= {"stored": "bnb8", "bits": 8.0}
+    return said
+
+
+def own(source: str, name: str | None, said: dict[str, Any]) -> Checkpoint:
+    """A checkpoint of the user's: `source` is a repository (owner/name, with @revision where it is not the main branch)
+    or an absolute folder. What `said` leaves open is read off the name. RequestError when that is not enough."""
+    folder = os.path.isabs(source)
+    repo, _, revision = ("", "", "") if folder else source.partition("@")
+    if not folder and not re.fullmatch(r"[\w.-]+/[\w.-]+", repo):
+        raise RequestError(
+            f"{source!r} is neither a folder here nor the name of a repository.",
+            "A repository is written owner/name, or owner/name@branch.",
+        )
+    last = os.path.basename(source.rstrip("/\\")) if folder else repo.partition("/")[2]
+    known_facts = read_name(last) | said
+    role = known_facts.get("role")
+    if role is None or (role == "stage1" and not (known_facts.get("language") and known_facts.get("mode"))):
+        raise RequestError(
+            f"The name {last} does not say what the model is for.",
+            "Say it: --language en --mode cot for a Stage-1 model. Stage-2 models have s2 in their name.",
+        )
+    bits = {"nf4": 4.0, "bnb8": 8.0, "int8": 8.0, "float32": 32.0}.get(known_facts.get("stored", ""), 16.0)
+    entry = Checkpoint(
+        id=name or re.sub(r"[^\w.-]+", "-", "-".join(filter(None, (last, revision)))).lower(),
+        repo=repo,
+        role=role,
+        revision=revision or None,
+        place=source if folder else "",
+        good_for="added by you",
+        stored="float32" if role == "codec" else "bfloat16",
+        bits=bits,
+        files=CHECKPOINTS["codec"].files if role == "codec" else None,
+    )
+    return replace(entry, **{k: v for k, v in known_facts.items() if k != "role"})
