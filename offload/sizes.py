@@ -31,6 +31,9 @@ UPSAMPLE_SCRATCH = 144_000_000 // (500 * 1536)
 EXL2_PACK = 32
 """EXL2 pads an output layer to multiples of this many ids."""
 
+EXL2_SPARE_ROWS = 2048
+"""Rows of the embedding that it holds on the card for text, whatever text comes."""
+
 KV_BYTES = {
     "float32": (Fraction(4), Fraction(4)),
     "fp16": (Fraction(2), Fraction(2)),
@@ -117,7 +120,8 @@ def weight_bytes(shapes: Shapes, way: Way, resident: int | None = None, device: 
     head = shapes.drawn * config.hidden * size
     if way.engine == "exl2":  # the rows of the embedding and of the output layer that are in use, and the rotations
         padded = -(-shapes.drawn // EXL2_PACK) * EXL2_PACK * config.hidden * size
-        return body + head + padded + 2 * config.context * config.head_dim * 2
+        spare = EXL2_SPARE_ROWS * config.hidden * size
+        return body + head + padded + spare + 2 * config.context * config.head_dim * 2
     whole = 1 if config.tied or device != "cpu" else 2  # a card gets the rows of the output layer that are in use
     return body + whole * shapes.table * size + head + config.context * config.head_dim // 2 * 8
 

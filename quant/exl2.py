@@ -22,6 +22,7 @@ from yuegp.checkpoint import read_config
 from yuegp.errors import Cancelled, DeviceError, LibraryError, ModelError, RequestError
 from yuegp.library import write_atomic
 from yuegp.lm import stored
+from yuegp.verify import weight_files
 
 Progress = Callable[[str, int, int], None]
 
@@ -82,7 +83,7 @@ def check(job: Job, free_vram: int | None) -> None:
             f"Pressing to EXL2 needs {NEED_VRAM / 2**30:.0f} GB of free VRAM; {free_vram / 2**30:.1f} GB are free.",
             "Close other programs that use the card.",
         )
-    size = sum(path.stat().st_size for path in stored.tensor_files(job.source))
+    size = sum(path.stat().st_size for path in weight_files(job.source))
     states = job.rows.stat().st_size // 8 * config.hidden * 2  # a half per hidden value of every row
     needed = int(size * (job.bits / 16 + 0.1) * 2) + states * 2
     job.target.parent.mkdir(parents=True, exist_ok=True)
@@ -124,7 +125,7 @@ def convert(job: Job, credit: str = "", progress: Progress = lambda what, done, 
 
 
 def _same_source(job: Job) -> None:
-    note, state = job.work / "job.json", [[p.name, p.stat().st_size] for p in stored.tensor_files(job.source)]
+    note, state = job.work / "job.json", [[p.name, p.stat().st_size] for p in weight_files(job.source)]
     rows = hashlib.sha256(job.rows.read_bytes()).hexdigest()
     content = {"source": str(job.source.resolve()), "state": state, "rows": rows}
     job.work.mkdir(parents=True, exist_ok=True)

@@ -26,7 +26,7 @@ from yuegp.errors import LibraryError, RequestError
 from yuegp.library import write_atomic
 from yuegp.lm import int8, nf4, stored
 from yuegp.locks import lock_handle
-from yuegp.models import safetensors_header
+from yuegp.verify import safetensors_header, weight_files
 
 Progress = Callable[[str, int, int], None]
 
@@ -102,7 +102,7 @@ def press(
     with _held(target, job):
         _check_disk(target, kind, found)
         total = sum(place[1].stop - place[1].start for _, place in found.items())
-        done, index = 0, {}
+        done, index = 0, dict[str, str]()
         for number, names in enumerate(shards, 1):
             path = target / f"model-{number:05}-of-{len(shards):05}.safetensors"
             if not path.is_file():
@@ -132,7 +132,7 @@ def _shards(sizes: dict[str, int]) -> list[list[str]]:
 
 def _state(source: Path) -> list[list[Any]]:
     """Names, sizes and times of the weight files: whether a resumed run still has the same source."""
-    return [[p.name, p.stat().st_size, int(p.stat().st_mtime)] for p in stored.tensor_files(source)]
+    return [[p.name, p.stat().st_size, int(p.stat().st_mtime)] for p in weight_files(source)]
 
 
 @contextlib.contextmanager

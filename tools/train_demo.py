@@ -29,7 +29,7 @@ import soundfile
 import torch
 
 from tools.demo import example, lm, measure, pictures, songs, text
-from tools.demo.lessons import Curriculum, Song, Teacher, tokenised
+from tools.demo.lessons import WHOLE, Curriculum, Song, Teacher, tokenised
 from tools.demo.phrasebook import Phrasebook
 from tools.demo.render import render
 from yuegp.song import Sampling
@@ -39,6 +39,8 @@ from yuegp.vocab import FRAMES_PER_SECOND, VocabLayout
 PARTS = ("codec", "codes", "stage2", "stage1", "upsamplers", "report")
 
 STAGE1 = lm.Plan(tokens=24_000_000, batch=2000, muon=0.003, adam=0.004, look=0.5, name=0.5)
+CLOSING = lm.Plan(tokens=5_000_000, batch=2000, muon=0.002, adam=0.002, hold=0.2, look=0.3, name=0.3, left=0.3, seed=2)
+"""A second run of Stage 1, from where the first one ended: when a section begins and ends."""
 STAGE2 = lm.Plan(tokens=5_000_000, batch=3000, muon=0.004, adam=0.004)
 CONTEXT = 16384
 SECTION_SECONDS = 24.0
@@ -160,7 +162,10 @@ def make_stage1(work: Path, device: str, say: Say) -> None:
         for sample in itertools.islice(dataset.read(work / "data", "heldout", (size,)), ASKED_SONGS // 2)
     ]
     say(f"Stage 1: {len(curriculum.library)} songs")
-    model, _ = lm.train_stage1(config, curriculum, STAGE1, work / "runs" / "stage1.pt", device, say, asked)
+    first, second = work / "runs" / "stage1.pt", work / "runs" / "stage1-closing.pt"
+    lm.train_stage1(config, curriculum, STAGE1, first, device, say, asked)
+    curriculum.mixture = WHOLE
+    model, _ = lm.train_stage1(config, curriculum, CLOSING, second, device, say, asked, begin=first)
     lm.export(model.llama, work / "set" / "stage1", CONTEXT)
     write_entry(work / "set", layout)
 

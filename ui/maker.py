@@ -20,7 +20,7 @@ from yuegp.errors import YueGPError
 from yuegp.jobs import Queue
 from yuegp.worker import Worker
 
-PATIENCE_SECONDS = 1.5
+PATIENCE_SECONDS = 1.0
 """How long it may take to stop at the next event before it is ended. Nothing finished is lost either way."""
 
 RETRY_SECONDS = 2.0
@@ -43,9 +43,15 @@ class Maker:
         self._watch = threading.Thread(target=self._keep, name="yuegp maker", daemon=True)
         self._watch.start()
 
+    def let_go(self) -> None:
+        """Ask it to end, and return at once."""
+        self._over.set()
+        if self._process:
+            _hang_up(self._process)
+
     def stop(self) -> None:
         """End, within `PATIENCE_SECONDS` or so. A song that is being made is left as interrupted."""
-        self._over.set()
+        self.let_go()
         if self._process:
             _end(self._process)
         if self._watch:
@@ -78,10 +84,14 @@ class Maker:
         )
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
+def _hang_up(process: subprocess.Popen[bytes]) -> None:
     assert process.stdin
     with contextlib.suppress(OSError):
         process.stdin.close()
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    _hang_up(process)
     try:
         process.wait(PATIENCE_SECONDS)
     except subprocess.TimeoutExpired:

@@ -12,6 +12,8 @@ from __future__ import annotations
 import argparse
 import contextlib
 import errno
+import gc
+import logging
 import os
 import shutil
 import socket
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp
 
     from .desk import Desk
+    from .maker import Maker
 
 PORT = 7860
 """Where the page is unless told otherwise: the port that people who use such programs know."""
@@ -64,7 +67,7 @@ def serve(arguments: argparse.Namespace) -> None:
     queue = Queue()
     maker = Maker(queue)
     app = guarded(application(Desk(root, queue, maker)), port, arguments.listen, password)
-    _run(app, place, f"http://{HERE}:{port}", browse=not arguments.no_browser)
+    _run(app, maker, place, f"http://{HERE}:{port}", browse=not arguments.no_browser)
 
 
 def prepare() -> None:
@@ -177,7 +180,7 @@ def guarded(app: FastAPI, port: int, listening: bool = False, password: str = ""
     return Guard(app, port, listening, Door(password, page) if password else None)
 
 
-def _run(app: ASGIApp, place: socket.socket, address: str, browse: bool) -> None:
+def _run(app: ASGIApp, maker: Maker, place: socket.socket, address: str, browse: bool) -> None:
     import uvicorn
 
     class Server(uvicorn.Server):
@@ -188,8 +191,16 @@ def _run(app: ASGIApp, place: socket.socket, address: str, browse: bool) -> None
                 if browse and _has_screen():
                     threading.Thread(target=webbrowser.open, args=(address,), daemon=True).start()
 
+        async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+            logging.getLogger("uvicorn.error").disabled = True  # that open pages are cut off now is no news
+            maker.let_go()
+            await super().shutdown(sockets)
+
     config = uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=1, server_header=False)
-    Server(config).run(sockets=[place])
+    try:
+        Server(config).run(sockets=[place])
+    finally:
+        gc.freeze()  # else Python looks through all of it once more before it ends, for most of a second
 
 
 def _has_screen() -> bool:

@@ -163,7 +163,7 @@ def look(port: int = PORT) -> Facts:
         page=_page(port),
         now=datetime.now(UTC),
         newest=max((at for entry in entries if (at := _moment(entry.created))), default=None),
-        offline=any(os.environ.get(name) in ("1", "true", "True") for name in ("HF_HUB_OFFLINE", "YUEGP_OFFLINE")),
+        offline=os.environ.get("HF_HUB_OFFLINE") in ("1", "true", "True"),
         launched=_launched(),
     )
 

@@ -24,6 +24,9 @@ NAMES = len(syllables.VOWELS) * len(syllables.CONSONANTS)
 LOOK_AHEAD = 12
 """Frames before a syllable from which on, at every second one, the guided head should look at it."""
 
+LEFT = 7
+"""Bars still to come are counted up to this."""
+
 VAGUE = "music"
 """Tags that say nothing about genre, mood and voice."""
 
@@ -94,13 +97,14 @@ def slipped(rng: np.random.Generator, song: Song, share: float) -> Song:
 @dataclass
 class Lesson:
     """One training sequence. `weights[j]` is what predicting `ids[j]` counts; `names[j]` the kind of syllable to come
-    after j and `clock[j]` the sixteenth of the bar that j sounds in, both -1 where nothing is asked; `looks` are
-    (position, position to look at)."""
+    after j, `clock[j]` the sixteenth of the bar that j sounds in and `left[j]` how many bars of its section follow that
+    bar (at most `LEFT`), all -1 where nothing is asked; `looks` are (position, position to look at)."""
 
     ids: np.ndarray
     weights: np.ndarray
     names: np.ndarray
     clock: np.ndarray
+    left: np.ndarray
     looks: list[tuple[int, int]] = field(default_factory=list)
 
     def disturbed(self, rng: np.random.Generator, share: float) -> np.ndarray:
@@ -117,17 +121,22 @@ class Lesson:
 @dataclass(frozen=True)
 class Weights:
     """How much codes count: the first `opening_frames` of a section, the first `onset_frames` of a syllable on the
-    vocal track, and the end of audio. All others count 1."""
+    vocal track, of a bar on the instrumental one, and the end of audio. All others count 1."""
 
     opening: float = 10.0
     opening_frames: int = 10
     onset: float = 8.0
     onset_frames: int = 4
     end: float = 10.0
+    bar: float = 1.0
+    bar_frames: int = 3
 
 
 CALM = Weights(opening=4.0, onset=2.5, end=5.0)
 """For the later part of a run, when syllables are heard and what is left to learn is to keep time."""
+
+CLOSING = Weights(opening=8.0, onset=2.5, end=10.0, bar=5.0)
+"""For what comes after it: how a section begins and, since its last bar sounds otherwise, when it has to end."""
 
 
 class Teacher:
@@ -152,6 +161,7 @@ class Teacher:
         weights: list[float] = []
         names: list[int] = []
         clock: list[int] = []
+        left: list[int] = []
         looks: list[tuple[int, int]] = []
 
         def say(more: Sequence[int]) -> None:
@@ -159,6 +169,7 @@ class Teacher:
             weights.extend([0.0] * len(more))
             names.extend([-1] * len(more))
             clock.extend([-1] * len(more))
+            left.extend([-1] * len(more))
 
         say(prompts.head)
 
@@ -171,11 +182,12 @@ class Teacher:
             text_at, audio_at = len(ids) - 2 - len(tokens), len(ids)
             begin, stop = song.spans[first + k]
             sung = [s for s in song.sung if s.section == first + k]
-            w, n, c = self._asked(song, sung, stop - begin)
+            w, n, c, bars = self._asked(song, sung, stop - begin)
             ids += [*interleave(self.layout, song.codes[:, begin:stop]), self.layout.eoa]
             weights += w
             names += n
             clock += c
+            left += bars
             words_at = len(text) - 2 - len(section.words)
             tokens = token_indices(self.tokenizer, text, [words_at + s.end for s in sung])
             onset = -1
@@ -183,18 +195,21 @@ class Teacher:
                 earliest, onset = max(onset + 1, s.frame - LOOK_AHEAD), s.frame
                 if token >= 0:
                     looks += [(audio_at + 2 * t - 1, text_at + token) for t in range(onset, earliest - 1, -2)]
-        return Lesson(np.array(ids), np.array(weights, np.float32), np.array(names), np.array(clock), looks)
+        asked = np.array(weights, np.float32), np.array(names), np.array(clock), np.array(left)
+        return Lesson(np.array(ids), *asked, looks)
 
     def unconditional(self, song: Song, section: int) -> Lesson:
         """A section without any text before it, as guidance's second row sees it: it begins at the codec marker."""
         begin, stop = song.spans[section]
         ids = [self.layout.codec, *interleave(self.layout, song.codes[:, begin:stop]), self.layout.eoa]
-        weights, _, clock = self._asked(song, [s for s in song.sung if s.section == section], stop - begin)
-        names = np.full(len(ids), -1)
-        return Lesson(np.array(ids), np.array([0.0, *weights], np.float32), names, np.array([-1, *clock]))
+        weights, _, clock, _ = self._asked(song, [s for s in song.sung if s.section == section], stop - begin)
+        nothing = np.full(len(ids), -1)
+        return Lesson(np.array(ids), np.array([0.0, *weights], np.float32), nothing, np.array([-1, *clock]), nothing)
 
-    def _asked(self, song: Song, sung: Sequence[Sung], frames: int) -> tuple[list[float], list[int], list[int]]:
-        """Weights, names and clock of a section's audio ids and its end."""
+    def _asked(
+        self, song: Song, sung: Sequence[Sung], frames: int
+    ) -> tuple[list[float], list[int], list[int], list[int]]:
+        """Weights, names, clock and bars left of a section's audio ids and its end."""
         weights = np.ones((frames, 2), np.float32)
         names = np.full((frames, 2), NAMES)
         onsets = [s.frame for s in sung]
@@ -203,13 +218,22 @@ class Teacher:
                 names[frame] = sung[following].consonant * len(syllables.VOWELS) + sung[following].vowel
         for frame in onsets:
             weights[frame : frame + self.weights.onset_frames, 0] = self.weights.onset
+        sixteenth = songs.SIXTEENTH[song.alike[0]]
+        for bar in range(0, frames, 16 * sixteenth):
+            weights[bar : bar + self.weights.bar_frames, 1] = self.weights.bar
         weights[: self.weights.opening_frames] = self.weights.opening
         for s in sung:
             if s.wrong:
                 weights[s.frame : s.frame + songs.eighth(song.alike[0]), 0] = 0
-        clock = np.repeat(np.arange(frames) // songs.SIXTEENTH[song.alike[0]] % 16, 2)
-        end = self.weights.end
-        return [*weights.reshape(-1).tolist(), end], [*names.reshape(-1).tolist(), -1], [*clock.tolist(), -1]
+        clock = np.repeat(np.arange(frames) // sixteenth % 16, 2)
+        bars = np.repeat(np.arange(frames) // (16 * sixteenth), 2)
+        left = np.minimum(LEFT, bars[-1] - bars)
+        return (
+            [*weights.reshape(-1).tolist(), self.weights.end],
+            [*names.reshape(-1).tolist(), -1],
+            [*clock.tolist(), -1],
+            [*left.tolist(), -1],
+        )
 
 
 @dataclass(frozen=True)
@@ -232,17 +256,21 @@ class Mixture:
         (1.0, {"bar": 0.05, "line": 0.1, "short": 0.35, "whole": 0.5}),
     )
     """Shares of the sizes of songs up to a point of the run; `bar` are the lines that fit one bar."""
+    early: float = 0.14
+    """Until when there is neither a reference nor a second section."""
     calm: float = 0.25
-    """From when on the weights are `CALM`, and mistakes are made."""
+    """From when on the weights are `later`, and mistakes are made."""
+    later: Weights = CALM
     slips: float = 0.04
     """Syllables that are sung as others."""
     noise: float = 0.02
     """Codes that are read as others."""
 
-    @property
-    def early(self) -> float:
-        """Until when there is neither a reference nor a second section."""
-        return self.stages[1][0]
+
+WHOLE = Mixture(
+    stages=((1.0, {"bar": 0.05, "line": 0.15, "short": 0.4, "whole": 0.4}),), early=0.0, calm=0.0, later=CLOSING
+)
+"""For a run that goes on from a finished one."""
 
 
 class Curriculum:
@@ -265,7 +293,7 @@ class Curriculum:
         chances = np.array([shares[size] for size in sizes])
         song = self.library[rng.choice(self.sizes[sizes[rng.choice(len(sizes), p=chances / chances.sum())]])]
         early = progress < self.mixture.early
-        self.teacher.weights = Weights() if progress < self.mixture.calm else CALM
+        self.teacher.weights = Weights() if progress < self.mixture.calm else self.mixture.later
         total = len(song.sections)
         if rng.random() < self.mixture.relabelled:
             song = replace(song, sections=tuple(replace(s, label=_synonym(rng, s.label)) for s in song.sections))

@@ -6,7 +6,7 @@ of days:
 
 - *guided attention*: one head of one layer is asked to look, just before each sung syllable, at that syllable's piece
   in the section's text;
-- *auxiliary heads* name, at every code, the syllable to come and the sixteenth of the bar;
+- *auxiliary heads* name, at every code, the syllable to come, the sixteenth of the bar, and how many bars are left;
 - *mistakes*: later on some codes are read, and some syllables sung, wrongly, so that it learns to go on in time;
 - *weights*: the first frames of a section (which genre?) and of a syllable (which vowel?) count more than the rest,
   which is easy, and so does the end.
@@ -33,7 +33,7 @@ from torch import Tensor, nn
 from yuegp.checkpoint import LlamaConfig
 from yuegp.vocab import VocabLayout
 
-from .lessons import NAMES, Curriculum, Lesson, Song, Teacher
+from .lessons import LEFT, NAMES, Curriculum, Lesson, Song, Teacher
 
 Say = Callable[[str], None]
 
@@ -193,6 +193,7 @@ class Plan:
     look: float = 0.3
     name: float = 0.3
     clock: float = 0.1
+    left: float = 0.0
     seed: int = 1
 
 
@@ -301,19 +302,21 @@ class Stage1(nn.Module):
         self.llama = Llama(config)
         self.namer = nn.Linear(config.hidden, NAMES + 1)
         self.clock = nn.Linear(config.hidden, 16)
+        self.left = nn.Linear(config.hidden, LEFT + 1)
         self.guided_layer = guided_layer % config.layers
 
     def losses(self, lessons: Sequence[Lesson], read: Sequence[np.ndarray], device: str) -> dict[str, Tensor]:
-        """`codes` (weighted mean), `look`, `name` and `clock` of lessons whose ids are read as `read`."""
+        """`codes` (weighted mean), `look`, `name`, `clock` and `left` of lessons whose ids are read as `read`."""
         ids = collate([lesson.ids for lesson in lessons], 0, device)
         weights = collate([lesson.weights for lesson in lessons], 0, device)[:, 1:]
         names = collate([lesson.names for lesson in lessons], -1, device)[:, :-1]
         clock = collate([lesson.clock for lesson in lessons], -1, device)[:, :-1]
-        asked, named, timed = weights > 0, names >= 0, clock >= 0
+        left = collate([lesson.left for lesson in lessons], -1, device)[:, :-1]
+        asked, named, timed, counted = weights > 0, names >= 0, clock >= 0, left >= 0
         with torch.autocast(torch.device(device).type, torch.bfloat16):
             hidden, watched = self.llama(collate(read, 0, device)[:, :-1], self.guided_layer)
             logits = hidden[asked] @ self.llama.head.T
-            guesses, times = self.namer(hidden[named]), self.clock(hidden[timed])
+            guesses, times, counts = self.namer(hidden[named]), self.clock(hidden[timed]), self.left(hidden[counted])
         nll = F.cross_entropy(logits.float(), ids[:, 1:][asked], reduction="none")
         zero = nll.new_zeros(())
         looks = [(row, at, to) for row, lesson in enumerate(lessons) for at, to in lesson.looks]
@@ -322,6 +325,7 @@ class Stage1(nn.Module):
             "look": self._look(watched, looks) if looks and watched is not None else zero,
             "name": F.cross_entropy(guesses.float(), names[named]) if named.any() else zero,
             "clock": F.cross_entropy(times.float(), clock[timed]),
+            "left": F.cross_entropy(counts.float(), left[counted]) if counted.any() else zero,
         }
 
     def _look(self, watched: tuple[Tensor, Tensor], looks: list[tuple[int, int, int]]) -> Tensor:
@@ -336,6 +340,10 @@ class Stage1(nn.Module):
         return total / len(looks)
 
 
+HELPS = ("look", "name", "clock", "left")
+"""Losses beside the codes', and the plan's weights for them."""
+
+
 def train_stage1(
     config: LlamaConfig,
     curriculum: Curriculum,
@@ -344,17 +352,21 @@ def train_stage1(
     device: str,
     say: Say,
     heldout: Sequence[Song] = (),
+    begin: Path | None = None,
 ) -> tuple[Stage1, Trainer]:
-    """Train Stage 1, or finish what `file` holds. `heldout` songs are only asked about on the way."""
+    """Train Stage 1, from what the finished run in `begin` learned or from nothing, or finish what `file` holds.
+    `heldout` songs are only asked about on the way."""
     torch.manual_seed(plan.seed)
     model = Stage1(config)
+    if begin:
+        model.load_state_dict(torch.load(begin, weights_only=True)["model"])
     trainer = Trainer(model, plan, file, device, say)
 
     def batches(rng: np.random.Generator, progress: float) -> Iterator[tuple[Tensor, int, dict[str, float]]]:
         for lessons in curriculum.batches(rng, progress, plan.batch):
             read = [lesson.disturbed(rng, curriculum.noise(progress)) for lesson in lessons]
             losses = model.losses(lessons, read, device)
-            loss = losses["codes"] + sum(getattr(plan, name) * losses[name] for name in ("look", "name", "clock"))
+            loss = losses["codes"] + sum(getattr(plan, name) * losses[name] for name in HELPS)
             yield loss, sum(len(lesson.ids) for lesson in lessons), {k: v.item() for k, v in losses.items()}
 
     trainer.run(batches, lambda: heed(model, curriculum.teacher, heldout, device) if heldout else {})

@@ -24,12 +24,14 @@ window.yuegp.setup = (element, props, server, trigger, watch) => {
   const bad = el("ul", { class: "y-findings", id: "setup-findings" });
   const status = el("p", { class: "y-count", id: "setup-check-status", role: "status" });
   const again = el("button", { type: "button", class: "y-quiet", id: "setup-check", text: t["check.start"], onclick: () => check() });
-  root.append(error,
+  const column = (...panels) => el("div", { class: "y-column" }, ...panels);
+  root.append(error, column(
     panel("setup-language-panel", t.language, language, el("p", { class: "y-faint", id: "setup-language-info", text: t["language.info"] })),
     panel("setup-machine", t.machine, machine, profile),
-    panel("setup-models-panel", t.models, el("p", { class: "y-faint", text: t["models.text"] }), models, copied),
     panel("setup-check-panel", t.check, el("p", { class: "y-faint", text: t["check.text"] }), status, bad, well, el("div", {}, again)),
-    panel("setup-folders", t.folders, folders), version);
+  ), column(
+    panel("setup-models-panel", t.models, el("p", { class: "y-faint", text: t["models.text"] }), models, copied),
+    panel("setup-folders", t.folders, folders), version));
   language.setAttribute("aria-labelledby", "setup-language-panel-title");
 
   const model = (row) => {

@@ -30,6 +30,12 @@ from ..models import find
 from ..vocab import YUE_V1
 
 STEPS, REPEATS, WARMUP = 32, 100, 3
+"""Steps that are timed, repeats of one step, and steps before them unless an engine asks for more: ExLlamaV2 tries its
+kernels out in its first ones, and records its graphs later still."""
+
+LONGEST_WARMUP = 256
+"""Room left for them in the context."""
+
 SHAPES = {
     "stage1": LlamaConfig(83968, 4096, 11008, 32, 32, 4, 128, 16384),
     "stage2": LlamaConfig(83840, 2048, 5504, 32, 16, 16, 128, 8192),
@@ -79,7 +85,7 @@ def job(
             )
     small = setup.device == "cpu" and layers is None and preset != "demo"
     chosen = tuple(contexts or (SMALL_CONTEXTS if small else CONTEXTS[preset]))
-    room = config.context - STEPS - WARMUP - 1
+    room = config.context - STEPS - LONGEST_WARMUP - 1
     if wrong := [n for n in chosen if not 1 <= n <= room]:
         raise RequestError(
             f"A context of {wrong[0]} ids cannot be measured with this model.", f"Choose from 1 to {room} ids."
@@ -194,7 +200,8 @@ def _measure(job: Job, engine: LMEngine, meter: _Meter, context: int, bandwidth:
     lengths = [context] * job.rows
     if job.preset != "stage2":
         lengths[job.rows // 2 :] = [max(1, min(context // 2, 1500))] * (job.rows - job.rows // 2)
-    with engine.open([length + STEPS + WARMUP for length in lengths], job.keep) as lm:
+    warmup = getattr(engine, "warmup", WARMUP)
+    with engine.open([length + STEPS + warmup for length in lengths], job.keep) as lm:
         meter.settle()
         start = time.perf_counter()
         lm.prefill(0, _ids(job, context))
@@ -202,7 +209,7 @@ def _measure(job: Job, engine: LMEngine, meter: _Meter, context: int, bandwidth:
         filled = time.perf_counter() - start
         _fill(job, lm, lengths)
         ids = torch.tensor(_ids(job, job.rows), device=engine.device)
-        for _ in range(WARMUP):
+        for _ in range(warmup):
             lm.step(ids)
         meter.settle()
         start = time.perf_counter()
@@ -212,7 +219,7 @@ def _measure(job: Job, engine: LMEngine, meter: _Meter, context: int, bandwidth:
         seconds = (time.perf_counter() - start) / STEPS
     size = 2 if job.setup.engine == "exl2" else compute_type(job.setup).itemsize
     layers: int = getattr(engine, "layer_bytes", engine.weight_bytes)
-    caches = engine.kv_bytes * (sum(lengths) + job.rows * (WARMUP + STEPS // 2))
+    caches = engine.kv_bytes * (sum(lengths) + job.rows * (warmup + STEPS // 2))
     read = layers + caches + job.config.hidden * len(job.keep) * size  # and the part of the output layer that is wanted
     return {
         "context": context,

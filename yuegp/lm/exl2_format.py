@@ -24,7 +24,8 @@ from torch import Tensor
 
 from ..checkpoint import LlamaConfig, read_config
 from ..errors import ModelError
-from .stored import Place, format_of, tensor_files, tensors
+from ..verify import weight_files
+from .stored import Place, format_of, tensors
 
 READS = ("exl2", "float16", "bfloat16", "float32")
 _NUMPY = {"F16": "<f2", "BF16": "<u2", "F32": "<f4", "I16": "<i2", "I32": "<i4"}
@@ -91,7 +92,7 @@ def look_into(folder: Path, weights: str) -> ModelFolder:
             f"The weights in {folder} are stored as {kind}; the ExLlamaV2 engine was asked to hold them as {weights}.",
             "Choose the torch engine for this folder, or an EXL2 version of the model.",
         )
-    listed, found = tensor_files(folder), sorted(folder.glob("*.safetensors"))
+    listed, found = weight_files(folder), sorted(folder.glob("*.safetensors"))
     if more := [path.name for path in found if path not in listed]:
         raise ModelError(
             f"{folder} holds weight files that do not belong to the model: {', '.join(more)}.",

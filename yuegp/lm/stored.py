@@ -6,11 +6,10 @@ writes them, or whatever other names a converter gave them.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from ..errors import ModelError
-from ..models import StoredTensor, safetensors_header
+from ..verify import StoredTensor, safetensors_header, weight_files
 
 Place = tuple[Path, StoredTensor]
 """A file and where in it a tensor lies."""
@@ -35,36 +34,11 @@ REFUSED = {
 FLOATS = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 _EMBEDDING = "model.embed_tokens.weight"
-_ADAPTERS = ("adapter_model.safetensors",)
-
-
-def tensor_files(folder: Path) -> list[Path]:
-    """The safetensors files that make up the model in `folder`, without adapters. ModelError when there are none."""
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        try:
-            names = {str(name) for name in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()}
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as exc:
-            raise ModelError(f"{index} does not list weight files: {exc}.", "Download this file again.") from exc
-        files = [folder / name for name in sorted(names)]
-    else:
-        files = sorted(path for path in folder.glob("*.safetensors") if path.name not in _ADAPTERS)
-    if not files:
-        raise ModelError(
-            f"{folder} holds no *.safetensors files.", "Download the model again; the folder is incomplete."
-        )
-    if missing := [path.name for path in files if not path.is_file()]:
-        raise ModelError(
-            f"{folder} lacks {len(missing)} of its {len(files)} weight files: {', '.join(missing[:5])}.",
-            "Download the missing files.",
-        )
-    return files
-
 
 def tensors(folder: Path) -> dict[str, Place]:
     """Every stored tensor of the model by name. ModelError for files that are absent, cut short or no safetensors."""
     found: dict[str, Place] = {}
-    for path in tensor_files(folder):
+    for path in weight_files(folder):
         found |= {name: (path, place) for name, place in safetensors_header(path).items()}
     return found
 
