@@ -163,6 +163,11 @@ def start(command: list[str], env: Mapping[str, str], cwd: Path) -> int:
             return child.wait()
 
 
+def side_by_side() -> list[str]:
+    """The whole suite on several processors: a file stays on one, since its tests share what it set up."""
+    return ["-n", str(min(4, os.cpu_count() or 1)), "--dist", "loadfile"]
+
+
 def run(root: Path, argv: Sequence[str]) -> int:
     """Everything, with `SetupError` and OSError for what goes wrong on the way to the program."""
     request = read(argv, os.environ)
@@ -185,7 +190,7 @@ def run(root: Path, argv: Sequence[str]) -> int:
         return 0
     python, env = str(venv_python(venv_folder(root))), app_env(os.environ, root)
     if command == "test":
-        return start([python, "-m", "pytest", *rest], env, root)
+        return start([python, "-m", "pytest", *(rest or side_by_side())], env, root)
     if command == "check":
         return start([python, str(root / "scripts" / "check"), *rest], env, root)
     # -P: a torch.py or a yuegp folder where the user happens to stand must not be taken for ours

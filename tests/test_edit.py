@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from yuegp import edit, library, pipeline
-from yuegp.errors import LibraryError, RequestError
+from yuegp.errors import Cancelled, LibraryError, RequestError
 from yuegp.library import Song, Take
 from yuegp.song import Section, SongRequest, Span, Stage, TakeInfo
 
@@ -269,6 +269,27 @@ def test_candidates_are_takes_of_their_own(made: tuple[Song, Take]) -> None:
     alone = run(edit.redo(song, take, 1, seed=22))
     assert first_codes(some[1], 1) == first_codes(alone, 1)
     assert [t.info.request.seed for t in some] == [21, 22, 23]
+
+
+def test_takes_begun_together_are_written_in_one_batch_as_they_would_be_alone(made: tuple[Song, Take]) -> None:
+    song, take = made
+    some = [edit.redo(song, take, 1, seed) for seed in (21, 22, 23)]
+    alone = run(some[2])
+
+    def stop(event: pipeline.Event) -> None:
+        raise Cancelled
+
+    with pytest.raises(Cancelled):
+        edit.write_together(some, stop)
+    assert [song.take(t.info.number).frames for t in some[:2]] == [some[0].frames] * 2, "nothing is saved half"
+    edit.write_together(some, lambda event: None)
+    written = [song.take(t.info.number) for t in some]
+    assert [t.info.spans[-1].seed for t in written[:2]] == [21, 22] and all(t.info.later for t in written[:2])
+    assert written[2].info == alone.info, "what was there is left as it is"
+    lonely = [run(edit.redo(song, take, 1, seed)) for seed in (21, 22)]
+    for begun, other in zip(written, lonely, strict=False):
+        assert (run(begun).load_stage2()[0] == other.load_stage2()[0]).all()
+    edit.write_together(some, stop)  # all are there: nothing to be stopped
 
 
 def test_a_song_rewound_into_a_section_goes_on_from_there(made: tuple[Song, Take]) -> None:

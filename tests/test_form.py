@@ -24,7 +24,7 @@ def test_every_setting_of_a_song_has_a_row_or_an_editor() -> None:
     """A field that a page forgets is a field that copying a song's settings loses."""
     paths = {field.path for field in form.FIELDS}
     own_editors = {"sections", "tags", "reference", "sampling"}
-    derived = {"keep_crossing", "penalize_end", "minimum"}  # come with the preset and the model
+    derived = {"keep_crossing", "minimum"}  # come with the preset and the model
     assert {f.name for f in fields(SongRequest)} - own_editors <= paths
     assert {f"sampling.{f.name}" for f in fields(Sampling) if f.name not in derived} <= paths
 
@@ -77,6 +77,7 @@ def test_numbers_out_of_range_are_named_with_their_range(name: str, value: float
         guidance=st.floats(0, 10),
         guidance_later=st.floats(0, 10),
         exact=st.booleans(),
+        penalize_end=st.booleans(),
     ),
     seed=st.integers(0, 2**53),
     seconds=st.none() | st.floats(1, 60),

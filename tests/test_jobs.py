@@ -23,6 +23,7 @@ from yuegp.errors import Cancelled, LibraryError, RequestError
 from yuegp.jobs import Job, Progress, Queue, State
 from yuegp.pipeline import Event, Watch
 from yuegp.song import Section, SongRequest, Stage, TakeInfo
+from yuegp.wishes import ANY, Wishes
 from yuegp.worker import Feed, Worker
 
 PATIENCE = 30.0
@@ -291,6 +292,52 @@ def test_a_damaged_or_newer_queue_is_named_and_left_alone(queue: Queue, content:
             attempt()
         assert str(queue.path) in caught.value.what and caught.value.hint
     assert queue.path.read_text() == content
+
+
+# How the models are to be held, and takes that were begun together
+
+
+def test_wishes_are_kept_with_the_job(queue: Queue, song: Callable[[], Path]) -> None:
+    wishes = Wishes("torch", "nf4")
+    folder = song()
+    queue.add(folder, 1, "cpu", wishes, (1, 2))
+    (job,) = Queue(queue.folder.parent).jobs()
+    assert (job.device, job.wishes, job.together) == ("cpu", wishes, (1, 2))
+    for file in folder.rglob("*.json"):
+        assert "nf4" not in file.read_text(), "it belongs to the machine, not to the song"
+
+
+def test_a_queue_of_the_first_format_is_read(queue: Queue, song: Callable[[], Path]) -> None:
+    queue.add(song(), 1)
+    data = json.loads(queue.path.read_text())
+    for name in ("wishes", "together"):
+        del data["jobs"][0][name]
+    queue.path.write_text(json.dumps(data | {"format": 1}))
+    (job,) = queue.jobs()
+    assert (job.wishes, job.together) == (ANY, ())
+    queue.pause(1)
+    assert json.loads(queue.path.read_text())["format"] == jobs.FORMAT == 2
+
+
+def test_a_queue_with_an_unknown_wish_is_named_as_damaged(queue: Queue, song: Callable[[], Path]) -> None:
+    queue.add(song(), 1)
+    queue.path.write_text(queue.path.read_text().replace('"kv": "auto"', '"kv": "q2"'))
+    with pytest.raises(LibraryError, match="is damaged"):
+        queue.jobs()
+
+
+def test_who_was_taken_off_the_queue_is_not_written_along(queue: Queue, song: Callable[[], Path]) -> None:
+    folder = song()
+    opened = library.open_song(folder)
+    for _ in range(2):
+        opened.new_take(TakeInfo(0, opened.request))
+    for take in (1, 2, 3):
+        queue.add(folder, take, together=(1, 2, 3))
+    queue.cancel(2)
+    queue.pause(3)
+    seen: list[tuple[int, ...]] = []
+    worker(queue, lambda job, watch: seen.append(job.together)).run()
+    assert seen == [(1, 3)]
 
 
 # Several processes

@@ -11,7 +11,7 @@ import pytest
 from browser import PageServer
 from test_page_library import add_song
 
-from ui import queue_page
+from ui import queue_page, running
 from ui.desk import Desk
 from ui.texts import Texts
 from yuegp.jobs import Progress, Queue, State
@@ -87,13 +87,15 @@ def test_why_a_job_failed_is_shown_and_cleared(desk: Desk) -> None:
     assert queue_page.done(desk, {"do": "clear"}, T)["over"] == []
 
 
-def test_the_share_grows_with_the_stages_and_ends_at_one() -> None:
-    def share(stage: str, done: int, eta: float | None = None) -> float:
-        return queue_page.share(Progress(1, State.RUNNING, stage, "", done, 10, "", None, 30.0, eta))
-
-    steps = [share("reference", 5), share("writing", 0), share("writing", 5), share("refining", 5), share("sound", 5)]
-    assert steps == sorted(steps) and share("sound", 10) == pytest.approx(1)
-    assert share("writing", 5, eta=10) == pytest.approx(0.75)
+def test_the_bar_of_the_queue_is_the_bar_of_the_song(desk: Desk) -> None:
+    """Two pages that say different percentages of one song make both unbelievable."""
+    with desk.queue.work():
+        job = desk.queue.claim()
+        assert job
+        name = desk.name_of(job)
+        desk.queue.save_progress(Progress(job.number, State.RUNNING, "sound", "", 5, 10, "", None, 30.0, 90.0))
+        (row, *_) = queue_page.answer(desk, T)["now"]
+        assert row["share"] == pytest.approx(running.look(desk, name, T)["share"], abs=1e-3) and row["share"] > 0.95
 
 
 @pytest.mark.browser

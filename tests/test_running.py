@@ -76,6 +76,15 @@ def test_the_share_never_goes_back() -> None:
     assert shares == sorted(shares) and shares[0] == 0 and shares[-1] < 1
 
 
+def test_the_share_goes_on_through_the_sound_to_the_end(desk: Desk) -> None:
+    take = desk.take(ask(desk), 1)
+    steps = [running.share(take, at(stage, done, (0, 1, 2))) for stage, done in
+             (("refining", 2300), ("sound", 0), ("sound", 2400), ("sound", 4800))]  # fmt: skip
+    assert steps == sorted(steps) and steps[-1] == pytest.approx(1)
+    view = look(desk, take.folder.parent.parent.name, at("sound", 9, (0, 1, 2)))
+    assert {section["share"] for section in view["sections"]} == {1}
+
+
 def test_what_can_be_heard_is_offered_and_the_finished_section_before_its_draft(desk: Desk) -> None:
     name = ask(desk)
     hear = desk.take(name, 1).folder / "hear"

@@ -44,8 +44,8 @@ CLOSING = lm.Plan(tokens=5_000_000, batch=2000, muon=0.002, adam=0.002, hold=0.2
 STAGE2 = lm.Plan(tokens=5_000_000, batch=3000, muon=0.004, adam=0.004)
 CONTEXT = 16384
 SECTION_SECONDS = 24.0
-SAMPLING = Sampling(guidance=1.0, guidance_later=1.0, repetition_penalty=1.0)
-"""How the set is best drawn from: with YuE's guidance half of the prompts get another genre; see docs/demo-model.md."""
+SAMPLING = Sampling(temperature=0.7, guidance=1.0, guidance_later=1.0, repetition_penalty=1.0)
+"""How the set is best drawn from, found on prompts that the report does not use; see docs/demo-model.md."""
 
 PHRASED = {"line": 6000, "short": 3000, "whole": 1000}
 """Composed songs for Stage 1, by size, whose codes are looked up."""

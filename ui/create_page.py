@@ -13,11 +13,11 @@ from typing import Any
 
 import gradio as gr
 
-from yuegp import library, lyrics, pipeline
+from yuegp import library, lyrics, memory, pipeline
 from yuegp.errors import YueGPError
 from yuegp.song import SongRequest, TakeInfo, request_from_dict
 
-from . import create_model, create_plan, create_reference, create_tags, create_words, form, running
+from . import create_model, create_plan, create_reference, create_tags, create_words, form, machine, running
 from .desk import Desk
 from .shell import Shell, plain
 from .texts import Texts
@@ -41,6 +41,8 @@ class Parts:
     fields: Fields
     files: dict[str, gr.File]
     wave: gr.HTML
+    lent: gr.State
+    """Files that were taken over from a song, by role, and the window of them that it listened to."""
 
     @property
     def inputs(self) -> set[Any]:
@@ -89,7 +91,7 @@ def build(desk: Desk, shell: Shell, t: Texts) -> None:
             with gr.Column(elem_classes="y-panel"):
                 gr.Markdown(f"## {t('create.running.title')}")
                 progress = _progress(desk, t)
-    parts = Parts(fields, files, wave)
+    parts = Parts(fields, files, wave, gr.State(create_reference.Lent()))
     mode.change(lambda wanted: gr.Column(visible=wanted == "advanced"), mode, advanced, **PRIVATE)
     _connect_plan(parts, outlook, desk, t)
     _connect_starts(starts, parts)
@@ -213,9 +215,12 @@ def _connect_plan(parts: Parts, outlook: gr.HTML, desk: Desk, t: Texts) -> None:
     gr.on(triggers, look, parts.inputs, outlook, trigger_mode="always_last", queue=False, **PRIVATE)
 
     def listen(given: dict[Any, Any]) -> dict[str, Any]:
-        return create_reference.look({role: given[file] for role, file in parts.files.items()}, t)
+        files = {role: given[file] for role, file in parts.files.items()}
+        seen, lent = create_reference.look(files, t), given[parts.lent]
+        return {**seen, "window": lent.window} if lent.window and lent.files == files else seen
 
-    gr.on([file.change for file in parts.files.values()], listen, set(parts.files.values()), parts.wave, **PRIVATE)
+    heard = {*parts.files.values(), parts.lent}
+    gr.on([file.change for file in parts.files.values()], listen, heard, parts.wave, **PRIVATE)
     switch = parts.fields["instrumental"]
     switch.change(lambda on: gr.HTML(instrumental=on), switch, parts.fields["tags"], queue=False, **PRIVATE)
 
@@ -251,33 +256,38 @@ def begin(desk: Desk, wanted: create_plan.Asked) -> str:
     """Make the song's folder with its takes, and put them into the queue; the folder's name. Everything that can be
     refused is refused before anything is written."""
     plan = pipeline.plan(wanted.request)
+    memory.allow(wanted.request.model, wanted.wishes, machine.look(), wanted.device)
     library.check_writable(desk.root, plan.disk_bytes * wanted.takes)
     song = library.create(plan.request, desk.root, wanted.text or None)
     for number in range(wanted.takes):
         request = replace(song.request, seed=song.request.seed + number)
-        desk.make(song, song.new_take(TakeInfo(number=0, request=request)), wanted.device)
+        desk.make(song, song.new_take(TakeInfo(number=0, request=request)), wanted.device, wanted.wishes)
     return song.folder.name
 
 
 def _connect_copy(parts: Parts, desk: Desk, shell: Shell) -> None:
-    """Another page asks to take a song's settings over."""
-    names = list(parts.fields)
+    """Another page asks to take a song's settings over, its reference included. The files are those in the song's own
+    folder; what an exported file says of paths is not looked at."""
 
-    def copy(wish: str) -> list[Any]:
+    def copy(wish: str) -> dict[Any, Any]:
         if not wish:
-            return [gr.skip()] * (len(names) + 1)
+            return {shell.copy_from: gr.skip()}
         song, _, take = wish.rpartition("/")
         try:
             if wish.startswith("{"):  # the settings of an exported file, from the Library
-                asked = request_from_dict(json.loads(wish))
+                asked, lent = request_from_dict(json.loads(wish)), create_reference.Lent()
             else:
                 asked = desk.take(song, int(take)).info.request
+                lent = create_reference.lend(asked.reference)
             shown = _shown(asked)
         except YueGPError as exc:
             raise plain(exc) from exc
-        return [*(shown.get(name, gr.skip()) for name in names), ""]
+        fields = {parts.fields[name]: value for name, value in shown.items() if name in parts.fields}
+        files = {file: lent.files[role] for role, file in parts.files.items()}
+        return {**fields, **files, parts.lent: lent, shell.copy_from: ""}
 
-    shell.copy_from.change(copy, shell.copy_from, [*parts.fields.values(), shell.copy_from], **PRIVATE)
+    targets = [*parts.fields.values(), *parts.files.values(), parts.lent, shell.copy_from]
+    shell.copy_from.change(copy, shell.copy_from, targets, **PRIVATE)
 
 
 def _shown(asked: SongRequest) -> dict[str, Any]:

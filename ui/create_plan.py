@@ -12,6 +12,7 @@ from yuegp import lyrics, memory, pipeline, tags
 from yuegp.errors import RequestError, YueGPError
 from yuegp.making import INSTRUMENTAL_SECTIONS
 from yuegp.song import Reference, Section, SongRequest
+from yuegp.wishes import AUTO, Wishes
 
 from . import create_model, form, machine
 from .create_words import SECTION_SECONDS
@@ -31,6 +32,7 @@ class Asked:
     text: str
     takes: int
     device: str
+    wishes: Wishes
 
 
 def asked(values: Mapping[str, Any], t: Texts) -> Asked:
@@ -56,7 +58,8 @@ def asked(values: Mapping[str, Any], t: Texts) -> Asked:
         reference=reference,
         title=(values["title"] or "").strip() or _name(sections, t),
     )
-    return Asked(request, choice, notes, text, int(values["takes"] or 1), values["device"] or "auto")
+    wishes = Wishes(*(values[name] or AUTO for name in ("engine", "weights", "kv")))
+    return Asked(request, choice, notes, text, int(values["takes"] or 1), values["device"] or "auto", wishes)
 
 
 def _name(sections: tuple[Section, ...], t: Texts) -> str:
@@ -75,7 +78,7 @@ def describe(values: Mapping[str, Any], root: Path, t: Texts) -> dict[str, Any]:
     try:
         wanted = asked(values, t)
         plan = pipeline.plan(wanted.request)
-        held = memory.foresee(plan, machine.look(), wanted.device)
+        held = memory.foresee(plan, machine.look(), wanted.device, wanted.wishes)
     except YueGPError as exc:
         return {"rows": [], "warnings": [], "error": f"{exc.what} {exc.hint}".strip(), "empty": ""}
     rows = [
@@ -83,6 +86,7 @@ def describe(values: Mapping[str, Any], root: Path, t: Texts) -> dict[str, Any]:
         ("length", _length(plan, wanted.takes, t)),
         ("time", _time(plan, root, wanted, t)),
         ("memory", _memory(held, t)),
+        ("held", t("create.plan.held_text", stage1=held.way1, stage2=held.way2, engine=held.way1.engine)),
         ("disk", _disk(plan.disk_bytes * wanted.takes, root, t)),
     ]
     return {
@@ -103,7 +107,8 @@ def _shown_elsewhere(note: str, wanted: Asked) -> bool:
 
 
 def _length(plan: pipeline.SongPlan, takes: int, t: Texts) -> str:
-    text = t("create.plan.up_to", sections=plan.count, seconds=_span(plan.seconds, t))
+    key = "create.plan.up_to_one" if plan.count == 1 else "create.plan.up_to"
+    text = t(key, sections=plan.count, seconds=_span(plan.seconds, t))
     return text if takes == 1 else t("create.plan.versions", takes=takes, text=text)
 
 

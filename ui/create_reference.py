@@ -1,15 +1,18 @@
 """A reference recording as Create shows it: its wave, its window, and what is wrong with it. Only files that Gradio has
-just taken in reach this module; what it says names them as the user did."""
+just taken in, and those in a song's own folder, reach this module; what it says names them as the user did."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from gradio.processing_utils import save_file_to_cache
+from gradio.utils import get_upload_folder
 
-from yuegp import audio
+from yuegp import audio, library
 from yuegp.errors import RequestError
 from yuegp.song import Reference
 
@@ -23,6 +26,31 @@ LONGEST = 20 * 60.0
 
 WINDOW = 30.0
 """Seconds that are listened to unless somebody says otherwise, as in the released program."""
+
+
+@dataclass(frozen=True)
+class Lent:
+    """Copies of a song's reference files, by role, and the window of them that the song listened to."""
+
+    files: Mapping[str, str | None] = field(default_factory=lambda: dict.fromkeys(library.REFERENCES))
+    window: Mapping[str, float] | None = None
+
+
+def lend(reference: Reference | None) -> Lent:
+    """The reference of a song, copied to where the page may show files from. RequestError when it is not there."""
+    if reference is None:
+        return Lent()
+    files = {}
+    for role in library.REFERENCES:
+        path = getattr(reference, role)
+        try:
+            files[role] = path and save_file_to_cache(path, get_upload_folder())
+        except OSError as exc:
+            raise RequestError(
+                f"The song's reference {Path(path).name} cannot be read: {exc.strerror or exc}.",
+                "Choose the recording again under Create.",
+            ) from exc
+    return Lent(files, {"start": reference.start, "end": reference.end})
 
 
 def peaks(path: str) -> list[float]:

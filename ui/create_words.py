@@ -62,10 +62,11 @@ def read(text: str, t: Texts, section_seconds: float = SECTION_SECONDS) -> dict[
     notes += [{"kind": "", "text": str(note)} for note in lyrics.advise(parsed, section_seconds)]
     sung = sum(lyrics.seconds_estimate(section.words) for section in parsed.sections)
     words = sum(lyrics.word_count(section.words) for section in parsed.sections)
+    total = "create.words.total_one" if len(parsed.sections) == 1 else "create.words.total"
     return {
         "sections": [_row(section.label, section.words, t, section_seconds) for section in parsed.sections],
         "notes": notes,
-        "total": t("create.words.total", sections=len(parsed.sections), words=words, seconds=round(sung)),
+        "total": t(total, sections=len(parsed.sections), words=words, seconds=round(sung)),
         "language": lyrics.language(parsed.sections),
     }
 

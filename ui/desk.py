@@ -7,11 +7,13 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from yuegp import shelf
-from yuegp.errors import LibraryError
+from yuegp import memory, shelf
+from yuegp.errors import LibraryError, YueGPError
 from yuegp.jobs import OVER, Job, Queue, State
 from yuegp.library import Song, Take
+from yuegp.wishes import ANY, Wishes
 
+from . import machine
 from .maker import Maker
 
 
@@ -52,9 +54,23 @@ class Desk:
         """The job that is being made, of whichever song."""
         return next((job for job in self.jobs() if job.state is State.RUNNING), None)
 
-    def make(self, song: Song, take: Take, device: str = "auto") -> Job:
+    def make(self, song: Song, take: Take, device: str = "auto", wishes: Wishes = ANY) -> Job:
         """Put a take into the queue."""
-        return self.queue.add(song.folder, take.info.number, device)
+        return self.queue.add(song.folder, take.info.number, device, wishes)
+
+    def again(self, song: Song, *takes: Take) -> None:
+        """Put takes of a song into the queue, to be made the way the song was last. Several of them were begun
+        together, and share what they can. Wishes that cannot be fulfilled any more are dropped: they were another
+        job's."""
+        jobs = self.jobs(song.folder.name)
+        device, wishes = (jobs[-1].device, jobs[-1].wishes) if jobs else ("auto", ANY)
+        try:
+            memory.allow(song.request.model, wishes, machine.look(), device)
+        except YueGPError:
+            wishes = ANY
+        together = tuple(take.info.number for take in takes) if len(takes) > 1 else ()
+        for take in takes:
+            self.queue.add(song.folder, take.info.number, device, wishes, together)
 
     def name_of(self, job: Job) -> str:
         """The name by which pages know the song of a job."""

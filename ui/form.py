@@ -16,6 +16,7 @@ import gradio as gr
 from yuegp.errors import RequestError
 from yuegp.pipeline import CROSSOVERS
 from yuegp.song import PRESETS, Sampling, SongRequest
+from yuegp.wishes import AUTO, CACHES, ENGINES, WEIGHTS
 
 from .texts import Texts
 
@@ -58,8 +59,12 @@ FIELDS = (
     Field("guidance", "number", "sampling.guidance", low=0, high=10, step=0.1),
     Field("guidance_later", "number", "sampling.guidance_later", low=0, high=10, step=0.1),
     Field("exact", "switch", "sampling.exact", empty=False),
+    Field("penalize_end", "switch", "sampling.penalize_end", empty=True),
     Field("crossover", "choice", "crossover", choices=CROSSOVERS, empty="smooth"),
     Field("device", "choice", choices=("auto", "cuda", "cpu"), empty="auto"),
+    Field("engine", "choice", choices=ENGINES, empty=AUTO),
+    Field("weights", "choice", choices=WEIGHTS, empty=AUTO),
+    Field("kv", "choice", choices=CACHES, empty=AUTO),
 )
 BY_NAME = {field.name: field for field in FIELDS}
 

@@ -10,10 +10,11 @@ import gradio as gr
 
 from yuegp import library
 from yuegp.errors import YueGPError
-from yuegp.jobs import OVER, TO_COME, Job, Progress, State
+from yuegp.jobs import OVER, TO_COME, Job, State
+from yuegp.library import Take
 
 from .desk import Desk
-from .running import REFINING, WRITING
+from .running import share
 from .shell import Shell, goto
 from .texts import Texts
 
@@ -62,7 +63,7 @@ def answer(desk: Desk, t: Texts) -> dict[str, Any]:
 
 def row(desk: Desk, job: Job, to_come: list[int], t: Texts) -> dict[str, Any]:
     """A job as the script draws it."""
-    title, how = _title(job, t)
+    title, how, take = _title(job, t)
     last = job.last if job.state is State.RUNNING else None
     return {
         "number": job.number,
@@ -74,7 +75,7 @@ def row(desk: Desk, job: Job, to_come: list[int], t: Texts) -> dict[str, Any]:
         "state": str(job.state),
         "wish": job.wish,
         "stage": last.stage if last else "",
-        "share": round(share(last), 3) if last else 0,
+        "share": round(share(take, last), 3) if take and last else 0,
         "eta": last.eta if last else None,
         "elapsed": last.elapsed if last else None,
         "place": to_come.index(job.number) + 1 if job.number in to_come else 0,
@@ -84,27 +85,16 @@ def row(desk: Desk, job: Job, to_come: list[int], t: Texts) -> dict[str, Any]:
     }
 
 
-def share(progress: Progress) -> float:
-    """How much of a song is made, 0 to 1: by time where somebody can say how much is left, else by stages."""
-    if progress.eta is not None:
-        return progress.elapsed / max(0.1, progress.elapsed + progress.eta)
-    before, weight = {
-        "writing": (0.0, WRITING),
-        "refining": (WRITING, REFINING),
-        "sound": (WRITING + REFINING, 1 - WRITING - REFINING),
-    }.get(progress.stage, (0.0, 0.0))
-    return before + weight * progress.done / max(1, progress.total)
-
-
-def _title(job: Job, t: Texts) -> tuple[str, str]:
-    """The song's title, and what is done to it. A song that is gone or cannot be read is called by its folder."""
+def _title(job: Job, t: Texts) -> tuple[str, str, Take | None]:
+    """The song's title, what is done to it, and its take. A song that is gone or cannot be read is called by its
+    folder."""
     folder = Path(job.song)
     try:
         song = library.open_song(folder)
-        info = song.take(job.take).info
+        take = song.take(job.take)
     except YueGPError:
-        return folder.name, t("queue.gone")
-    return song.info.title or folder.name, info.how if info.parent else ""
+        return folder.name, t("queue.gone"), None
+    return song.info.title or folder.name, take.info.how if take.info.parent else "", take
 
 
 def done(desk: Desk, asked: Any, t: Texts) -> dict[str, Any]:

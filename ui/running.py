@@ -68,7 +68,7 @@ def _view(
         "state": state,
         "stopping": bool(job and job.wish),
         "live": any(other.state not in OVER and other.state is not State.INTERRUPTED for other in own),
-        "sections": _sections(take, progress, t),
+        "sections": _sections(take, progress),
         "files": sorted(path.name for path in (take.mix, take.vocal, take.instrumental) if path.exists()),
         "ahead": _ahead(jobs, job),
         "message": f"{job.what} {job.hint}".strip() if job and job.state is State.FAILED else "",
@@ -86,12 +86,12 @@ def _view(
             "unit": progress.unit,
             "elapsed": progress.elapsed,
             "eta": progress.eta,
-            "share": _share(view["sections"]),
+            "share": share(take, progress),
         }
     return view
 
 
-def _sections(take: Take, progress: Progress | None, t: Texts) -> list[dict[str, Any]]:
+def _sections(take: Take, progress: Progress | None) -> list[dict[str, Any]]:
     """Label, state and what can be heard of each section that is to be made."""
     info = take.info
     count = info.request.first_sections or len(info.request.sections)
@@ -109,7 +109,7 @@ def _sections(take: Take, progress: Progress | None, t: Texts) -> list[dict[str,
             state, share = "ready", 1.0
         elif index in written:
             state = "refining" if progress and progress.stage in ("refining", "sound") else "written"
-            share = progress.done / max(1, progress.total) if progress and state == "refining" else 1.0
+            share = progress.done / max(1, progress.total) if progress and progress.stage == "refining" else 1.0
         elif progress and progress.stage == "writing" and index == min(set(range(count)) - written):
             state = "writing"
             each = progress.total / count
@@ -128,9 +128,17 @@ def _sections(take: Take, progress: Progress | None, t: Texts) -> list[dict[str,
     return rows
 
 
+def share(take: Take, progress: Progress) -> float:
+    """How much of the work on a running take is done, 0 to 1. Not of the time: what is left of that is a guess that
+    may grow, and a bar that goes back is worse than one that goes unevenly."""
+    if progress.stage == "sound":
+        before = WRITING + REFINING
+        return before + (1 - before) * progress.done / max(1, progress.total)
+    return _share(_sections(take, progress))
+
+
 def _share(sections: list[dict[str, Any]]) -> float:
-    """How much of the work is done, 0 to 1. Not of the time: what is left of that is a guess that may grow, and a bar
-    that goes back is worse than one that goes unevenly."""
+    """The same of sections that are written and refined."""
     parts = {
         "writing": (0.0, WRITING),
         "written": (WRITING, 0.0),
@@ -174,4 +182,4 @@ def go_on(desk: Desk, name: str) -> None:
             if again:
                 desk.queue.resume(again[-1].number)
             else:
-                desk.make(song, take)
+                desk.again(song, take)

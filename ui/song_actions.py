@@ -62,8 +62,7 @@ def redo(desk: Desk, name: str, values: Values) -> Done:
     section, count = _integer(values, "section"), _integer(values, "count", 1, edit.MOST_CANDIDATES)
     later, first = str(values.get("later")), secrets.randbelow(2**32)
     made = [edit.redo(song, take, section, first + i, later) for i in range(count)]
-    for new in made:
-        desk.make(song, new)
+    desk.again(song, *made)
     numbers = ", ".join(str(new.info.number) for new in made)
     return Done("done.begun" if count == 1 else "done.begun-many", {"take": numbers})
 
@@ -103,7 +102,7 @@ def mute(desk: Desk, name: str, values: Values) -> Done:
 def _begun(desk: Desk, song: Song, take: Take) -> Done:
     if take.info.stage is Stage.RENDERED:
         return Done("done.ready", {"take": take.info.number}, front=take.info.number)
-    desk.make(song, take)
+    desk.again(song, take)
     return Done("done.begun", {"take": take.info.number})
 
 
@@ -117,7 +116,7 @@ def resume(desk: Desk, name: str, values: Values) -> Done:
     if held:
         desk.queue.resume(held[-1].number)
     else:
-        desk.make(song, take)
+        desk.again(song, take)
     return Done("done.begun", {"take": take.info.number})
 
 

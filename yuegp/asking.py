@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .library import Song, Take
+    from .wishes import Wishes
 
 
 def print_json(value: Any) -> None:
@@ -47,3 +48,17 @@ def song_and_take(arguments: argparse.Namespace) -> tuple[Song, Take]:
     """A song and one take of it: the one asked for, else the picked or the newest."""
     song = the_song(arguments)
     return song, song.chosen() if arguments.take is None else song.take(arguments.take)
+
+
+def wishes_of(arguments: argparse.Namespace, model: str) -> Wishes:
+    """How the models are to be held. RequestError or DeviceError when `model` cannot be held so on this machine."""
+    from .wishes import ANY, Wishes
+
+    wishes = Wishes(arguments.engine, arguments.weights, arguments.kv)
+    if wishes != ANY:
+        from offload.device import machine
+
+        from .memory import allow
+
+        allow(model, wishes, machine(), arguments.device)
+    return wishes

@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from . import __version__, examining, keeping, machines, making, measuring, pressing, weights
 from .errors import Cancelled, YueGPError
 from .song import PRESETS
+from .wishes import AUTO, CACHES, ENGINES, WEIGHTS
 
 STOPPED = 130
 """What a shell reports for a program ended by Ctrl-C."""
@@ -154,7 +155,7 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument("words", nargs="*", help="the song, or the job's number and its new place")
     p.add_argument("--take", type=int, metavar="N", help="which take to add (default: the picked or the newest one)")
     _root_option(p)
-    p.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to compute what is added")
+    _held_options(p)
     p.add_argument("--quiet", action="store_true", help="no progress")
 
     _quant_commands(group.add_parser("quant", help="press models into fewer bits, and judge the result"))
@@ -318,9 +319,19 @@ def _redo_options(p: argparse.ArgumentParser) -> None:
 
 
 def _compute_options(p: argparse.ArgumentParser) -> None:
-    p.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to compute")
+    _held_options(p)
     p.add_argument("--quiet", action="store_true", help="no progress")
     p.add_argument("--queue", action="store_true", help="do not make it now: put it in the queue")
+
+
+def _held_options(p: argparse.ArgumentParser) -> None:
+    """Where to compute, and how the models are to be held there."""
+    p.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to compute")
+    group = p.add_argument_group("how the large model is held (default: auto, what suits this machine best)")
+    group.add_argument("--engine", choices=ENGINES, default=AUTO, help="exl2 for EXL2 models, torch for others")
+    text = "float: not quantized; int8, nf4: 8 and 4 bits; exl2: as stored"
+    group.add_argument("--weights", choices=WEIGHTS, default=AUTO, help=text)
+    group.add_argument("--kv", choices=CACHES, default=AUTO, help="KV cache; fp16: not quantized; others: exl2 only")
 
 
 def _root_option(p: argparse.ArgumentParser) -> None:

@@ -8,14 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from .errors import LibraryError, RequestError
 from .library import Song, Take, write_atomic
-from .pipeline import Watch, candidates, plan
-from .song import Section, SongRequest, Span, Stage
+from .locks import song_lock
+from .pipeline import Watch, candidates, plan, plan_for
+from .song import MadeWith, Section, SongRequest, Span, Stage
 from .vocab import FRAMES_PER_SECOND
+from .wishes import ANY, Wishes
+
+if TYPE_CHECKING:
+    from .stage1 import SectionCodes
 
 LATER = ("keep", "remake", "stop")
 """What becomes of the sections after a redone one: kept as they are, made anew too, or left for later, one by one."""
@@ -63,22 +69,52 @@ def redo(song: Song, take: Take, section: int, seed: int, later: str = "keep") -
 
 
 def choices(
-    song: Song, take: Take, section: int, seeds: Sequence[int], later: str, watch: Watch, device: str = "auto"
+    song: Song,
+    take: Take,
+    section: int,
+    seeds: Sequence[int],
+    later: str,
+    watch: Watch,
+    device: str = "auto",
+    wishes: Wishes = ANY,
 ) -> list[Take]:
     """A section once per seed, written in one batch: one new take each, to be compared and picked from."""
     if not 1 <= len(seeds) <= MOST_CANDIDATES:
         raise RequestError(f"{len(seeds)} candidates were asked for; 1 to {MOST_CANDIDATES} are possible.", "")
     _span(take, section)
-    written, made_with = candidates(plan(take.info.request), take, section, seeds, watch, device)
+    written, made_with = candidates(plan(take.info.request), take, section, seeds, watch, device, wishes)
     takes = []
     for i, (seed, choice) in enumerate(zip(seeds, written, strict=True), 1):
         begun = _redone(song, take, section, seed, later, f"section {section + 1}, candidate {i} of {len(seeds)}")
-        start = begun.frames
-        span = Span(section, start, start + choice.codes.shape[1], choice.ended, begun.info.number, seed)
-        codes = np.concatenate([begun.load_stage1(), choice.codes[:, None]], axis=2)
-        begun.save_stage1(codes, replace(begun.info, spans=(*begun.info.spans, span), made_with=made_with))
+        _add(begun, choice, made_with)
         takes.append(begun)
     return takes
+
+
+def write_together(takes: Sequence[Take], watch: Watch, device: str = "auto", wishes: Wishes = ANY) -> None:
+    """Write the first section of takes that `redo` began from the same parent, in one batch: each gets what it would
+    have got alone. Takes that have theirs already are left as they are, and so is one that is left over. Until the
+    whole batch is written nothing is saved; `watch` may raise Cancelled."""
+    with song_lock(takes[0].folder.parent.parent):
+        here = [Take.open(take.folder) for take in takes]  # another process may have written some
+        todo = [take for take in here if all(span.take != take.info.number for span in take.info.spans)]
+        if len(todo) < 2:
+            return
+        info, seeds = todo[0].info, [take.info.request.seed for take in todo]
+        section = info.spans[-1].section + 1 if info.spans else 0
+        parent = Take.open(todo[0].folder.parent / f"{info.parent:03}")
+        written, made_with = candidates(plan_for(todo[0]), parent, section, seeds, watch, device, wishes)
+        for take, choice in zip(todo, written, strict=True):
+            _add(take, choice, made_with)
+
+
+def _add(take: Take, written: SectionCodes, made_with: MadeWith) -> None:
+    """Put a section behind what a take holds."""
+    start = take.frames
+    stop, seed = start + written.codes.shape[1], take.info.request.seed
+    span = Span(written.section, start, stop, written.ended, take.info.number, seed)
+    codes = np.concatenate([take.load_stage1(), written.codes[:, None]], axis=2)
+    take.save_stage1(codes, replace(take.info, spans=(*take.info.spans, span), made_with=made_with))
 
 
 def trim(song: Song, take: Take, section: int, seconds: float) -> Take:

@@ -27,9 +27,10 @@ from typing import Any
 from . import library
 from .errors import LibraryError, RequestError
 from .locks import lock_handle
+from .wishes import ANY, Wishes
 
-FORMAT = 1
-"""Format number of queue.json."""
+FORMAT = 2
+"""Format number of queue.json. In 1, jobs had no `wishes` and no `together`."""
 
 PATIENCE_SECONDS = 30.0
 """How long the queue may be held by another process, which needs some milliseconds."""
@@ -84,6 +85,10 @@ class Job:
     """The song's folder."""
     take: int
     device: str = "auto"
+    wishes: Wishes = ANY
+    together: tuple[int, ...] = ()
+    """Takes, this one included, that were begun together and want the same section, each with a seed of its own:
+    whichever is made first writes that section for all of them, in one batch."""
     state: State = State.WAITING
     created: str = ""
     started: str = ""
@@ -127,7 +132,14 @@ class Queue:
         """One job. RequestError when there is none of that number."""
         return _find(self.jobs(), number)
 
-    def add(self, song: Path | str, take: int, device: str = "auto") -> Job:
+    def add(
+        self,
+        song: Path | str,
+        take: int,
+        device: str = "auto",
+        wishes: Wishes = ANY,
+        together: tuple[int, ...] = (),
+    ) -> Job:
         """Put a take at the end of the queue. One that waits, runs or is paused already is not added twice."""
         folder = Path(song).absolute()
         library.open_song(folder).take(take)
@@ -135,7 +147,7 @@ class Queue:
             for job in jobs:
                 if (job.song, job.take) == (str(folder), take) and job.state not in (*OVER, State.INTERRUPTED):
                     return job
-            jobs.append(Job(self._last + 1, str(folder), take, device, created=library.now()))
+            jobs.append(Job(self._last + 1, str(folder), take, device, wishes, together, created=library.now()))
             return jobs[-1]
 
     def move(self, number: int, position: int) -> Job:
@@ -198,10 +210,15 @@ class Queue:
     # For the worker
 
     def claim(self) -> Job | None:
-        """The next waiting job, marked as running."""
+        """The next waiting job, marked as running. What is over of those it was begun with needs nothing any more."""
         with self._open() as jobs:
             job = next((job for job in jobs if job.state is State.WAITING), None)
-            return job and _put(jobs, replace(_resumed(job), state=State.RUNNING, started=library.now(), finished=""))
+            if job is None:
+                return None
+            wanted = {other.take for other in jobs if other.song == job.song and other.state not in OVER}
+            together = tuple(take for take in job.together if take in wanted)
+            job = replace(_resumed(job), together=together, state=State.RUNNING, started=library.now(), finished="")
+            return _put(jobs, job)
 
     def finish(self, job: Job) -> None:
         """Write down how a running job ended."""
@@ -290,7 +307,7 @@ class Queue:
             raise LibraryError(
                 f"{self.path} cannot be read: {exc.strerror or exc}.", "Check its permissions, and the disk."
             ) from exc
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as exc:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError, RequestError) as exc:
             raise LibraryError(
                 f"{self.path} is damaged: {type(exc).__name__}: {exc}.",
                 "Move it away to begin an empty queue; the songs themselves are not in it.",
@@ -400,7 +417,8 @@ def _cannot(done: str, job: Job) -> RequestError:
 
 def _job_from_dict(data: dict[str, Any]) -> Job:
     last = data["last"] and _progress_from_dict(data["last"])
-    return Job(**{**data, "state": State(data["state"]), "last": last})
+    wishes, together = Wishes(**data.get("wishes", {})), tuple(data.get("together", ()))
+    return Job(**{**data, "wishes": wishes, "together": together, "state": State(data["state"]), "last": last})
 
 
 def _progress_from_dict(data: dict[str, Any]) -> Progress:

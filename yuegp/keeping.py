@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .asking import named_song, print_json, song_and_take, songs_root, the_song
+from .asking import named_song, print_json, song_and_take, songs_root, the_song, wishes_of
 from .errors import RequestError
 from .song import Stage, to_dict
 
@@ -167,7 +167,8 @@ def queue(arguments: argparse.Namespace) -> None:
     if action == "add":
         song = named_song(arguments, *_exactly(words, "a song", 1))
         take = song.chosen() if arguments.take is None else song.take(arguments.take)
-        show_jobs([waiting.add(song.folder, take.info.number, arguments.device)], arguments)
+        wishes = wishes_of(arguments, take.info.request.model)
+        show_jobs([waiting.add(song.folder, take.info.number, arguments.device, wishes)], arguments)
     elif action == "move":
         job, place = _exactly(words, "a job and its new place", 2)
         show_jobs([waiting.move(_number(job), _number(place))], arguments)

@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .asking import print_json, read_text, song_and_take, the_song
+from .asking import print_json, read_text, song_and_take, the_song, wishes_of
 from .errors import Cancelled, LibraryError, RequestError
 from .keeping import show_jobs
 from .song import PRESETS, Reference, Sampling, Section, SongRequest, Stage, TakeInfo, to_dict
@@ -66,6 +66,7 @@ def make(arguments: argparse.Namespace) -> None:
 
     request, text, notes = _request(arguments)
     plan = pipeline.plan(request)
+    wishes_of(arguments, request.model)
     plan = replace(plan, notes=(*notes, *plan.notes))
     root = library.songs_dir(arguments.out).absolute()
     library.check_writable(root, plan.disk_bytes)
@@ -89,10 +90,17 @@ def resume(arguments: argparse.Namespace) -> None:
     _run(song, [take], arguments)
 
 
+def _begin(arguments: argparse.Namespace) -> tuple[Song, Take]:
+    """The song and the take to go on from. What cannot be computed as wished is refused before anything is begun."""
+    song, take = song_and_take(arguments)
+    wishes_of(arguments, take.info.request.model)
+    return song, take
+
+
 def proceed(arguments: argparse.Namespace) -> None:
     from . import edit, lyrics
 
-    song, take = song_and_take(arguments)
+    song, take = _begin(arguments)
     sections: tuple[Section, ...] = ()
     if arguments.lyrics is not None:
         sections = lyrics.parse(read_text(arguments.lyrics)).sections
@@ -102,7 +110,7 @@ def proceed(arguments: argparse.Namespace) -> None:
 def redo(arguments: argparse.Namespace) -> None:
     from . import edit
 
-    song, take = song_and_take(arguments)
+    song, take = _begin(arguments)
     _run(song, [edit.redo(song, take, arguments.section - 1, _seed(arguments), arguments.later)], arguments)
 
 
@@ -110,11 +118,14 @@ def takes(arguments: argparse.Namespace) -> None:
     from . import edit, jobs
     from .screen import Screen
 
-    song, take = song_and_take(arguments)
+    song, take = _begin(arguments)
     first = _seed(arguments)
     seeds = [first + i for i in range(arguments.number)]
+    wishes = wishes_of(arguments, take.info.request.model)
     with jobs.Queue().work(), Screen(quiet=arguments.json or arguments.quiet) as screen:
-        begun = edit.choices(song, take, arguments.section - 1, seeds, arguments.later, screen.show, arguments.device)
+        begun = edit.choices(
+            song, take, arguments.section - 1, seeds, arguments.later, screen.show, arguments.device, wishes
+        )
     _run(song, begun, arguments)
     if not arguments.json:
         print(f'Listen, then choose with: python launch.py pick "{song.folder}" TAKE')
@@ -123,7 +134,7 @@ def takes(arguments: argparse.Namespace) -> None:
 def rewind(arguments: argparse.Namespace) -> None:
     from . import edit
 
-    song, take = song_and_take(arguments)
+    song, take = _begin(arguments)
     section = None if arguments.section is None else arguments.section - 1
     _run(song, [edit.rewind(song, take, _seed(arguments), section, arguments.second)], arguments)
 
@@ -131,14 +142,14 @@ def rewind(arguments: argparse.Namespace) -> None:
 def trim(arguments: argparse.Namespace) -> None:
     from . import edit
 
-    song, take = song_and_take(arguments)
+    song, take = _begin(arguments)
     _run(song, [edit.trim(song, take, arguments.section - 1, arguments.seconds)], arguments)
 
 
 def mute(arguments: argparse.Namespace) -> None:
     from . import edit
 
-    song, take = song_and_take(arguments)
+    song, take = _begin(arguments)
     _run(song, [edit.mute(song, take, [section - 1 for section in arguments.sections])], arguments)
 
 
@@ -152,9 +163,10 @@ def _run(song: Song, begun: Sequence[Take], arguments: argparse.Namespace, plan:
     from .screen import Screen
     from .worker import Meter
 
+    wishes = wishes_of(arguments, begun[0].info.request.model)
     if arguments.queue:
         waiting = jobs.Queue()
-        show_jobs([waiting.add(song.folder, take.info.number, arguments.device) for take in begun], arguments)
+        show_jobs([waiting.add(song.folder, take.info.number, arguments.device, wishes) for take in begun], arguments)
         return
     quiet = arguments.json or arguments.quiet
     plans = [plan or pipeline.plan_for(take) for take in begun]
@@ -164,7 +176,7 @@ def _run(song: Song, begun: Sequence[Take], arguments: argparse.Namespace, plan:
         try:
             gauge = Meter.of(jobs.Job(0, str(song.folder), take.info.number, arguments.device))
             with jobs.Queue().work(), Screen(quiet, gauge) as screen:
-                pipeline.run(its_plan, take, screen.show, arguments.device)
+                pipeline.run(its_plan, take, screen.show, arguments.device, wishes=wishes)
         except (Cancelled, KeyboardInterrupt):
             sections = len(take.info.spans)
             kept = f"{sections} finished section{'' if sections == 1 else 's'}" if sections else "the song's folder"
@@ -188,7 +200,8 @@ def _describe(plan: SongPlan, song: Song, begun: Sequence[Take]) -> None:
     print(f"Model    {plan.models.title}")
     if plan.models.note:
         print(f"         {plan.models.note}")
-    length = f"{plan.count} of {len(plan.sections)} sections, up to {plan.seconds:.0f} s"
+    sections = "section" if len(plan.sections) == 1 else "sections"
+    length = f"{plan.count} of {len(plan.sections)} {sections}, up to {plan.seconds:.0f} s"
     print(f"Song     {length}, seed {plan.request.seed}")
     print(f"Tags     {plan.tags}")
     numbers = ", ".join(str(take.info.number) for take in begun)

@@ -17,12 +17,13 @@ from offload.sizes import FLOAT_BITS, RELEASED_SOUND, RELEASED_STAGE1, RELEASED_
 from .checkpoint import read_config
 from .codec.files import CODEC, UPSAMPLERS, codec_file, header_shapes
 from .codec.layout import CodecWidths, UpsamplerWidths
-from .errors import DeviceError
+from .errors import DeviceError, RequestError
 from .lm import stored_as
-from .models import ModelSet
+from .models import ModelSet, find
 from .prompts import Prompts
 from .song import Track
 from .vocab import STAGE2_CHUNK
+from .wishes import ANY, AUTO, Wishes
 
 if TYPE_CHECKING:
     from .pipeline import SongPlan
@@ -42,18 +43,17 @@ LIBRARY2 = (
 )
 
 
-def ways(folder: Path, stage: int, card: Card | None, kv: str | None = None) -> tuple[Way, ...]:
+def ways(folder: Path, stage: int, card: Card | None) -> tuple[Way, ...]:
     """How the model in `folder` can be held here, as stored and made smaller. DeviceError when it needs a card or a
-    package that is not here; `kv` asks for one type of KV cache."""
+    package that is not here."""
     stored = stored_as(folder)
     if stored == "exl2":
-        if card is None or importlib.util.find_spec("exllamav2") is None:
-            lacking = "a graphics card" if card is None else "the package exllamav2"
+        if lacking := _lacking(card):
             raise DeviceError(
                 f"The model in {folder} is an EXL2 model, which needs {lacking}.",
                 "Use the unquantized model, or set the program up again with `python launch.py`.",
             )
-        return tuple(Way("exl2", "exl2", _exl2_bits(folder), cache) for cache in ([kv] if kv else CACHES))
+        return tuple(Way("exl2", "exl2", _exl2_bits(folder), cache) for cache in CACHES)
     if stored not in FLOAT_BITS:
         return (Way("torch", stored, BITS[stored], _plain_cache(card)),)
     parameters = Shapes(read_config(folder), 0)
@@ -64,6 +64,45 @@ def ways(folder: Path, stage: int, card: Card | None, kv: str | None = None) -> 
     half = "float16" if stage == 2 or card.capability < (8, 0) else "bfloat16"
     plain = Way("torch", half, Fraction(16))
     return (plain, *(Way("torch", name, BITS[name], converted=True) for name in ("int8", "nf4")))
+
+
+def _lacking(card: Card | None) -> str:
+    """What the engine exl2 needs and does not find."""
+    if card is None:
+        return "a graphics card"
+    return "" if importlib.util.find_spec("exllamav2") else "the package exllamav2"
+
+
+def wished(models: ModelSet, card: Card | None, wishes: Wishes) -> tuple[tuple[Way, ...], tuple[Way, ...]]:
+    """How both models can be held here as somebody wishes. DeviceError and RequestError say what is not possible."""
+    if wishes.fast and (lacking := _lacking(card)):
+        repair = ", or run `python launch.py --repair`." if card else "."
+        raise DeviceError(
+            f"The engine exl2, its EXL2 models and its quantized KV caches need {lacking}.",
+            f"Leave engine, quantization and KV cache on auto{repair}",
+        )
+    ways1, ways2 = ways(models.stage1, 1, card), ways(models.stage2, 2, card)
+    if card is None and wishes.weights in BITS and {way.weights for way in ways1} <= FLOAT_BITS.keys():
+        ways1 += (Way("torch", wishes.weights, BITS[wishes.weights], "float32", converted=True),)  # not offered unasked
+    found = tuple(way for way in ways1 if _fulfils(way, wishes))
+    if not found:
+        stored = stored_as(models.stage1)
+        only = "by the engine exl2" if stored == "exl2" else "by the engine torch, its KV cache not quantized"
+        smaller = ", or pressed to int8 or nf4" if stored in FLOAT_BITS else ""
+        raise RequestError(
+            f"The model {models.id} is stored as {stored}. It can be held so{smaller}, {only}: not with engine "
+            f"{wishes.engine}, quantization {wishes.weights}, KV cache {wishes.kv}.",
+            "Leave them on auto, or use a copy of the model that is stored so: `python launch.py models list --all`.",
+        )
+    return found, tuple(way for way in ways2 if wishes.engine in (AUTO, way.engine)) or ways2
+
+
+def _fulfils(way: Way, wishes: Wishes) -> bool:
+    held = {"bnb8": "int8"}.get(way.weights, "float" if way.weights in FLOAT_BITS else way.weights)
+    cache = "fp16" if way.kv == "float32" else way.kv
+    return all(asked in (AUTO, is_) for asked, is_ in zip(
+        (wishes.engine, wishes.weights, wishes.kv), (way.engine, held, cache), strict=True
+    ))  # fmt: skip
 
 
 def _plain_cache(card: Card | None) -> str:
@@ -91,15 +130,18 @@ def longest(prompts: Prompts, sections: int, budget: int) -> int:
     return len(prompts.head) + sum(len(prompts.openings[k]) + budget + frame for k in range(sections))
 
 
-def need(plan: SongPlan, prompts: Prompts, card: Card | None, sections: int, takes: int = 1) -> Need:
-    """What it takes to write `sections` more sections of a song, and to refine them."""
+def need(
+    plan: SongPlan, prompts: Prompts, card: Card | None, sections: int, takes: int = 1, wishes: Wishes = ANY
+) -> Need:
+    """What it takes to write `sections` more sections of a song, and to refine them, with models held as wished."""
     models, layout = plan.models, plan.models.layout
+    ways1, ways2 = wished(models, card, wishes)
     return Need(
         stage1=Shapes(read_config(models.stage1), len(layout.stage1_ids)),
         stage2=Shapes(read_config(models.stage2), len(layout.stage2_ids)),
         sound=sound_of(models),
-        ways1=ways(models.stage1, 1, card),
-        ways2=ways(models.stage2, 2, card),
+        ways1=ways1,
+        ways2=ways2,
         sections=max(1, sections),
         budget=plan.budget,
         longest=longest(prompts, plan.count, plan.budget),
@@ -109,13 +151,19 @@ def need(plan: SongPlan, prompts: Prompts, card: Card | None, sections: int, tak
     )
 
 
-def foresee(plan: SongPlan, here: Machine, device: str = "auto") -> MemoryPlan:
+def foresee(plan: SongPlan, here: Machine, device: str = "auto", wishes: Wishes = ANY) -> MemoryPlan:
     """The memory plan of a song on this machine, before anything loads; a reference is counted by its length.
-    DoesNotFit, DeviceError."""
+    DoesNotFit, DeviceError, RequestError."""
     from .pipeline import prompts_of
 
     card = None if device == "cpu" else here.card
-    return plan_memory(need(plan, prompts_of(plan), card, plan.count), card, here.ram_free)
+    return plan_memory(need(plan, prompts_of(plan), card, plan.count, wishes=wishes), card, here.ram_free)
+
+
+def allow(model: str, wishes: Wishes, here: Machine, device: str = "auto") -> None:
+    """Refuse wishes that the model called `model` cannot be held by on this machine, before anything is queued."""
+    if wishes != ANY:
+        wished(find(model), None if device == "cpu" else here.card, wishes)
 
 
 def released(

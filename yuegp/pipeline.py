@@ -23,6 +23,7 @@ from .prompts import Prompts, budget_ids, build, prompt_limit
 from .song import MadeWith, Reference, Section, SongRequest, Stage
 from .tokenizer import open_tokenizer
 from .vocab import FRAMES_PER_SECOND
+from .wishes import ANY, Wishes
 
 if TYPE_CHECKING:
     from offload.swap import Cast
@@ -197,6 +198,7 @@ def run(
     watch: Watch = lambda event: None,
     device: str = "auto",
     *,
+    wishes: Wishes = ANY,
     hear: str | None = None,
     previews: bool = True,
 ) -> Cast | None:
@@ -204,8 +206,9 @@ def run(
     on disk before the next begins; `watch` may raise Cancelled at any event and nothing finished is lost. Only one
     process at a time may make a song: LibraryError says which one does.
 
-    `hear` overrides how early sections are refined (`stages`, `first`, `sections`), `previews` whether rough sound is
-    written meanwhile; neither changes the song. Returns who was on the card, if anybody had to be."""
+    `wishes` say how the models are to be held. `hear` overrides how early sections are refined (`stages`, `first`,
+    `sections`), `previews` whether rough sound is written meanwhile; neither changes the song. Returns who was on the
+    card, if anybody had to be."""
     from .previews import Previews
     from .studio import Making
 
@@ -215,7 +218,7 @@ def run(
         if take.info.stage is Stage.RENDERED and not take.info.later and not missing_sections(plan, take):
             Previews(take, plan.models.codec, on=False).discard()  # a run may have ended just before it did so
             return None
-        with Making(plan, take, watch, device, previews) as making:
+        with Making(plan, take, watch, device, previews, wishes) as making:
             making.open(hear)
             while take.info.later or missing_sections(plan, take):
                 if missing_sections(plan, take):
@@ -237,7 +240,13 @@ def missing_sections(plan: SongPlan, take: Take) -> range:
 
 
 def candidates(
-    plan: SongPlan, parent: Take, section: int, seeds: Sequence[int], watch: Watch, device: str = "auto"
+    plan: SongPlan,
+    parent: Take,
+    section: int,
+    seeds: Sequence[int],
+    watch: Watch,
+    device: str = "auto",
+    wishes: Wishes = ANY,
 ) -> tuple[list[SectionCodes], MadeWith]:
     """One section once per seed, after the earlier sections of `parent`, in as few batches as the memory allows.
     Nothing is saved here."""
@@ -250,7 +259,7 @@ def candidates(
     written = parent.load_stage1()
     past = [written[:, 0, span.start : span.stop] for span in parent.info.spans if span.section < section]
     found: list[SectionCodes] = []
-    with Making(plan, parent, watch, device, previews=False) as making:
+    with Making(plan, parent, watch, device, previews=False, wishes=wishes) as making:
         together = len(seeds)
         try:
             making.open(takes=together)

@@ -26,6 +26,7 @@ from .rendering import reference_codes, render
 from .song import MadeWith, Span, Stage, TakeInfo
 from .stage1 import Score, SectionCodes, write_sections
 from .stage2 import CHUNK, Chunk, chunks, refine
+from .wishes import ANY, Wishes
 
 T = TypeVar("T")
 
@@ -33,8 +34,10 @@ T = TypeVar("T")
 class Making:
     """One run of a take: its models, its progress, and what is held open between sections."""
 
-    def __init__(self, plan: SongPlan, take: Take, watch: Watch, device: str, previews: bool = True) -> None:
-        self.plan, self.take, self.watch, self.device = plan, take, watch, device
+    def __init__(
+        self, plan: SongPlan, take: Take, watch: Watch, device: str, previews: bool = True, wishes: Wishes = ANY
+    ) -> None:
+        self.plan, self.take, self.watch, self.device, self.wishes = plan, take, watch, device, wishes
         self._heard = Previews(take, plan.models.codec, previews)
         self._cast: Cast | None = None
         self._score: Score | None = None
@@ -51,11 +54,12 @@ class Making:
             self._cast.clear()
 
     def open(self, hear: str | None = None, takes: int = 1) -> None:
-        """Decide who is held how. DoesNotFit when there is not enough memory."""
+        """Decide who is held how. DoesNotFit when there is not enough memory, RequestError or DeviceError for wishes
+        that cannot be fulfilled."""
         if self._cast:
             self._cast.clear()
         plan, (card, ram) = self.plan, _card(self.device)
-        asked = need(plan, prompts_of(plan), card, len(missing_sections(plan, self.take)), takes)
+        asked = need(plan, prompts_of(plan), card, len(missing_sections(plan, self.take)), takes, self.wishes)
         memory = plan_memory(asked, card, ram)
         if hear is not None:
             memory = replace(memory, hear=hear)

@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from . import eta, library, models
+from .edit import write_together
 from .errors import Cancelled, YueGPError
 from .jobs import Job, Progress, Queue, State
 from .pipeline import Event, Watch, plan_for, run
@@ -39,9 +40,12 @@ Forecast = Callable[[Job], tuple[eta.Costs, eta.Facts] | None]
 
 
 def sing(job: Job, watch: Watch) -> None:
-    """Make what the job's take lacks."""
-    take = library.open_song(job.song).take(job.take)
-    run(plan_for(take), take, watch, job.device)
+    """Make what the job's take lacks, and first what it shares with those that were begun together with it."""
+    song = library.open_song(job.song)
+    if len(job.together) > 1:
+        write_together([song.take(number) for number in job.together], watch, job.device, job.wishes)
+    take = song.take(job.take)
+    run(plan_for(take), take, watch, job.device, wishes=job.wishes)
 
 
 def forecast(job: Job) -> tuple[eta.Costs, eta.Facts] | None:
