@@ -15,11 +15,12 @@ import soundfile
 from tools.make_set import make_set
 from ui import create_model, create_page, create_plan, create_reference, create_tags, create_words, form, machine
 from ui.desk import Desk
-from ui.texts import Texts
+from ui.texts import LANGUAGES, Texts
 from yuegp import library, lyrics, models
-from yuegp.errors import LibraryError, ModelError, RequestError
+from yuegp.errors import DeviceError, LibraryError, ModelError, RequestError
 from yuegp.jobs import Queue, State
 from yuegp.song import Reference
+from yuegp.wishes import Wishes
 
 T = Texts("en")
 WORDS = "[verse]\nhold the light\n\n[chorus]\nlet it go\n"
@@ -239,3 +240,52 @@ def test_a_songs_settings_come_back_as_they_were(desk: Desk) -> None:
     shown = create_page._shown(desk.take(name, 1).info.request)
     assert (shown["words"], shown["tags"], shown["seed"]) == (WORDS, values()["tags"], 7)
     assert (shown["temperature"], shown["top_p"], shown["title"]) == (0.8, None, "Again")
+
+
+# How the models are held, and what is taken over from another song
+
+
+def test_one_section_is_one_section_in_every_language(desk: Desk) -> None:
+    for language in LANGUAGES:
+        t = Texts(language)
+        plan = create_plan.describe(values(words="[verse]\nhold the light\n"), desk.root, t)
+        length = next(row["text"] for row in plan["rows"] if row["name"] == t("create.plan.length"))
+        assert "1" in length and "1 sections" not in length
+        assert "1 sections" not in create_words.read("[verse]\nla\n", t)["total"]
+
+
+def test_the_plan_says_how_the_models_are_held_and_follows_the_wish(desk: Desk) -> None:
+    def held(**wishes: str) -> str:
+        plan = create_plan.describe(values(device="cpu", **wishes), desk.root, T)
+        return next((row["text"] for row in plan["rows"] if row["name"] == "Held as"), plan["error"])
+
+    assert "float32" in held() and "large model: nf4, by the engine torch" in held(weights="nf4")
+    assert "need a graphics card" in held(engine="exl2") and "cannot go together" in held(engine="torch", kv="q8")
+
+
+def test_wishes_go_with_the_jobs_and_impossible_ones_leave_nothing_behind(desk: Desk) -> None:
+    name = create_page.begin(desk, create_plan.asked(values(takes=2, device="cpu", weights="int8"), T))
+    assert [job.wishes for job in desk.jobs(name)] == [Wishes(weights="int8")] * 2
+    assert "int8" not in (desk.root / name / "song.json").read_text()
+    before = list(desk.root.iterdir())
+    with pytest.raises(DeviceError):
+        create_page.begin(desk, create_plan.asked(values(device="cpu", kv="q8"), T))
+    assert list(desk.root.iterdir()) == before and len(desk.jobs()) == 2
+
+
+def test_a_songs_reference_is_lent_as_a_copy_with_its_window(
+    desk: Desk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "uploads"))
+    reference = Reference(mix=tone(tmp_path / "a.wav", 8), start=2, end=5)
+    name = create_page.begin(desk, create_plan.asked(values(reference=reference), T))
+    kept = desk.take(name, 1).info.request.reference
+    lent = create_reference.lend(kept)
+    assert lent.window == {"start": 2, "end": 5} and lent.files["vocal"] is None
+    assert Path(str(lent.files["mix"])).is_relative_to(tmp_path / "uploads")
+    assert Path(str(lent.files["mix"])).read_bytes() == (tmp_path / "a.wav").read_bytes()
+    assert kept and kept.mix
+    Path(kept.mix).unlink()
+    with pytest.raises(RequestError, match="cannot be read"):
+        create_reference.lend(kept)
+    assert create_reference.lend(None).files == {"mix": None, "vocal": None, "instrumental": None}

@@ -15,8 +15,10 @@ from hypothesis import strategies as st
 
 from yuegp import edit, library, pipeline
 from yuegp.errors import Cancelled, LibraryError, RequestError
+from yuegp.jobs import Queue
 from yuegp.library import Song, Take
 from yuegp.song import Section, SongRequest, Span, Stage, TakeInfo
+from yuegp.worker import Worker
 
 SECTIONS = tuple(Section(label, words) for label, words in (("verse", "one two"), ("chorus", ""), ("outro", "six")))
 
@@ -290,6 +292,26 @@ def test_takes_begun_together_are_written_in_one_batch_as_they_would_be_alone(ma
     for begun, other in zip(written, lonely, strict=False):
         assert (run(begun).load_stage2()[0] == other.load_stage2()[0]).all()
     edit.write_together(some, stop)  # all are there: nothing to be stopped
+
+
+def test_the_queue_writes_what_was_begun_together_once_for_all(
+    made: tuple[Song, Take], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    song, take = made
+    some = [edit.redo(song, take, 1, seed) for seed in (31, 32)]
+    numbers = tuple(t.info.number for t in some)
+    queue, batches, real = Queue(tmp_path / "home"), [], edit.candidates
+
+    def candidates(*arguments: Any) -> Any:
+        batches.append(list(arguments[3]))
+        return real(*arguments)
+
+    monkeypatch.setattr(edit, "candidates", candidates)
+    for number in numbers:
+        queue.add(song.folder, number, "cpu", together=numbers)
+    Worker(queue).run()
+    assert batches == [[31, 32]] and [str(job.state) for job in queue.jobs()] == ["done", "done"]
+    assert all(song.take(number).info.stage is Stage.RENDERED for number in numbers)
 
 
 def test_a_song_rewound_into_a_section_goes_on_from_there(made: tuple[Song, Take]) -> None:

@@ -13,7 +13,9 @@ import soundfile
 from browser import PATIENCE_SECONDS, PageServer
 
 from yuegp import library
-from yuegp.song import Stage
+from yuegp.jobs import Queue
+from yuegp.song import Reference, Sampling, Section, SongRequest, Stage, TakeInfo
+from yuegp.wishes import Wishes
 
 pytestmark = pytest.mark.browser
 
@@ -59,7 +61,7 @@ def make_short(page: Any, expect: Callable[..., Any], title: str, words: str = S
     expect(page.locator(".y-card")).to_have_count(words.count("["))
     page.fill("#tags-line", "pop piano happy female bright vocal")
     page.fill("#create-title input", title)
-    expect(page.locator("#create-plan dt")).to_have_count(5)
+    expect(page.locator("#create-plan dt")).to_have_count(6)
     page.click("#create-make")
     expect(page.locator("#running-title")).to_have_text(title)
     return page.input_value("#open-song input, #open-song textarea")
@@ -294,6 +296,47 @@ def test_a_reference_is_drawn_and_its_window_goes_into_the_song(
     page.click("#running-stop")
 
 
+def test_a_songs_settings_are_taken_over_with_its_reference_and_the_machines_are_chosen(
+    browser_page: Any, page_server: PageServer, expect: Callable[..., Any], tmp_path: Path
+) -> None:
+    """The files are those in the song's own folder: the browser names the song, and no path."""
+    reference = Reference(mix=str(tone(tmp_path / "theirs.wav", 8)), start=1.0, end=4.0)
+    sampling = Sampling(penalize_end=False, guidance=1.0, guidance_later=1.0, repetition_penalty=1.2)
+    request = SongRequest((Section("verse", "la"),), "pop piano", model="demo", reference=reference, sampling=sampling)
+    song = library.create(request, page_server.songs)
+    song.new_take(TakeInfo(0, song.request))
+    page = browser_page
+    page.evaluate(
+        """(wish) => { const box = document.querySelector("#copy-from textarea, #copy-from input");
+            box.value = wish; box.dispatchEvent(new Event("input", { bubbles: true })); }""",
+        f"{song.folder.name}/1",
+    )
+    expect(page.locator(".y-label")).to_have_count(1)
+    page.click("#reference button")
+    expect(page.locator("#reference-wave .y-window")).to_have_text("0:01 to 0:04")
+    page.get_by_label("Advanced").check()
+    expect(page.locator("#create-penalize-end input")).not_to_be_checked()
+    page.click("#create-kv input")
+    page.get_by_role("option", name="q8: 8 bits").click()
+    expect(page.locator("#plan-error")).to_contain_text("KV cache")
+    page.click("#create-kv input")
+    page.get_by_role("option", name="automatic").click()
+    page.click("#create-weights input")
+    page.get_by_role("option", name="nf4: 4 bits").click()
+    expect(page.locator("#create-plan")).to_contain_text("large model: nf4")
+    page.fill("#create-title input", "Taken over")
+    page.click("#create-make")
+    expect(page.locator("#running-title")).to_have_text("Taken over")
+    made = library.open_song(page_server.songs / page.input_value("#open-song input, #open-song textarea"))
+    copied = made.request.reference
+    assert copied is not None and (copied.start, copied.end) == (1.0, 4.0)
+    assert Path(str(copied.mix)).read_bytes() == (tmp_path / "theirs.wav").read_bytes()
+    assert made.request.sampling == sampling and Path(str(copied.mix)).is_relative_to(made.folder)
+    page.click("#running-stop")
+    (job,) = (job for job in Queue(page_server.home).jobs() if job.song == str(made.folder))
+    assert job.wishes == Wishes(weights="nf4")
+
+
 @pytest.mark.parametrize(
     ("kind", "sentence"),
     [
@@ -331,7 +374,7 @@ def test_the_main_path_needs_no_mouse(browser_page: Any, expect: Callable[..., A
 
     tab_to("example-lanterns")
     page.keyboard.press("Enter")
-    expect(page.locator("#create-plan dt")).to_have_count(5)
+    expect(page.locator("#create-plan dt")).to_have_count(6)
     tab_to("words-add")
     page.keyboard.press("Enter")
     expect(page.locator(".y-card")).to_have_count(4)
@@ -356,7 +399,7 @@ def test_there_is_no_serious_fault_of_accessibility(browser_page: Any, expect: C
     page.click("#reference button")
     for scheme in ("light", "dark"):
         page.emulate_media(color_scheme=scheme)
-        expect(page.locator("#create-plan dt")).to_have_count(5)
+        expect(page.locator("#create-plan dt")).to_have_count(6)
         page.wait_for_timeout(300)  # colours change over a moment
         found = checker.Axe().run(page).response["violations"]
         assert [v["id"] for v in found if v["impact"] in ("serious", "critical")] == []

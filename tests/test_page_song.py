@@ -24,6 +24,7 @@ from yuegp.errors import LibraryError, RequestError, YueGPError
 from yuegp.jobs import Progress, Queue, State
 from yuegp.library import Song
 from yuegp.song import Section, SongRequest, Span, Stage, TakeInfo
+from yuegp.wishes import ANY, Wishes
 
 T = Texts()
 
@@ -182,8 +183,19 @@ def test_candidates_are_takes_in_the_queue_and_the_parent_stays(desk: Desk, song
     takes = [song.take(number).info for number in (2, 3, 4)]
     assert len({info.request.seed for info in takes}) == 3
     assert all(info.parent == 1 and len(info.spans) == 1 and len(info.later) == 1 for info in takes)
-    assert [job.take for job in desk.jobs(song.folder.name)] == [2, 3, 4]
+    jobs = desk.jobs(song.folder.name)
+    assert [(job.take, job.together) for job in jobs] == [(n, (2, 3, 4)) for n in (2, 3, 4)], "one batch for all"
     assert song.take(1).info == before
+
+
+def test_an_edit_is_made_the_way_the_song_was_unless_that_is_not_possible_any_more(desk: Desk, song: Song) -> None:
+    for wishes, then in ((Wishes(weights="nf4"), Wishes(weights="nf4")), (Wishes(engine="exl2"), ANY)):
+        desk.make(song, song.take(1), "cpu", wishes)
+        act(desk, song, "redo", section="1", later="keep", count="1")
+        job = desk.jobs(song.folder.name)[-1]
+        assert (job.device, job.wishes, job.together) == ("cpu", then, ())
+        for job in desk.jobs():
+            desk.queue.cancel(job.number)
 
 
 @pytest.mark.parametrize("later, kept", [("keep", 1), ("remake", 0), ("stop", 0)])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import types
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +19,10 @@ from yuegp.errors import Cancelled, DeviceError, LibraryError, ModelError, Reque
 from yuegp.lm import Setup, open_engine, stored_as
 from yuegp.models import ModelSet
 
-SHORT = (("verse", "lala moona silo nema"), ("chorus", "hola mira luna sola"))
+SHORT = (
+    ("verse", "lala moona silo nema\nbela rona lumi soma\nlala moona silo"),
+    ("chorus", "hola mira luna sola\nhola mira luna sola\nmira hola"),
+)
 
 
 @pytest.fixture(scope="module")
@@ -29,15 +31,15 @@ def demo() -> ModelSet:
 
 
 @pytest.fixture(scope="module")
-def collected(demo: ModelSet, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Rows of five sampled songs of two short sections, in a folder."""
+def collected(demo: ModelSet, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Rows of three sampled songs of two short sections, in a folder."""
     folder = tmp_path_factory.mktemp("calibration")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(recipe, "LYRICS", {"en": SHORT})
         patch.setattr(rows, "LENGTH", 512)
-        takes = list(calibrate.sample(demo, folder, 5, 7))
+        takes = list(calibrate.sample(demo, folder, 3, 7))
         calibrate.collect(demo, takes, folder, "recipe", 7)
-        yield folder
+    return folder
 
 
 def held(folder: Path, demo: ModelSet, stage: int, count: int = 3) -> np.ndarray:
@@ -53,7 +55,7 @@ def test_rows_are_songs_as_stage_1_reads_them(collected: Path, demo: ModelSet) -
     ids = read.reshape(-1)
     audio = np.isin(ids, list(demo.layout.codes_of(0)))
     assert 0.5 < audio.mean() < 1, "music, with prompts between"
-    assert (ids == demo.layout.eoa).sum() >= 4 and (ids == demo.layout.codec).any()
+    assert (ids == demo.layout.eoa).sum() >= 2 and (ids == demo.layout.codec).any()
 
 
 def test_a_stage_2_row_is_what_refining_feeds(demo: ModelSet) -> None:

@@ -18,7 +18,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # torch's threads wait by spinning; two processes use two cores better
@@ -40,7 +40,8 @@ PARTS = ("codec", "codes", "stage2", "stage1", "upsamplers", "report")
 
 STAGE1 = lm.Plan(tokens=24_000_000, batch=2000, muon=0.003, adam=0.004, look=0.5, name=0.5)
 CLOSING = lm.Plan(tokens=5_000_000, batch=2000, muon=0.002, adam=0.002, hold=0.2, look=0.3, name=0.3, left=0.3, seed=2)
-"""A second run of Stage 1, from where the first one ended: when a section begins and ends."""
+CLOSING_RUNS = 2
+"""So many more runs of Stage 1, each from where the one before ended: how a section begins, and when it ends."""
 STAGE2 = lm.Plan(tokens=5_000_000, batch=3000, muon=0.004, adam=0.004)
 CONTEXT = 16384
 SECTION_SECONDS = 24.0
@@ -162,10 +163,13 @@ def make_stage1(work: Path, device: str, say: Say) -> None:
         for sample in itertools.islice(dataset.read(work / "data", "heldout", (size,)), ASKED_SONGS // 2)
     ]
     say(f"Stage 1: {len(curriculum.library)} songs")
-    first, second = work / "runs" / "stage1.pt", work / "runs" / "stage1-closing.pt"
-    lm.train_stage1(config, curriculum, STAGE1, first, device, say, asked)
+    last = work / "runs" / "stage1.pt"
+    model, _ = lm.train_stage1(config, curriculum, STAGE1, last, device, say, asked)
     curriculum.mixture = WHOLE
-    model, _ = lm.train_stage1(config, curriculum, CLOSING, second, device, say, asked, begin=first)
+    for number in range(CLOSING_RUNS):
+        file, plan = last.with_name(f"stage1-closing-{number}.pt"), replace(CLOSING, seed=CLOSING.seed + number)
+        model, _ = lm.train_stage1(config, curriculum, plan, file, device, say, asked, begin=last)
+        last = file
     lm.export(model.llama, work / "set" / "stage1", CONTEXT)
     write_entry(work / "set", layout)
 

@@ -108,7 +108,7 @@ def _shown_elsewhere(note: str, wanted: Asked) -> bool:
 
 def _length(plan: pipeline.SongPlan, takes: int, t: Texts) -> str:
     key = "create.plan.up_to_one" if plan.count == 1 else "create.plan.up_to"
-    text = t(key, sections=plan.count, seconds=_span(plan.seconds, t))
+    text = t(key, sections=plan.count, seconds=span(plan.seconds, t))
     return text if takes == 1 else t("create.plan.versions", takes=takes, text=text)
 
 
@@ -116,7 +116,7 @@ def _time(plan: pipeline.SongPlan, root: Path, wanted: Asked, t: Texts) -> str:
     seconds = machine.seconds_needed(plan, root, wanted.device)
     if seconds is None:
         return t("create.plan.unknown")
-    return t("create.plan.about", time=_span(seconds * wanted.takes, t))
+    return t("create.plan.about", time=span(seconds * wanted.takes, t))
 
 
 def _memory(held: MemoryPlan, t: Texts) -> str:
@@ -132,7 +132,8 @@ def _disk(needed: int, root: Path, t: Texts) -> str:
     return text if free > needed else t("create.plan.disk_full", text=text)
 
 
-def _span(seconds: float, t: Texts) -> str:
+def span(seconds: float, t: Texts) -> str:
+    """A time in words."""
     if seconds < 90:
         return t("create.seconds", n=round(seconds))
     if seconds < 5400:

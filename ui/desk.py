@@ -4,7 +4,7 @@ alone; whatever is not the plain name of a folder in the songs folder is refused
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from yuegp import memory, shelf
@@ -14,6 +14,7 @@ from yuegp.library import Song, Take
 from yuegp.wishes import ANY, Wishes
 
 from . import machine
+from .getter import Getter
 from .maker import Maker
 
 
@@ -24,6 +25,8 @@ class Desk:
     root: Path
     queue: Queue
     worker: Maker | None = None
+    getter: Getter = field(default_factory=Getter)
+    """What gets models, once somebody asks it to."""
 
     def folder(self, name: str) -> Path:
         """The folder of the song called `name`. LibraryError for anything but the name of a song that is there."""

@@ -47,7 +47,7 @@ class Maker:
         """Ask it to end, and return at once."""
         self._over.set()
         if self._process:
-            _hang_up(self._process)
+            hang_up(self._process)
 
     def stop(self) -> None:
         """End, within `PATIENCE_SECONDS` or so. A song that is being made is left as interrupted."""
@@ -59,7 +59,7 @@ class Maker:
 
     def _keep(self) -> None:
         while not self._over.is_set():
-            self._process = process = self._spawn()
+            self._process = process = spawn("ui.maker", str(self.home))
             if self._over.is_set():  # stopped between the question and the answer
                 _end(process)
             assert process.stdout
@@ -73,25 +73,29 @@ class Maker:
             print(trouble, file=sys.stderr, flush=True)
         self.trouble = trouble
 
-    def _spawn(self) -> subprocess.Popen[bytes]:
-        ours = str(Path(__file__).resolve().parent.parent)
-        path = os.pathsep.join(filter(None, (ours, os.environ.get("PYTHONPATH"))))
-        return subprocess.Popen(
-            [sys.executable, "-P", "-m", "ui.maker", str(self.home)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env={**os.environ, "PYTHONPATH": path, "PYTHONIOENCODING": "utf-8"},
-        )
+
+def spawn(module: str, argument: str, without: str = "") -> subprocess.Popen[bytes]:
+    """A process that runs one of our modules and can be written to and heard; `without` a variable of ours."""
+    ours = str(Path(__file__).resolve().parent.parent)
+    path = os.pathsep.join(filter(None, (ours, os.environ.get("PYTHONPATH"))))
+    environment = {name: value for name, value in os.environ.items() if name != without}
+    return subprocess.Popen(
+        [sys.executable, "-P", "-m", module, argument],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env={**environment, "PYTHONPATH": path, "PYTHONIOENCODING": "utf-8"},
+    )
 
 
-def _hang_up(process: subprocess.Popen[bytes]) -> None:
+def hang_up(process: subprocess.Popen[bytes]) -> None:
+    """Let a process know that nobody needs it any more."""
     assert process.stdin
     with contextlib.suppress(OSError):
         process.stdin.close()
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    _hang_up(process)
+    hang_up(process)
     try:
         process.wait(PATIENCE_SECONDS)
     except subprocess.TimeoutExpired:

@@ -16,7 +16,7 @@ from offload.sizes import Way
 from yuegp import __version__, doctor, library, memory, models, places, registry
 from yuegp.errors import ModelError, YueGPError
 
-from . import machine, settings
+from . import create_plan, machine, settings
 from .desk import Desk
 from .shell import Shell
 from .texts import LANGUAGES, Texts
@@ -47,13 +47,19 @@ def build(desk: Desk, shell: Shell, t: Texts) -> None:
     def setup_language(asked: Any) -> dict[str, Any]:
         return choose(asked, t)
 
+    def setup_getting(asked: Any) -> dict[str, Any]:
+        return getting(desk, t)
+
+    def setup_get(asked: Any) -> dict[str, Any]:
+        return get(desk, asked, t)
+
     gr.HTML(
         "",
         elem_id="setup",
         html_template="<div class='y-setup'></div>",
         js_on_load="window.yuegp.setup(element, props, server, trigger, watch);",
         apply_default_css=False,
-        server_functions=[setup_look, setup_check, setup_language],
+        server_functions=[setup_look, setup_check, setup_language, setup_getting, setup_get],
         say=t.part("setup."),
         languages=[["", t("setup.language.browser")], *map(list, LANGUAGES.items())],
     )
@@ -65,6 +71,7 @@ def answer(desk: Desk, t: Texts) -> dict[str, Any]:
         "machine": [{"name": name, "text": text} for name, text in machine_rows(t)],
         "profile": profile(t),
         "models": model_rows(t),
+        "getting": getting(desk, t),
         "folders": [
             {"name": t("setup.songs"), "text": str(desk.root)},
             {"name": t("setup.models_folder"), "text": str(registry.models_dir().absolute())},
@@ -132,7 +139,8 @@ def _model_row(name: str, t: Texts) -> dict[str, Any]:
         if not lacking:
             return {"name": name, "title": title(name, t), "here": False, "text": exc.what, "get": exc.hint}
         needed = t("setup.model.missing", size=size(sum(lacking)))
-        return {"name": name, "title": title(name, t), "here": False, "text": needed, "get": f"models get {name}"}
+        row = {"name": name, "title": title(name, t), "here": False, "text": needed, "get": f"models get {name}"}
+        return {**row, "can": name in models.RELEASED}
     taken = sum(_bytes_in(folder) for folder in {found.stage1, found.stage2, found.codec})
     note = t("setup.model.demo") if name in models.EMBEDDED else ""
     text = t("setup.model.here", size=size(taken))
@@ -159,6 +167,43 @@ def _missing(name: str) -> list[int]:
 def _bytes_in(folder: Path) -> int:
     """Bytes of the files in a folder and below."""
     return sum(os.stat(os.path.join(place, name)).st_size for place, _, names in os.walk(folder) for name in names)
+
+
+def getting(desk: Desk, t: Texts) -> dict[str, Any]:
+    """How far getting a model is, in words: `state` as in `getter.Getting`, `text`, and `share` from 0 to 1."""
+    now = desk.getter.look()
+    text = now.message
+    if now.state in ("asking", "stopped", "done"):
+        text = t(f"setup.get.{now.state}")
+    elif now.state == "offered":
+        parts = ", ".join(now.parts)
+        text = t("setup.get.offered", missing=size(now.missing), free=size(now.free), parts=parts)
+    elif now.state == "getting":
+        known = {"what": now.what, "done": size(now.done), "total": size(now.total)}
+        text = t(f"setup.get.{now.doing}", **known) if now.doing else t("setup.get.asking")
+        if now.rate and now.left is not None:
+            text = t("setup.get.pace", text=text, rate=size(now.rate), left=create_plan.span(now.left, t))
+    share = now.done / now.total if now.state == "getting" and now.total else 0.0
+    return {"name": now.name, "state": now.state, "text": text, "share": round(share, 3), "error": ""}
+
+
+def get(desk: Desk, asked: Any, t: Texts) -> dict[str, Any]:
+    """What was clicked: `do` is `ask` (what getting the model `name` means), `go` (get it) or `stop`. Answers how far
+    it is then."""
+    asked = asked if isinstance(asked, dict) else {}
+    wish, name, error = asked.get("do"), asked.get("name"), ""
+    try:
+        if wish == "ask" and isinstance(name, str):
+            desk.getter.ask(name)
+        elif wish == "go" and isinstance(name, str):
+            desk.getter.go(name)
+        elif wish == "stop":
+            desk.getter.stop()
+        else:
+            error = t("setup.unknown")
+    except YueGPError as exc:
+        error = f"{exc.what} {exc.hint}".strip()
+    return {**getting(desk, t), "error": error}
 
 
 # The doctor

@@ -48,10 +48,11 @@ def convert(arguments: argparse.Namespace) -> None:
 
     model = _model(arguments)
     source = model.stage1 if arguments.stage == 1 else model.stage2
-    bits = f"-{arguments.bits:g}bpw" if arguments.to == "exl2" else ""
+    # other names than those under which copies pressed by others are downloaded
+    kind = f"exl2-{arguments.bits:g}bpw" if arguments.to == "exl2" else f"own-{arguments.to}"
     from .models import models_dir
 
-    target = Path(arguments.folder or models_dir() / f"{source.name}-{arguments.to}{bits}").absolute()
+    target = Path(arguments.folder or models_dir() / f"{source.name}-{kind}").absolute()
     with Screen(arguments.quiet or arguments.json) as screen:
         if arguments.to == "exl2":
             folder = _rows_folder(arguments)

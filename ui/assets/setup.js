@@ -40,10 +40,43 @@ window.yuegp.setup = (element, props, server, trigger, watch) => {
       try { await navigator.clipboard.writeText(command); copied.textContent = t.copied; } catch { getSelection().selectAllChildren(code); }
     } });
     const code = el("code", { text: command });
+    const start = el("button", { type: "button", class: "y-quiet", text: t["get.start"], "aria-label": say(t["get.start_of"], { title: row.title }), "data-get": row.name, onclick: () => get("ask", row.name) });
     return el("li", { "data-model": row.name, class: row.here ? "here" : "" },
       el("div", { class: "y-model" }, el("b", { text: row.title }), el("span", { class: "y-count", text: row.text })),
       row.note ? el("p", { class: "y-faint", text: row.note }) : null,
+      row.can ? el("div", {}, start) : null,
       row.get ? el("details", {}, el("summary", { text: t["model.get"] }), el("p", { class: "y-faint", text: t["model.run"] }), el("p", { class: "y-command" }, code, copy)) : null);
+  };
+  // Getting a model: one place that moves below the model it speaks of, and asks how far it is while that changes.
+  const said = el("p", { role: "status" }), bar = el("progress", { max: 1, "aria-label": t["get.progress"] });
+  const button = (id, text, act) => el("button", { type: "button", class: "y-quiet", id, text, onclick: act });
+  let got = { name: "", state: "" }, asking = 0, stopping = false;
+  const go = button("setup-get-go", t["get.go"], () => get("go", got.name)), stop = button("setup-get-stop", t["get.stop"], () => get("stop", got.name));
+  const place = el("div", { class: "y-get", id: "setup-get" }, said, bar, el("div", {}, go, " ", stop));
+  const getting = (now) => {
+    const over = now.state === "done" && got.state !== "done" && got.state;
+    got = now;
+    if (now.error) { error.hidden = false; error.textContent = now.error; }
+    said.textContent = now.text;
+    said.className = now.state === "failed" ? "y-bad" : "";
+    bar.hidden = now.state !== "getting";
+    bar.value = now.share;
+    go.hidden = now.state !== "offered";
+    stop.hidden = !["asking", "offered", "getting"].includes(now.state);
+    const busy = ["asking", "getting"].includes(now.state);
+    for (const start of models.querySelectorAll("[data-get]")) start.disabled = busy || (now.state === "offered" && start.dataset.get === now.name);
+    const row = now.state && models.querySelector(`[data-model="${now.name}"]`);
+    if (row && place.parentElement !== row) row.append(place);
+    if (!row) place.remove();
+    clearTimeout(asking);
+    stopping = stopping && !stop.hidden;
+    if (busy || stopping) asking = setTimeout(() => server.setup_getting({}).then(getting, () => { said.textContent = t.unreachable; }), 500);
+    if (over) ask();
+  };
+  const get = async (what, name) => {
+    error.hidden = true;
+    stopping = what === "stop";
+    try { getting(await server.setup_get({ do: what, name })); } catch { error.hidden = false; error.textContent = t.unreachable; }
   };
   const finding = (one) => el("li", { class: one.state }, el("b", { text: one.said }), el("div", {}, el("p", { text: one.what }), el("p", { class: "y-faint", text: one.hint, hidden: !one.hint })));
 
@@ -57,6 +90,7 @@ window.yuegp.setup = (element, props, server, trigger, watch) => {
     folders.replaceChildren(rows(answer.folders));
     const open = [...models.querySelectorAll("details[open]")].map((one) => one.closest("li").dataset.model);
     models.replaceChildren(...answer.models.map(model));
+    getting(answer.getting);
     for (const name of open) models.querySelector(`[data-model="${name}"] details`)?.setAttribute("open", "");
     version.textContent = answer.version;
     if (document.activeElement !== language) language.value = answer.language;

@@ -1,0 +1,129 @@
+"""Getting models from the page: another process, a stand-in for the hub, what is said before, meanwhile and after."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hub_server import Hub
+from released import write_released
+
+from ui import setup_page
+from ui.desk import Desk
+from ui.getter import Getter, Getting
+from ui.texts import Texts
+from yuegp import models, registry, supply
+from yuegp.errors import RequestError
+from yuegp.jobs import Queue
+
+T = Texts()
+NAME = "yue-en-cot"
+PATIENCE = 60.0
+"""Seconds after which a test that waits for the other process has failed."""
+
+
+@pytest.fixture(scope="module")
+def originals(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_released(tmp_path_factory.mktemp("originals"), pth=True)
+
+
+@pytest.fixture
+def stocked(hub: Hub, originals: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hub:
+    """The hub with English without reference; the other process finds nothing of other programs'. As on the page, this
+    process is not to ask anybody."""
+    chosen = [checkpoint.id for checkpoint in supply.choose("en", "cot").checkpoints]
+    if chosen != ["s1-en-cot", "s2", "codec"]:
+        pytest.skip(f"for this machine {chosen} are chosen, which the stand-in does not have")
+    shutil.copytree(originals, hub.root / "m-a-p")
+    monkeypatch.setenv("HOME", str(tmp_path / "nobody"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    return hub
+
+
+@pytest.fixture
+def desk(tmp_path: Path) -> Iterator[Desk]:
+    desk = Desk(tmp_path / "songs", Queue(tmp_path))
+    yield desk
+    desk.getter.stop()
+
+
+def wait(getter: Getter, until: Callable[[Getting], Any]) -> Getting:
+    """Look until it is so."""
+    end = time.monotonic() + PATIENCE
+    while not until(now := getter.look()):
+        assert time.monotonic() < end, now
+        time.sleep(0.02)
+    return now
+
+
+def click(desk: Desk, do: str, name: str = NAME) -> dict[str, Any]:
+    return setup_page.get(desk, {"do": do, "name": name}, T)
+
+
+def over(now: Getting) -> bool:
+    return now.state in ("done", "failed", "stopped")
+
+
+def test_nothing_is_downloaded_before_somebody_agreed_to_its_size_and_then_it_is_here(desk: Desk, stocked: Hub) -> None:
+    assert click(desk, "ask")["state"] == "asking" and "Asking" in click(desk, "go")["text"]
+    offered = wait(desk.getter, lambda now: now.state != "asking")
+    assert offered.state == "offered" and offered.missing > 0 and offered.free > 0, offered
+    said = setup_page.getting(desk, T)["text"]
+    assert "MB to download" in said and "free on that disk" in said and offered.parts[0] in said
+    assert not any(path.name.endswith(".safetensors") for path in registry.models_dir().rglob("*"))
+    assert click(desk, "go")["state"] == "getting"
+    assert wait(desk.getter, over).state == "done"
+    assert "It is here" in setup_page.getting(desk, T)["text"]
+    assert models.find(NAME).stage1.is_dir()
+    assert {row["name"]: row["here"] for row in setup_page.model_rows(T)}[NAME]
+
+
+def test_a_download_is_cancelled_and_goes_on_later(desk: Desk, stocked: Hub) -> None:
+    stocked.slow = threading.Event()
+    click(desk, "ask")
+    whole = wait(desk.getter, lambda now: now.state == "offered").missing
+    click(desk, "go")
+    wait(desk.getter, lambda now: now.done > 0)
+    view = setup_page.getting(desk, T)
+    assert "Downloading" in view["text"] and 0 < view["share"] < 1
+    with pytest.raises(RequestError, match="being got already"):
+        desk.getter.ask("yue-zh-cot")
+    click(desk, "stop")
+    stopped = wait(desk.getter, over)
+    assert stopped.state == "stopped" and "goes on from there" in setup_page.getting(desk, T)["text"]
+    stocked.slow.set()
+    stocked.slow = None
+    click(desk, "ask")
+    assert wait(desk.getter, lambda now: now.state == "offered").missing < whole
+
+
+def test_what_the_hub_refuses_is_said_with_a_next_step(desk: Desk, stocked: Hub) -> None:
+    stocked.refuse = {"m-a-p/YuE-s1-7B-anneal-en-cot": (401, "GatedRepo"), "m-a-p/YuE-s2-1B-general": (404, "")}
+    click(desk, "ask")
+    failed = wait(desk.getter, over)
+    assert failed.state == "failed" and failed.message.count(". ") >= 1
+    assert setup_page.getting(desk, T)["text"] == failed.message
+    stocked.refuse = {}
+    click(desk, "ask")
+    assert wait(desk.getter, lambda now: now.state != "asking").state == "offered", "it can be tried again"
+
+
+def test_an_offer_that_nobody_takes_is_given_up_for_another(desk: Desk, stocked: Hub) -> None:
+    click(desk, "ask")
+    wait(desk.getter, lambda now: now.state == "offered")
+    first = desk.getter._process
+    click(desk, "ask")
+    assert first and first.wait(PATIENCE) == 0
+    assert wait(desk.getter, lambda now: now.state != "asking").state == "offered"
+
+
+@pytest.mark.parametrize("asked", [None, {}, {"do": "ask"}, {"do": "ask", "name": "../x"}, {"do": "look"},
+                                   {"do": "ask", "name": "demo"}, {"do": "ask", "name": ["yue-en-cot"]}])  # fmt: skip
+def test_nonsense_from_a_browser_starts_nothing(desk: Desk, asked: Any) -> None:
+    assert setup_page.get(desk, asked, T)["error"]
+    assert desk.getter.look() == Getting()
