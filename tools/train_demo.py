@@ -40,8 +40,9 @@ PARTS = ("codec", "codes", "stage2", "stage1", "upsamplers", "report")
 
 STAGE1 = lm.Plan(tokens=24_000_000, batch=2000, muon=0.003, adam=0.004, look=0.5, name=0.5)
 CLOSING = lm.Plan(tokens=5_000_000, batch=2000, muon=0.002, adam=0.002, hold=0.2, look=0.3, name=0.3, left=0.3, seed=2)
-CLOSING_RUNS = 2
-"""So many more runs of Stage 1, each from where the one before ended: how a section begins, and when it ends."""
+CLOSING_RUNS = 1
+"""So many more runs of Stage 1, each from where the one before ended: how a section begins, and when it ends. A second
+one of these brought nothing."""
 STAGE2 = lm.Plan(tokens=5_000_000, batch=3000, muon=0.004, adam=0.004)
 CONTEXT = 16384
 SECTION_SECONDS = 24.0
