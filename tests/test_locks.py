@@ -244,7 +244,9 @@ def test_on_a_disk_without_locks_another_host_is_believed_and_the_way_out_named(
         pass
 
 
-@pytest.mark.parametrize("pid", [0, -1, os.getpid(), 2**22 + 1, 2**70], ids=["zero", "negative", "own", "large", "huge"])
+@pytest.mark.parametrize(
+    "pid", [0, -1, os.getpid(), 2**22 + 1, 2**70], ids=["zero", "negative", "own", "large", "huge"]
+)
 def test_on_a_disk_without_locks_numbers_of_no_process_keep_nobody_out(song: Path, no_locks: None, pid: int) -> None:
     sign(song, pid)
     with song_lock(song):
