@@ -102,6 +102,20 @@ FAULTS = [
         "undefined symbol",
     ),
     Fault(
+        "flash-attn that gives wrong numbers",
+        replace(GPU, flash="flash-attn does not work here: its result is off by 0.3"),
+        "flash-attn",
+        WARN,
+        "off by 0.3",
+    ),
+    Fault(
+        "a song that does not fit the card",
+        replace(GPU, misfit="Stage 1 lacks 0.4 GB. Choose fewer bits."),
+        "engine",
+        WARN,
+        "lacks 0.4 GB",
+    ),
+    Fault(
         "no bitsandbytes", replace(GPU, packages=packages(bitsandbytes=Package())), "bitsandbytes", WARN, "run slowly"
     ),
     Fault(

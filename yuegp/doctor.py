@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from .facts import PORT, Facts, look
+from .facts import PORT, Facts, Package, look
 
 OK, WARN, FAIL = "ok", "warn", "fail"
 
@@ -151,6 +151,13 @@ def _flash(facts: Facts) -> Iterator[Finding]:
             f"flash-attn {package.version} cannot be used: {package.error}.",
             "Nothing to do: our own attention takes its place. `python launch.py --repair` installs it anew.",
         )
+    elif facts.flash:
+        yield Finding(
+            "flash-attn",
+            WARN,
+            f"{facts.flash[0].upper()}{facts.flash[1:]}.",
+            "Nothing to do: our own attention takes its place.",
+        )
     else:
         yield Finding("flash-attn", OK, f"flash-attn {package.version} is installed.")
 
@@ -198,6 +205,21 @@ def _cards(facts: Facts) -> Iterator[Finding]:
             OK,
             "No NVIDIA card answers: songs are made on the processor.",
             "Fine for the demo model. The YuE models need a card to be quick.",
+        )
+
+
+def _engine(facts: Facts) -> Iterator[Finding]:
+    fast = facts.packages.get("exllamav2", Package())
+    if facts.misfit:
+        yield Finding(
+            "engine", WARN, f"A whole song with YuE's models does not fit: {facts.misfit}", "Try `yuegp plan`."
+        )
+    elif facts.engine and fast.version and not fast.error:
+        yield Finding(
+            "engine",
+            OK,
+            f"With YuE's models a song of six sections would run with Stage 1 as {facts.engine}.",
+            "`yuegp plan` says why; that is worked out from sizes, not measured here.",
         )
 
 
@@ -336,6 +358,7 @@ CHECKS: tuple[Callable[[Facts], Iterator[Finding]], ...] = (
     _flash,
     _bitsandbytes,
     _cards,
+    _engine,
     _memory,
     _disk,
     _songs,

@@ -23,6 +23,7 @@ from typing import Any
 from . import __version__, library, models, places, shelf
 from .errors import YueGPError
 from .jobs import Job, Queue
+from .lm.flash import probe
 from .registry import Checkpoint
 
 PATIENCE_SECONDS = 90.0
@@ -103,6 +104,12 @@ class Facts:
     torch_cards: tuple[tuple[str, int, int], ...] = ()
     """Name and compute capability of each card torch sees."""
     cards: tuple[Card, ...] = ()
+    flash: str = ""
+    """What is wrong with flash-attn although it can be imported: tried on the card, it may still give wrong numbers."""
+    engine: str = ""
+    """How YuE's Stage 1 would be held on the card, for six sections of half a minute."""
+    misfit: str = ""
+    """Why it would not fit, in two sentences."""
     ram_free: int = 0
     home: Path = Path()
     home_error: str = ""
@@ -139,7 +146,12 @@ def look(port: int = PORT) -> Facts:
         home_error = exc.what
     entries, broken = _songs()
     interrupted, failed, queue_error = _queue()
+    flash = probe() if torch.get("ready") and packages["flash_attn"].version else None
+    engine, misfit = _foreseen()
     return Facts(
+        flash="" if flash is None or flash.works else flash.why,
+        engine=engine,
+        misfit=misfit,
         system=f"{platform.system()} {platform.release()}, {platform.machine()}",
         python=sys.version_info[:3],
         packages=packages,
@@ -184,6 +196,24 @@ def _packages() -> tuple[dict[str, Package], dict[str, Any], str]:
         return {}, {}, f"Python could not be asked for its packages ({type(exc).__name__})"
     packages = {name: Package(e.get("version", ""), e.get("error", "")) for name, e in found.items()}
     return packages, found.get("torch", {}), ""
+
+
+def _foreseen() -> tuple[str, str]:
+    """The memory plan's choice for YuE's released models on the card that is here; nothing without one."""
+    from offload.device import machine
+    from offload.plan import DoesNotFit, plan
+
+    from . import memory
+    from .prompts import budget_ids
+
+    here = machine()
+    if here.card is None:
+        return "", ""
+    need = memory.released(1 << 20, 6, budget_ids(30.0), guided=True)
+    try:
+        return str(plan(need, here.card, here.ram_free).way1), ""
+    except DoesNotFit as exc:
+        return "", f"{exc.what} {exc.hint}"
 
 
 def cards() -> tuple[Card, ...]:
