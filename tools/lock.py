@@ -74,7 +74,7 @@ def main() -> int:
         raise SystemExit(f"torch for CUDA needs {', '.join(missing)}, which requirements.txt does not bring.")
     write("torch-cuda", {name: block for name, block in cuda.items() if TORCH.match(name)})
     tests = resolve(["requirements-test.txt"], "-c", str(held))
-    write("test", {name: block for name, block in tests.items() if name not in packages})
+    write("test", {name: block for name, block in tests.items() if name not in packages and not TORCH.match(name)})
     write("setup", resolve(["requirements-setup.txt"]))
     return 0
 

@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw
 
 from .listen import FLUX_RATE, onset_strength
 
-WIDTH, HIGH, LOW = 1000, 110, 36
+WIDTH, HIGH, LOW = 900, 100, 36
 """Pixels: of a row, of its spectrogram, of its onset strength."""
 TOP_HZ = 5000
 FLOOR_DB = -80.0
@@ -68,4 +68,4 @@ def sheet(drawn: Iterable[Row], path: Path) -> None:
                 draw.line((x, bottom - LOW, x, bottom), fill=_BEAT)
         heights = flux / (flux.max() + 1e-9) * LOW
         draw.line([(i * scale, bottom - height) for i, height in enumerate(heights)], fill=_INK)
-    page.quantize(64).save(path, optimize=True)
+    page.quantize(16).save(path, optimize=True)
