@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING
 
 from yuegp import library
 from yuegp.errors import DeviceError, RequestError
+from yuegp.facts import PORT
 from yuegp.jobs import Queue
 
 if TYPE_CHECKING:
@@ -35,9 +36,6 @@ if TYPE_CHECKING:
 
     from .desk import Desk
     from .maker import Maker
-
-PORT = 7860
-"""Where the page is unless told otherwise: the port that people who use such programs know."""
 
 TRIES = 50
 """Ports tried, one after the other, when one is taken."""
@@ -58,7 +56,7 @@ def serve(arguments: argparse.Namespace) -> None:
         )
     root = library.songs_dir(arguments.out).absolute()
     library.check_writable(root)
-    place = bind(ANYWHERE if arguments.listen else HERE, arguments.port)
+    place = bind(ANYWHERE if arguments.listen else HERE, arguments.port or PORT)
     port = place.getsockname()[1]
     prepare()
     from .desk import Desk

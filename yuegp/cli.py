@@ -67,7 +67,7 @@ def build_parser() -> argparse.ArgumentParser:
         return p
 
     p = group.add_parser("ui", help="show the web page", description="Show the web page, until Ctrl-C.")
-    p.add_argument("--port", type=int, default=7860, metavar="N", help="where, or the next free one (default 7860)")
+    p.add_argument("--port", type=int, metavar="N", help="where, or the next free one (default 7860)")
     p.add_argument("--listen", action="store_true", help="let other computers on the network in; needs a password")
     p.add_argument("--password", metavar="WORD", help="what the page asks for (or set YUEGP_PASSWORD)")
     p.add_argument("--no-browser", action="store_true", help="do not open a browser")

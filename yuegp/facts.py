@@ -30,7 +30,7 @@ PATIENCE_SECONDS = 90.0
 """For importing torch and its friends: a cold disk needs most of it."""
 
 PORT = 7860
-"""Where the page is, unless that is taken."""
+"""Where the page is, unless that is taken: the port that people who use such programs know."""
 
 _ASK = """
 import importlib, importlib.metadata, importlib.util, json
