@@ -89,8 +89,9 @@ def collect(model: ModelSet, takes: Iterable[Take], folder: Path, source: str, s
             f"Calibration needs two finished songs of the vocabulary {model.layout.name}; here are {len(known)}.",
             "Make songs with this model first, or leave --own-songs away to have some sampled.",
         )
-    held = [s for index, s in enumerate(known) if index % recipe.HELD_OUT == recipe.HELD_OUT - 1] or known[-1:]
-    used = [s for s in known if s not in held]
+    kept_back = set(range(recipe.HELD_OUT - 1, len(known), recipe.HELD_OUT)) or {len(known) - 1}
+    held = [s for index, s in enumerate(known) if index in kept_back]
+    used = [s for index, s in enumerate(known) if index not in kept_back]
     rng = np.random.default_rng(seed)
     about = {"layout": model.layout.name, "model": model.id, "source": source, "seed": str(seed)}
     windows = [window for s in held for window in s.windows][:HELD_ROWS]

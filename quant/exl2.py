@@ -24,6 +24,8 @@ from yuegp.library import write_atomic
 from yuegp.lm import stored
 from yuegp.verify import weight_files
 
+from .press import same_job
+
 Progress = Callable[[str, int, int], None]
 
 HEAD_BITS = 8
@@ -130,12 +132,7 @@ def _same_source(job: Job) -> None:
     content = {"source": str(job.source.resolve()), "state": state, "rows": rows}
     job.work.mkdir(parents=True, exist_ok=True)
     if note.is_file():
-        before = json.loads(note.read_text(encoding="utf-8"))
-        if changed := [name for name in content if before.get(name) != content[name]]:
-            raise RequestError(
-                f"{job.work} holds a broken-off run with another {' and '.join(changed)}.",
-                "Source and rows may not change when a run goes on: choose another target, or remove that folder.",
-            )
+        same_job(note, content)
     write_atomic(note, json.dumps(content).encode())
 
 

@@ -135,6 +135,22 @@ def _state(source: Path) -> list[list[Any]]:
     return [[p.name, p.stat().st_size, int(p.stat().st_mtime)] for p in weight_files(source)]
 
 
+def same_job(note: Path, job: dict[str, Any]) -> None:
+    """Refuse to go on with a run whose note says another thing than `job`, or cannot be read."""
+    try:
+        before = dict(json.loads(note.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as exc:
+        raise RequestError(
+            f"{note} does not say what the broken-off run beside it was: {exc}.",
+            f"Remove {note.parent} and begin anew.",
+        ) from exc
+    if changed := [name for name in job if before.get(name) != job[name]]:
+        raise RequestError(
+            f"{note.parent} holds a broken-off run with another {' and '.join(changed)}.",
+            f"That may not change when a run goes on: choose another folder, or remove {note.parent}.",
+        )
+
+
 @contextlib.contextmanager
 def _held(target: Path, job: dict[str, Any]) -> Iterator[None]:
     """The target folder with this job's note in it, for one process at a time."""
@@ -152,12 +168,7 @@ def _held(target: Path, job: dict[str, Any]) -> Iterator[None]:
                 f"Another program is writing to {target}.", "Wait for it, or choose another folder."
             ) from None
         if note.is_file():
-            before = json.loads(note.read_text(encoding="utf-8"))
-            if changed := [name for name in job if before.get(name) != job[name]]:
-                raise RequestError(
-                    f"{target} holds a broken-off run with another {' and '.join(changed)}.",
-                    "Source and format may not change when a run goes on: choose another folder, or empty this one.",
-                )
+            same_job(note, job)
         elif any(path.suffix in (".safetensors", ".json") for path in target.iterdir()):
             raise RequestError(f"{target} already holds a model.", "Choose another folder; nothing is written over.")
         else:

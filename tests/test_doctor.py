@@ -48,6 +48,11 @@ def test_a_build_serves_later_cards_of_its_generation_and_those_its_ptx_reaches(
     assert not doctor._served(turing, ("sm_80", "compute_80"))
 
 
+def test_the_page_is_looked_for_where_it_was_asked_to_be() -> None:
+    for answer, words in (("yuegp", "127.0.0.1:9000."), ("other", "port 9000."), ("", "Port 9000 ")):
+        assert any(words in finding.what for finding in judge(replace(CPU, page=answer, port=9000)))
+
+
 def test_the_report_holds_nothing_private(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(getpass, "getuser", lambda: "annika")
     monkeypatch.setattr(Path, "home", classmethod(lambda cls: Path("/home/annika")))

@@ -105,6 +105,18 @@ def test_rows_of_another_vocabulary_are_refused(collected: Path) -> None:
         rows.load(collected / "nothing.safetensors", YUE_V1)
 
 
+def test_equal_songs_are_told_apart_by_their_place(
+    collected: Path, demo: ModelSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Somebody may have copied a song's folder: comparing its windows of codes says nothing useful."""
+    monkeypatch.setattr(rows, "LENGTH", 512)
+    (entry, *_) = shelf.entries(collected / "songs")
+    shutil.copytree(entry.folder, tmp_path / "one" / "a")
+    shutil.copytree(entry.folder, tmp_path / "one" / "b")
+    found = calibrate.collect(demo, calibrate.own_songs(tmp_path / "one"), tmp_path / "rows", "own songs")
+    assert found.songs == 2 and found.rows["held-stage1"] and found.rows["stage1"]
+
+
 def test_too_few_songs_are_refused_with_a_next_step(demo: ModelSet, tmp_path: Path) -> None:
     with pytest.raises(RequestError, match="two finished songs") as caught:
         calibrate.collect(demo, [], tmp_path, "nothing")
@@ -200,6 +212,11 @@ def test_a_broken_off_press_goes_on_and_ends_the_same(
     with pytest.raises(RequestError, match="another source"):
         shutil.copytree(demo.stage1, tmp_path / "copy")
         press.press(tmp_path / "copy", broken, "int8")
+    note = (broken / press.NOTE).read_bytes()
+    (broken / press.NOTE).write_text("{")
+    with pytest.raises(RequestError, match="does not say"):
+        press.press(demo.stage1, broken, "int8")
+    (broken / press.NOTE).write_bytes(note)
     press.press(demo.stage1, broken, "int8")
     for path in whole.glob("*.safetensors"):
         assert path.read_bytes() == (broken / path.name).read_bytes()

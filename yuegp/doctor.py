@@ -318,16 +318,16 @@ def _sound(facts: Facts) -> Iterator[Finding]:
 
 def _page(facts: Facts) -> Iterator[Finding]:
     if facts.page == "yuegp":
-        yield Finding("page", OK, f"The page answers at http://127.0.0.1:{PORT}.")
+        yield Finding("page", OK, f"The page answers at http://127.0.0.1:{facts.port}.")
     elif facts.page:
         yield Finding(
             "page",
             WARN,
-            f"Another program uses port {PORT}.",
+            f"Another program uses port {facts.port}.",
             "The page takes the next free port and says which; or choose one with `yuegp ui --port`.",
         )
     else:
-        yield Finding("page", OK, f"Port {PORT} is free for the page.")
+        yield Finding("page", OK, f"Port {facts.port} is free for the page.")
 
 
 def _clock(facts: Facts) -> Iterator[Finding]:

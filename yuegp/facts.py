@@ -124,6 +124,7 @@ class Facts:
     """Models on disk, and what is wrong with each: empty for those that are whole."""
     formats: frozenset[str] = frozenset()
     """Sound formats that can be written."""
+    port: int = PORT
     page: str = ""
     """Who answers at the page's port: `yuegp`, `other`, or nobody."""
     now: datetime = datetime(1970, 1, 1, tzinfo=UTC)
@@ -172,6 +173,7 @@ def look(port: int = PORT) -> Facts:
         queue_error=queue_error,
         models=tuple(_models()),
         formats=_formats(),
+        port=port,
         page=_page(port),
         now=datetime.now(UTC),
         newest=max((at for entry in entries if (at := _moment(entry.created))), default=None),
