@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -335,6 +336,36 @@ def test_a_songs_settings_are_taken_over_with_its_reference_and_the_machines_are
     (job,) = (job for job in Queue(page_server.home).jobs() if job.song == str(made.folder))
     assert job.wishes == Wishes(weights="nf4")
     page.click("#running-stop")  # takes a job that has not begun off the list
+
+
+def test_a_model_that_came_meanwhile_can_be_chosen_and_one_that_went_cannot(
+    browser_page: Any, page_server: PageServer, tiny_set: Path, expect: Callable[..., Any]
+) -> None:
+    """Without a restart: models are fetched and removed on the Set-up page, one tab further on."""
+    page, folder = browser_page, page_server.home / "models" / "just-fetched"
+    write(page, SHORT)
+    page.fill("#tags-line", "pop")
+    page.get_by_label("Advanced").check()
+
+    def leave_and_return() -> None:
+        page.click("#tab-setup-button")
+        expect(page.locator("#setup-models li").first).to_be_visible()
+        page.click("#tab-create-button")
+        expect(page.locator("#create-model input")).to_be_visible()
+
+    folder.parent.mkdir(exist_ok=True)
+    folder.symlink_to(tiny_set)
+    title = json.loads((tiny_set / "set.json").read_text())["title"]
+    try:
+        leave_and_return()
+        page.click("#create-model input")
+        page.get_by_role("option", name=title).click()
+        expect(page.locator("#create-plan")).to_contain_text(title)
+    finally:
+        folder.unlink()
+    leave_and_return()
+    expect(page.locator("#create-model input")).to_have_value("Automatic")
+    expect(page.locator("#create-plan")).not_to_contain_text(title)
 
 
 @pytest.mark.parametrize(

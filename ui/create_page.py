@@ -95,6 +95,7 @@ def build(desk: Desk, shell: Shell, t: Texts) -> None:
     mode.change(lambda wanted: gr.Column(visible=wanted == "advanced"), mode, advanced, **PRIVATE)
     _connect_plan(parts, outlook, desk, t)
     _connect_starts(starts, parts)
+    _connect_models(parts, shell, t)
     _connect_make(make, parts, progress, desk, shell, t)
     _connect_copy(parts, desk, shell)
     _keep(parts, mode, progress, shell)
@@ -170,14 +171,17 @@ def _recording(t: Texts) -> tuple[dict[str, gr.File], gr.HTML]:
 
 def _advanced(fields: Fields, t: Texts) -> gr.Column:
     with gr.Column(visible=False, elem_id="create-advanced", elem_classes="y-advanced") as group:
-        models = [(t("create.model.automatic"), ""), *create_model.usable()]
-        fields["model"] = form.component("model", t, choices=models)
+        fields["model"] = form.component("model", t, choices=_models(t))
         names = [field.name for field in form.FIELDS if field.group == "advanced"]
         for at in range(0, len(names), 2):
             with gr.Row():
                 for name in names[at : at + 2]:
                     fields[name] = form.component(name, t, min_width=140)
     return group
+
+
+def _models(t: Texts) -> list[tuple[str, str]]:
+    return [(t("create.model.automatic"), ""), *create_model.usable()]
 
 
 def _progress(desk: Desk, t: Texts) -> gr.HTML:
@@ -234,6 +238,17 @@ def _connect_starts(starts: Mapping[gr.Button, tuple[str, str, str, bool]], part
 
     for button, values in starts.items():
         button.click(begin(values), None, [parts.fields[name] for name in names], queue=False, **PRIVATE)
+
+
+def _connect_models(parts: Parts, shell: Shell, t: Texts) -> None:
+    """Models come and go on the Set-up page: whoever returns from there finds those that are here now."""
+
+    def look(wished: str | None) -> gr.Dropdown:
+        found = _models(t)
+        return gr.Dropdown(choices=found, value=wished if wished in dict(found).values() else "")
+
+    model = parts.fields["model"]
+    shell.tabs.select(look, model, model, queue=False, **PRIVATE)
 
 
 def _connect_make(make: gr.Button, parts: Parts, progress: gr.HTML, desk: Desk, shell: Shell, t: Texts) -> None:
