@@ -39,12 +39,13 @@ class Aside:
 
     def back(self) -> None:
         """Fill them again. When memory runs out on the way, what is back stays, and calling again goes on."""
+        on_card = any(storage.device.type == "cuda" for storage, _ in self._out)
         while self._out:
             storage, copy = self._out[-1]
             storage.resize_(copy.numel())
             _bytes(storage).copy_(copy, non_blocking=copy.is_pinned())
             self._out.pop()
-        if any(storage.device.type == "cuda" for storage in self._kept):
+        if on_card:
             torch.cuda.synchronize()
 
 

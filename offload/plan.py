@@ -260,9 +260,7 @@ def _groups(job: Need, device: str, budget: int, batches: Sequence[int]) -> Iter
         ways1 = [way for way in job.ways1 if _rung(way) == rung1]
         ways2 = [way for way in job.ways2 if _rung(way) == rung2]
         yield (
-            plan
-            for base in _bases(job, device, budget, ways1, ways2, batches)
-            for plan in (base, *_arrangements(base))
+            plan for base in _bases(job, device, budget, ways1, ways2, batches) for plan in (base, *_arrangements(base))
         )
     if device == "cpu":
         return
@@ -298,7 +296,7 @@ def _arrangements(base: MemoryPlan) -> Iterator[MemoryPlan]:
         for parked in ((), (1,), (2,), (1, 2)):
             if all(stage in can_wait for stage in parked):
                 yield replace(base, hear=hear, parked=parked)
-                if 1 in parked:  # an engine that is dropped takes its caches along
+                if 1 in parked or base.way1.engine == "exl2":  # torch without a copy of its weights is gone for good
                     yield replace(base, hear=hear, parked=parked, caches="kept")
                     yield replace(base, hear=hear, parked=parked, caches="parked")
 

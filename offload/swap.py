@@ -20,7 +20,8 @@ Open = Callable[[Path, Setup], LMEngine]
 
 @runtime_checkable
 class Parks(Protocol):
-    """An engine whose weights can wait in RAM. Its open sessions stay valid; with `caches` theirs wait there too."""
+    """An engine that can leave the device and come back: its weights wait in RAM meanwhile, or are read again. Its open
+    sessions stay valid; their caches stay on the device, or with `caches` wait in RAM."""
 
     def park(self, caches: bool) -> None: ...
 
@@ -102,7 +103,8 @@ class Cast:
         return f"Memory ran out in Stage {stage}. Going on {_difference(before, next_plan)}."
 
     def _parks(self, stage: int, engine: LMEngine) -> bool:
-        return stage in self.plan.parked and isinstance(engine, Parks)
+        outlasts = stage in self.plan.parked or (stage == 1 and self.plan.caches != "rebuilt")
+        return outlasts and isinstance(engine, Parks)
 
     def _put_aside(self, stage: int) -> None:
         engine = self._here.pop(stage)

@@ -17,6 +17,7 @@ from fake_record import record
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from offload.swap import Parks
 from tools.make_exl2 import PRESETS, make_plain, make_random
 from tools.make_set import LM, write_lm
 from yuegp.errors import Cancelled, DeviceError, ModelError
@@ -389,6 +390,57 @@ def test_cancel_between_two_layers_leaves_the_rows_as_they_were(folder: Path, re
         module.forward = forward
         engine.abort.clear()
         assert ours.length(0) == 30
+        close(ours.step(torch.tensor([8])), theirs.step(torch.tensor([8])))
+
+
+@pytest.mark.parametrize("caches", [False, True], ids=["caches stay", "caches aside"])
+def test_sessions_outlast_a_turn_of_somebody_else(folder: Path, reference: TorchLM, caches: bool) -> None:
+    """Layers are dropped and read again; rows, rewinds and recordings go on as if nothing had been."""
+    models: list[Any] = []
+
+    def model(config: Any) -> Any:
+        models.append(fake.Model(config, fake.flash))
+        return models[-1]
+
+    engine = fake.engine(folder, record=record, model=model)
+    assert isinstance(engine, Parks)
+    with engine.open([90, 60], KEEP) as ours, reference.open([90, 60], KEEP) as theirs:
+        for lm in (ours, theirs):
+            lm.prefill(0, some_ids(30)), lm.prefill(1, some_ids(3))
+        for turn in range(3):
+            for t in range(12):
+                ids = torch.tensor(some_ids(2, 20 * turn + t)) % 600 + 300
+                close(ours.step(ids), theirs.step(ids))
+            engine.park(caches)
+            assert models[-1].unloaded and len(models) == turn + 1
+            assert (engine._aside.bytes > 0) == caches
+            engine.unpark()
+        for lm in (ours, theirs):
+            lm.truncate(0, 11), lm.copy(0, 1)
+        close(ours.step(torch.tensor([8, 9])), theirs.step(torch.tensor([8, 9])))
+    engine.unload()
+    for after in (lambda: engine.park(caches), engine.unpark):
+        with pytest.raises(RuntimeError, match="was unloaded"):
+            after()
+
+
+def test_coming_back_is_tried_again_where_it_failed(folder: Path, reference: TorchLM) -> None:
+    full = [False]
+
+    def model(config: Any) -> Any:
+        if full[0]:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return fake.Model(config, fake.flash)
+
+    engine = fake.engine(folder, model=model)
+    with engine.open([40], KEEP) as ours, reference.open([40], KEEP) as theirs:
+        ours.prefill(0, some_ids(30)), theirs.prefill(0, some_ids(30))
+        engine.park(caches=True)
+        full[0] = True
+        with pytest.raises(DeviceError, match="no room"):
+            engine.unpark()
+        full[0] = False
+        engine.unpark()
         close(ours.step(torch.tensor([8])), theirs.step(torch.tensor([8])))
 
 

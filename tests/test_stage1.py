@@ -11,6 +11,7 @@ import pytest
 import torch
 from test_lm import save_llama
 
+from yuegp import stage1
 from yuegp.errors import Cancelled, GenerationError, RequestError
 from yuegp.lm.torch_lm import TorchLM
 from yuegp.prompts import Prompts, budget_ids, build, prompt_limit
@@ -251,6 +252,27 @@ def test_stopping_ends_at_the_next_frame_and_keeps_finished_sections(engine: Tor
             kept.append(section)
     assert as_lists(kept) == as_lists(whole[:1])
     assert events[-1] == ("section 2", 2)
+
+
+def test_stop_is_heard_while_a_long_song_is_read(
+    engine: TorchLM, prompts: Prompts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Going on with a long song on a small card reads for seconds before the first new frame."""
+    whole = song(engine, prompts)
+    past = [section.codes for section in whole[:2]]
+    monkeypatch.setattr(stage1, "PIECE", 16)
+    events: list[tuple[str, int, int]] = []
+    rest = song(engine, prompts, past=past, sections=[2], progress=lambda *event: events.append(event))
+    assert as_lists(rest) == as_lists(whole[2:])
+    length = len(prompts.context(2, [interleave(LAYOUT, codes) for codes in past], range(2)))
+    assert events.count(("section 3", 0, 60)) == -(-length // 16) - 1 > 2
+
+    def stop(what: str, done: int, total: int) -> None:
+        assert done == 0, "it went on to write"
+        raise Cancelled
+
+    with pytest.raises(Cancelled):
+        song(engine, prompts, past=past, sections=[2], progress=stop)
 
 
 def test_logits_that_are_not_finite_are_an_error_and_not_noise(tmp_path: Path) -> None:

@@ -48,6 +48,8 @@ class Watched:
         log.append(f"load {self.name}")
 
     def __getattr__(self, name: str) -> Any:
+        if name in ("park", "unpark"):
+            raise AttributeError(name)
         return getattr(self.engine, name)
 
     def open(self, capacities: Sequence[int], keep: Sequence[int] | None = None) -> LMSession:

@@ -22,7 +22,12 @@ from .song import Sampling
 from .vocab import VocabLayout, deinterleave, interleave
 
 Progress = Callable[[str, int, int], None]
-"""progress(what, done, total): called at least twice a second; raises `Cancelled` to stop."""
+"""progress(what, done, total): called for every frame, and between pieces of a long prompt; raises `Cancelled` to
+stop."""
+
+PIECE = 2048
+"""Ids of a prompt that are read between two chances to stop. Engines read in passes of which it is a multiple, so that
+it changes nothing else."""
 
 
 @dataclass(frozen=True)
@@ -90,9 +95,7 @@ def write_candidates(
 class _Desk:
     """An open session, and what has been fed to it: rows 0 … takes - 1 conditional, then as many unconditional."""
 
-    def __init__(
-        self, engine: LMEngine, score: Score, takes: int, sections: int, past: Sequence[list[int]]
-    ) -> None:
+    def __init__(self, engine: LMEngine, score: Score, takes: int, sections: int, past: Sequence[list[int]]) -> None:
         prompts, sampling = score.prompts, score.sampling
         self.score, self.takes, self.audio = score, takes, list(past)
         self.device, self.limit = engine.device, prompt_limit(engine.context, score.budget)
@@ -128,24 +131,26 @@ class _Desk:
             count=len(before),
         )
         chances = torch.stack([uniforms(seed, section, 0, budget) for seed in seeds], dim=1).to(self.device)
-        logits = self._first_logits(context, before, section)
-        drawn = self._draw(state, logits, before, chances, progress, f"section {section + 1}")
+        what = f"section {section + 1}"
+        logits = self._first_logits(context, before, section, lambda: progress(what, len(before), budget))
+        drawn = self._draw(state, logits, before, chances, progress, what)
         fed = self.lm.length(0) - len(context)
         self.fed = context + drawn[0][:fed] if self.takes == 1 else []
         self.audio.append(drawn[0])
         left_out = section - len(kept) - sum(k in self.score.muted for k in range(section))
         return [SectionCodes(section, deinterleave(layout, ids), len(ids) < budget, left_out) for ids in drawn]
 
-    def _first_logits(self, context: list[int], before: list[int], section: int) -> Tensor:
+    def _first_logits(self, context: list[int], before: list[int], section: int, read: Callable[[], None]) -> Tensor:
         """Logits of the next code: (takes, n), or (2 takes, n) with the unconditional rows, which begin at the codec
-        marker. Only what is new since the last section is prefilled, and only once for all takes."""
+        marker. Only what is new since the last section is prefilled, and only once for all takes. `read` is called
+        between pieces of it, and may raise."""
         prompt = context + before
         shared = min(_common_prefix(self.fed, prompt), len(prompt) - 1)
         self.lm.truncate(0, shared)
-        rows = [self._prefill(0, prompt[shared:])]
+        rows = [self._prefill(0, prompt[shared:], read)]
         if self.guided:
             self.lm.truncate(self.takes, 0)
-            rows.append(self._prefill(self.takes, [self.score.prompts.layout.codec, *before]))
+            rows.append(self._prefill(self.takes, [self.score.prompts.layout.codec, *before], read))
         logits = torch.cat(rows)
         if not bool(torch.isfinite(logits).all()):
             raise GenerationError(
@@ -154,9 +159,12 @@ class _Desk:
             )
         return logits
 
-    def _prefill(self, row: int, ids: Sequence[int]) -> Tensor:
+    def _prefill(self, row: int, ids: Sequence[int], read: Callable[[], None]) -> Tensor:
         """Append `ids` to one row and copy it for the other takes; their logits (takes, n)."""
-        logits = self.lm.prefill(row, ids)
+        for start in range(0, len(ids), PIECE):
+            if start:
+                read()
+            logits = self.lm.prefill(row, ids[start : start + PIECE])
         for other in range(row + 1, row + self.takes):
             self.lm.copy(row, other)
         return logits.expand(self.takes, -1)

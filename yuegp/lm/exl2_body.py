@@ -69,15 +69,22 @@ class Body:
         `loaded(done, total)` counts modules; what it raises ends the loading and is passed on."""
         self.device, self.dtype = device, package.dtype
         self.stop = threading.Event()
-        self._package = package
-        self._model: Any = self._load(folder, layer_graphs, loaded)
-        self._modules: list[Any] = list(self._model.modules)
-        self._last_attention: int = self._model.last_kv_layer_idx - 1  # the embedding is not among them
+        self._package, self._folder, self._layer_graphs = package, folder, layer_graphs
+        self._model: Any = None
+        self._modules: list[Any] = []
+        self.load(loaded)
 
-    def _load(self, folder: ModelFolder, layer_graphs: bool, loaded: Callable[[int, int], None]) -> Any:
-        wanted = folder.config
-        with self.lane(), _load_errors(folder):
-            settings = self._package.config(str(folder.path))
+    def load(self, loaded: Callable[[int, int], None] = lambda done, total: None) -> None:
+        """Read the layers again after `unload`; nothing where they are here."""
+        if self._model is None:
+            self._model = self._read(loaded)
+            self._modules = list(self._model.modules)
+            self._last_attention: int = self._model.last_kv_layer_idx - 1  # the embedding is not among them
+
+    def _read(self, loaded: Callable[[int, int], None]) -> Any:
+        wanted = self._folder.config
+        with self.lane(), _load_errors(self._folder):
+            settings = self._package.config(str(self._folder.path))
             read = (settings.num_hidden_layers, settings.num_key_value_heads, settings.head_dim, settings.hidden_size)
             if read != (wanted.layers, wanted.kv_heads, wanted.head_dim, wanted.hidden):
                 raise ValueError(f"it takes its layers, key heads, head width and width for {read}")
@@ -87,7 +94,7 @@ class Body:
             settings.max_input_len, settings.max_batch_size = ROWS, 1
             settings.no_sdpa = settings.no_xformers = True  # never the attention without a causal mask
             settings.no_flash_attn = self._package.attention is not None
-            settings.no_graphs = not layer_graphs
+            settings.no_graphs = not self._layer_graphs
             model = self._package.model(settings)
             model.modules = model.modules[1:-1]
             try:
@@ -101,6 +108,10 @@ class Body:
         """An empty cache with room for that many positions. `kind` is fp16, q8, q6 or q4."""
         with self.lane(), pass_errors():
             return self._package.caches[kind](self._model, batch_size=1, max_seq_len=positions)
+
+    def adopt(self, pool: Any) -> None:
+        """Serve a pool that was made before the layers were read again: it asks its model what lies where."""
+        pool.model = self._model
 
     def copy(self, pool: Any, src: int, dst: int, positions: int) -> None:
         """Copy a stretch of a pool to another place in it."""

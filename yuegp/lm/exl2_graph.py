@@ -76,3 +76,8 @@ class Steps:
                 )
             self._recorded[n, key] = (out, repeat)
         return plain
+
+    def forget(self) -> None:
+        """Drop all recordings, and count the warm-up anew: the package times a model's products once it is loaded."""
+        self._runs.clear()
+        self._recorded.clear()

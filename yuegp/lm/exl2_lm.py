@@ -13,12 +13,15 @@ from __future__ import annotations
 
 import os
 import threading
+import weakref
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
 
 import torch
 from torch import Tensor
+
+from offload.aside import Aside
 
 from ..errors import DeviceError, ModelError
 from . import Progress, Setup
@@ -76,6 +79,8 @@ class Exl2LM:
         self._ends: tuple[tuple[int, ...] | None, Embedding, Head] | None = None
         self._body: Body | None = Body(package, folder, device, record is None, loaded)
         self.abort: threading.Event = self._body.stop
+        self._sessions: weakref.WeakSet[Exl2Session] = weakref.WeakSet()
+        self._aside = Aside(())
 
     @classmethod
     def load(cls, folder: Path, setup: Setup, progress: Progress | None = None) -> Self:
@@ -114,10 +119,35 @@ class Exl2LM:
                 parts = self._folder, wanted, self._body.device, self._body.dtype
                 self._ends = (wanted, Embedding(self._folder, wanted or (), *parts[2:]), Head(*parts))
         steps = Steps(self._record, self._folder.config.layers) if self._record else None
-        return Exl2Session(self._body, capacities, kv or self.kv, self._ends[1], self._ends[2], steps)
+        session = Exl2Session(self._body, capacities, kv or self.kv, self._ends[1], self._ends[2], steps)
+        self._sessions.add(session)
+        return session
+
+    def park(self, caches: bool) -> None:
+        """Leave the card, but for the small part of embedding and output layer that sessions use: see
+        `offload.swap.Parks`. The layers are dropped, since the package prepares them on the card, and `unpark` reads
+        them again; the caches of open sessions stay, or wait in main memory."""
+        if self._body is None:
+            raise RuntimeError(f"the engine {self.name} was unloaded")
+        sessions = list(self._sessions)
+        with self._body.lane():
+            self._aside.leave(tensor for session in sessions if caches for tensor in session.caches)
+        for session in sessions:
+            session.forget_recordings()
+        self._body.unload()
+
+    def unpark(self) -> None:
+        """Be as before `park`. When memory runs out on the way, calling again goes on."""
+        if self._body is None:
+            raise RuntimeError(f"the engine {self.name} was unloaded")
+        self._body.load()
+        for session in self._sessions:
+            session.found_again()
+        with self._body.lane():
+            self._aside.back()
 
     def unload(self) -> None:
-        self._ends = None
+        self._ends, self._aside = None, Aside(())
         if self._body is not None:
             self._body.unload()
         self._body = None
@@ -228,6 +258,21 @@ class Exl2Session:
 
     def length(self, row: int) -> int:
         return self._pages.lengths[row]
+
+    @property
+    def caches(self) -> Sequence[Tensor]:
+        """Keys and values of all rows."""
+        return [] if self._pool is None else self._pool.all_tensors()
+
+    def forget_recordings(self) -> None:
+        """Drop recorded steps: what they refer to is about to go."""
+        if self._steps:
+            self._steps.forget()
+
+    def found_again(self) -> None:
+        """The layers were read again."""
+        if self._pool is not None:
+            self._body.adopt(self._pool)
 
     def close(self) -> None:
         self._pool, self._steps = None, None
