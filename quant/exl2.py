@@ -19,8 +19,8 @@ from pathlib import Path
 
 from yuegp import __version__
 from yuegp.checkpoint import read_config
+from yuegp.disk import write_atomic
 from yuegp.errors import Cancelled, DeviceError, LibraryError, ModelError, RequestError
-from yuegp.library import write_atomic
 from yuegp.lm import stored
 from yuegp.verify import weight_files
 

@@ -22,8 +22,8 @@ from torch import Tensor
 
 from yuegp import __version__
 from yuegp.checkpoint import read_config
+from yuegp.disk import write_atomic
 from yuegp.errors import LibraryError, RequestError
-from yuegp.library import write_atomic
 from yuegp.lm import int8, nf4, stored
 from yuegp.locks import lock_handle
 from yuegp.verify import safetensors_header, weight_files

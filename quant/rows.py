@@ -14,8 +14,9 @@ import numpy as np
 import safetensors.numpy
 from safetensors import SafetensorError, safe_open
 
+from yuegp.disk import write_atomic
 from yuegp.errors import RequestError
-from yuegp.library import Take, write_atomic
+from yuegp.library import Take
 from yuegp.pipeline import plan_for
 from yuegp.prompts import build
 from yuegp.stage2 import CHUNK

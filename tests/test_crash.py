@@ -40,23 +40,23 @@ def test_nothing_finished_is_lost_by_kills_and_full_disks(tmp_path: Path) -> Non
 
 
 IN_PLACE = """
-from yuegp import library
+from yuegp import disk
 def in_place(path, data):
     path.unlink(missing_ok=True)
     with path.open("xb") as file:
         file.write(data)
-library.write_atomic = in_place
+disk.write_atomic = in_place
 """
 
 NOT_FLUSHED = """
 import os
 from pathlib import Path
-from yuegp import library
+from yuegp import disk
 def not_flushed(path, data):
     temporary = path.with_name(f".{path.name}.tmp")
     temporary.write_bytes(data)
     os.replace(temporary, path)
-library.write_atomic = not_flushed
+disk.write_atomic = not_flushed
 """
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from conftest import ROOT
 
-from yuegp import eta, jobs, library
+from yuegp import disk, eta, jobs, library
 from yuegp import worker as working
 from yuegp.errors import Cancelled, LibraryError, RequestError
 from yuegp.jobs import Job, Progress, Queue, State
@@ -273,7 +273,7 @@ def test_a_full_disk_leaves_the_queue_as_it_was(
     def full(path: Path, data: bytes) -> None:
         raise LibraryError(f"{path} cannot be written: the disk is full.", "Free some space.")
 
-    monkeypatch.setattr(library, "write_atomic", full)
+    monkeypatch.setattr(disk, "write_atomic", full)
     with pytest.raises(LibraryError, match="disk is full"):
         queue.add(other, 1)
     monkeypatch.undo()

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 
 from yuegp import library
 from yuegp.errors import LibraryError, RequestError
-from yuegp.library import SLUG_BYTES, Take, check_writable, create, open_song, slug, songs_dir, write_atomic
+from yuegp.disk import check_writable, write_atomic
+from yuegp.library import SLUG_BYTES, Take, create, open_song, slug, songs_dir
 from yuegp.song import MadeWith, Reference, Sampling, Section, SongRequest, Span, Stage, TakeInfo
 
 REQUEST = SongRequest(sections=(Section("verse", "la la\nlo"), Section("outro")), tags="pop, female", title="My Söng")

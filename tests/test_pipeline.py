@@ -13,7 +13,7 @@ import soundfile
 import torch
 from conftest import ROOT
 
-from yuegp import library, models, pipeline, rendering, studio
+from yuegp import disk, library, models, pipeline, rendering, studio
 from yuegp.codec import xcodec
 from yuegp.errors import Cancelled, DeviceError, LibraryError, ModelError, RequestError
 from yuegp.lm.torch_lm import TorchSession
@@ -385,7 +385,7 @@ def test_a_disk_that_fills_up_loses_no_finished_section(
 ) -> None:
     plan = pipeline.plan(request_)
     take = library.create(plan.request, tmp_path).new_take(TakeInfo(number=0, request=plan.request))
-    write, calls = library.write_atomic, []
+    write, calls = disk.write_atomic, []
 
     def full_from_the_third_section_on(path: Path, data: bytes) -> None:
         calls.append(path.name)
@@ -393,10 +393,10 @@ def test_a_disk_that_fills_up_loses_no_finished_section(
             raise LibraryError(f"{path} could not be written: the disk is full.", "Free some space.")
         write(path, data)
 
-    monkeypatch.setattr(library, "write_atomic", full_from_the_third_section_on)
+    monkeypatch.setattr(disk, "write_atomic", full_from_the_third_section_on)
     with pytest.raises(LibraryError, match="disk is full"):
         pipeline.run(plan, take)
-    monkeypatch.setattr(library, "write_atomic", write)
+    monkeypatch.setattr(disk, "write_atomic", write)
     kept = library.Take(take.folder, library.open_song(take.folder.parent.parent).take(1).info)
     assert len(kept.info.spans) == 2 and kept.load_stage1().shape[2] == kept.frames
     pipeline.run(plan, kept)

@@ -13,7 +13,7 @@ from typing import Any
 
 import gradio as gr
 
-from yuegp import library, lyrics, memory, pipeline
+from yuegp import disk, library, lyrics, memory, pipeline
 from yuegp.errors import YueGPError
 from yuegp.song import SongRequest, TakeInfo, request_from_dict
 
@@ -272,7 +272,7 @@ def begin(desk: Desk, wanted: create_plan.Asked) -> str:
     refused is refused before anything is written."""
     plan = pipeline.plan(wanted.request)
     memory.allow(wanted.request.model, wanted.wishes, machine.look(), wanted.device)
-    library.check_writable(desk.root, plan.disk_bytes * wanted.takes)
+    disk.check_writable(desk.root, plan.disk_bytes * wanted.takes)
     song = library.create(plan.request, desk.root, wanted.text or None)
     for number in range(wanted.takes):
         request = replace(song.request, seed=song.request.seed + number)

@@ -25,7 +25,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from yuegp import library
+from yuegp import disk, library
 from yuegp.errors import DeviceError, RequestError
 from yuegp.facts import PORT
 from yuegp.jobs import Queue
@@ -55,7 +55,7 @@ def serve(arguments: argparse.Namespace) -> None:
             "Set YUEGP_PASSWORD, or add --password; or leave --listen out.",
         )
     root = library.songs_dir(arguments.out).absolute()
-    library.check_writable(root)
+    disk.check_writable(root)
     place = bind(ANYWHERE if arguments.listen else HERE, arguments.port or PORT)
     port = place.getsockname()[1]
     prepare()

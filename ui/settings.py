@@ -6,7 +6,7 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from yuegp import library
+from yuegp import disk, library
 
 from .texts import LANGUAGES
 
@@ -41,5 +41,5 @@ def load() -> Settings:
 def save(settings: Settings) -> None:
     """Keep the settings. LibraryError when they cannot be written."""
     file = path()
-    library.check_writable(file.parent)
-    library.write_atomic(file, json.dumps({"format": FORMAT, **asdict(settings)}, indent=2).encode() + b"\n")
+    disk.check_writable(file.parent)
+    disk.write_atomic(file, json.dumps({"format": FORMAT, **asdict(settings)}, indent=2).encode() + b"\n")

@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
+from .disk import sync_folder
 from .errors import GenerationError, LibraryError, RequestError
-from .library import sync_folder
 from .song import Reference
 
 CODEC_RATE = 16000

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from .disk import write_atomic
 from .errors import LibraryError, RequestError
-from .library import Song, Take, write_atomic
+from .library import Song, Take
 from .locks import song_lock
 from .pipeline import Watch, candidates, plan, plan_for
 from .song import MadeWith, Section, SongRequest, Span, Stage

@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from . import __version__, audio, library, lyrics, tagging
+from . import __version__, audio, disk, library, lyrics, tagging
 from .errors import LibraryError, RequestError
 from .library import Song, Take
 from .migrate import migrate_take
@@ -92,7 +92,7 @@ def export(
         names = {parts[0]: ending}
     with _opened(take) as sounds:
         frames = sounds["mix"].frames
-        library.check_writable(folder, frames * 3 * (len(parts) + 1))
+        disk.check_writable(folder, frames * 3 * (len(parts) + 1))
         try:
             with tempfile.TemporaryDirectory(dir=folder, prefix=".yuegp-", ignore_cleanup_errors=True) as hidden:
                 made = {ending: Path(hidden) / part for part, ending in names.items()} | {".lrc": Path(hidden) / "lrc"}

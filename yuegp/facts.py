@@ -20,7 +20,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from . import __version__, library, models, places, shelf
+from . import __version__, disk, library, models, places, shelf
 from .errors import YueGPError
 from .jobs import Job, Queue
 from .lm.flash import probe
@@ -142,7 +142,7 @@ def look(port: int = PORT) -> Facts:
     home = library.home().absolute()
     home_error = ""
     try:
-        library.check_writable(home)
+        disk.check_writable(home)
     except YueGPError as exc:
         home_error = exc.what
     entries, broken = _songs()

@@ -24,7 +24,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from . import library
+from . import disk, library
 from .errors import LibraryError, RequestError
 from .locks import lock_handle
 from .wishes import ANY, Wishes
@@ -275,7 +275,7 @@ class Queue:
                 last = max(self._last, *(job.number for job in jobs)) if jobs else self._last
                 content = {"format": FORMAT, "last": last, "jobs": [to_row(job) for job in jobs]}
                 text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
-                library.write_atomic(self.path, text.encode("utf-8", "surrogatepass"))
+                disk.write_atomic(self.path, text.encode("utf-8", "surrogatepass"))
 
     def _settled(self, jobs: list[Job]) -> list[Job]:
         """The jobs as they are: what no worker works on is not running, whatever is written."""

@@ -21,16 +21,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import errno
-import io
 import json
 import os
 import re
 import secrets
 import shutil
 import unicodedata
-import zipfile
-import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -39,6 +35,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from . import disk
 from .errors import LibraryError, RequestError
 from .migrate import migrate_song, migrate_take
 from .song import Reference, SongInfo, SongRequest, Stage, TakeInfo, request_from_dict, take_from_dict, to_dict
@@ -88,7 +85,7 @@ class Song:
         except FileNotFoundError:
             return []
         except OSError as exc:
-            raise _cannot_read(self.folder / "takes", exc) from exc
+            raise disk.cannot_read(self.folder / "takes", exc) from exc
 
     def take(self, number: int) -> Take:
         """An existing take."""
@@ -128,7 +125,7 @@ class Song:
             except FileExistsError:
                 continue
             except OSError as exc:
-                raise _cannot_write(folder, exc) from exc
+                raise disk.cannot_write(folder, exc) from exc
         info = dataclasses.replace(info, number=number, created=now())
         take = Take(folder, info)
         if refined is not None:
@@ -153,7 +150,7 @@ def create(request: SongRequest, root: Path, text: str | None = None) -> Song:
     try:
         request = dataclasses.replace(request, reference=_copy_references(request.reference, folder))
         if text is not None:
-            write_atomic(folder / "lyrics.txt", text.encode("utf-8", "surrogatepass"))
+            disk.write_atomic(folder / "lyrics.txt", text.encode("utf-8", "surrogatepass"))
         info = SongInfo(title=request.title, created=now())
         _write_song(folder, info, request)
     except BaseException:
@@ -212,9 +209,9 @@ def _claim(root: Path, stem: str) -> Path:
             return folder
         except FileExistsError as exc:
             if not root.is_dir():
-                raise _cannot_write(root, exc) from exc
+                raise disk.cannot_write(root, exc) from exc
         except OSError as exc:
-            raise _cannot_write(folder, exc) from exc
+            raise disk.cannot_write(folder, exc) from exc
 
 
 REFERENCES = ("mix", "vocal", "instrumental")
@@ -239,8 +236,8 @@ def _copy_references(reference: Reference | None, folder: Path) -> Reference | N
         try:
             inside.parent.mkdir(exist_ok=True)
         except OSError as exc:
-            raise _cannot_write(inside.parent, exc) from exc
-        write_atomic(inside, data)
+            raise disk.cannot_write(inside.parent, exc) from exc
+        disk.write_atomic(inside, data)
         paths[name] = str(inside.resolve())
     return dataclasses.replace(reference, **paths)
 
@@ -324,7 +321,7 @@ class Take:
         codes = _own_codes(codes, 1)
         if codes.shape[2] != info.frames:
             raise ValueError(f"{codes.shape[2]} frames of codes for spans that end at {info.frames}")
-        _write_npz(self.folder / "stage1.npz", codes=codes)
+        disk.write_npz(self.folder / "stage1.npz", codes=codes)
         self.save_info(info)
 
     def save_stage2(self, codes: np.ndarray, mask: np.ndarray, info: TakeInfo) -> None:
@@ -337,20 +334,20 @@ class Take:
         codes, mask = _own_codes(codes, YUE_V1.codebooks), np.asarray(mask)
         if mask.dtype != bool or mask.shape != (2, codes.shape[2]):
             raise ValueError(f"expected a bool mask of shape (2, {codes.shape[2]}), got {mask.dtype} {mask.shape}")
-        _write_npz(self.folder / "stage2.npz", codes=codes, mask=mask)
+        disk.write_npz(self.folder / "stage2.npz", codes=codes, mask=mask)
 
     def save_leads(self, codes: np.ndarray) -> None:
         """What stood before each seam's codes in their own take, (seams, 2, 8, frames)."""
-        _write_npz(self.folder / "leads.npz", codes=codes)
+        disk.write_npz(self.folder / "leads.npz", codes=codes)
 
     def load_stage1(self) -> np.ndarray:
         """Codes (2, 1, frames) of the finished sections; none at all in a new take."""
         path = self.folder / "stage1.npz"
         if not self.frames and not path.exists():
             return np.zeros((2, 1, 0), np.int16)
-        codes = _checked(path, _read_npz(path, "codes")[0], 1)
+        codes = _checked(path, disk.read_npz(path, "codes")[0], 1)
         if codes.shape[2] < self.frames:
-            raise _damaged(path, f"it holds {codes.shape[2]} frames, but take.json lists {self.frames}")
+            raise disk.damaged(path, f"it holds {codes.shape[2]} frames, but take.json lists {self.frames}")
         return codes[:, :, : self.frames]
 
     def load_stage2(self) -> tuple[np.ndarray, np.ndarray]:
@@ -360,10 +357,10 @@ class Take:
         codes = np.zeros((2, YUE_V1.codebooks, frames), np.int16)
         mask = np.zeros((2, frames), bool)
         if path.exists():
-            saved, marked = _read_npz(path, "codes", "mask")
+            saved, marked = disk.read_npz(path, "codes", "mask")
             saved = _checked(path, saved, YUE_V1.codebooks)
             if marked.dtype != bool or marked.ndim != 2 or marked.shape[0] != 2:
-                raise _damaged(path, f"its mask is {marked.dtype} of shape {marked.shape}")
+                raise disk.damaged(path, f"its mask is {marked.dtype} of shape {marked.shape}")
             if marked.shape[1] != saved.shape[2]:  # format 1 marked chunks of 300 frames
                 marked = np.repeat(marked, 300, axis=1)
             known = min(frames, saved.shape[2], marked.shape[1])
@@ -375,9 +372,9 @@ class Take:
         path = self.folder / "leads.npz"
         if not self.info.seams:
             return np.zeros((0, 2, YUE_V1.codebooks, 0), np.int16)
-        leads = _read_npz(path, "codes")[0]
+        leads = disk.read_npz(path, "codes")[0]
         if leads.ndim != 4 or len(leads) < len(self.info.seams):
-            raise _damaged(path, f"it holds leads of shape {leads.shape} for {len(self.info.seams)} seams")
+            raise disk.damaged(path, f"it holds leads of shape {leads.shape} for {len(self.info.seams)} seams")
         for lead in leads:
             _checked(path, lead, YUE_V1.codebooks)
         return leads[: len(self.info.seams)]
@@ -392,7 +389,7 @@ def _own_codes(codes: np.ndarray, codebooks: int) -> np.ndarray:
 
 def _checked(path: Path, codes: np.ndarray, codebooks: int) -> np.ndarray:
     if fault := _fault(codes, codebooks) or (f"they are {codes.dtype}, not int16" if codes.dtype != np.int16 else ""):
-        raise _damaged(path, f"of its codes, {fault}")
+        raise disk.damaged(path, f"of its codes, {fault}")
     return codes
 
 
@@ -404,57 +401,9 @@ def _fault(codes: np.ndarray, codebooks: int) -> str:
     return ""
 
 
-# Files
-
-
-def write_atomic(path: Path, data: bytes) -> None:
-    """Write `data` so that `path` holds either all of it or what it held before, even if the power fails."""
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        with temporary.open("xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        sync_folder(path.parent)
-    except OSError as exc:
-        raise _cannot_write(path, exc) from exc
-    finally:
-        with contextlib.suppress(OSError):  # must not hide why the writing failed
-            temporary.unlink(missing_ok=True)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make a rename in `folder` survive a power cut, where the system can do so: Windows and some network disks
-    cannot, and the file is in place either way."""
-    with contextlib.suppress(OSError):
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-
-
-def check_writable(root: Path, needed_bytes: int = 0) -> None:
-    """Make sure, before any work, that songs can be saved under `root` and that `needed_bytes` are free."""
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-    except OSError as exc:
-        raise _cannot_write(root, exc) from exc
-    probe = root / f".yuegp-{secrets.token_hex(4)}"
-    write_atomic(probe, b"")
-    with contextlib.suppress(OSError):
-        probe.unlink()
-    if (free := _free_bytes(root)) is not None and free < needed_bytes:
-        raise LibraryError(
-            f"The disk of {root} has {_megabytes(free)} free, and this song needs about {_megabytes(needed_bytes)}.",
-            "Free some space, or choose another folder with --out.",
-        )
-
-
 def _write_json(path: Path, content: dict[str, Any]) -> None:
     text = json.dumps({"format": FORMAT, **content}, indent=2, ensure_ascii=False)
-    write_atomic(path, (text + "\n").encode("utf-8", "surrogatepass"))
+    disk.write_atomic(path, (text + "\n").encode("utf-8", "surrogatepass"))
 
 
 def _read_json(
@@ -469,63 +418,6 @@ def _read_json(
             )
         return build(migrate(data))
     except OSError as exc:
-        raise _cannot_read(path, exc) from exc
+        raise disk.cannot_read(path, exc) from exc
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as exc:
-        raise _damaged(path, f"{type(exc).__name__} {exc}") from exc
-
-
-def _write_npz(path: Path, **arrays: Any) -> None:
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, **arrays)
-    write_atomic(path, buffer.getvalue())
-
-
-def _read_npz(path: Path, *names: str) -> list[np.ndarray]:
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            return [file[name] for name in names]
-    except OSError as exc:
-        raise _cannot_read(path, exc) from exc
-    except (ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as exc:
-        raise _damaged(path, f"{type(exc).__name__} {exc}") from exc
-
-
-def _damaged(path: Path, why: str) -> LibraryError:
-    hint = "Restore the file from a copy, or make a new take."
-    if path.name == "stage2.npz":
-        hint = "Move the file away and resume: what it held is computed again from the codes of Stage 1."
-    return LibraryError(f"{path} is damaged and was left as it is: {why}.", hint)
-
-
-def _cannot_read(path: Path, exc: OSError) -> LibraryError:
-    return LibraryError(f"{path} cannot be read: {exc.strerror or exc}.", "Check that the song folder is complete.")
-
-
-def _cannot_write(path: Path, exc: OSError) -> LibraryError:
-    """Why a file could not be written, in words, and what to do about it."""
-    free = _free_bytes(path)
-    left = "" if free is None else f" ({_megabytes(free)} free)"
-    cause, hint = {
-        errno.ENOSPC: (f"the disk is full{left}", "Free some space, then resume the song."),
-        errno.EDQUOT: (f"your disk quota is used up{left}", "Free some space, then resume the song."),
-        errno.EROFS: ("this disk is read-only", "Choose another folder with --out."),
-        errno.EACCES: ("you may not write there", "Choose another folder with --out, or change its permissions."),
-        errno.EPERM: ("you may not write there", "Choose another folder with --out, or change its permissions."),
-        errno.ENOENT: ("its folder does not exist", "Put the folder back, or choose another with --out."),
-        errno.EEXIST: ("a file of that name is in the way", "Choose another folder with --out."),
-        errno.ENOTDIR: ("part of that path is a file", "Choose another folder with --out."),
-        errno.ENAMETOOLONG: ("the path is too long", "Choose a folder with a shorter path with --out."),
-    }.get(exc.errno or 0, (exc.strerror or str(exc), "Check the disk, or choose another folder with --out."))
-    return LibraryError(f"{path} cannot be written: {cause}.", hint)
-
-
-def _free_bytes(path: Path) -> int | None:
-    """Free bytes where `path` lies, or would lie; None when nobody knows."""
-    for place in (path, *path.parents):
-        with contextlib.suppress(OSError):
-            return shutil.disk_usage(place).free
-    return None
-
-
-def _megabytes(count: int) -> str:
-    return f"{count / 1e6:,.0f} MB"
+        raise disk.damaged(path, f"{type(exc).__name__} {exc}") from exc

@@ -62,14 +62,14 @@ def show_lyrics(arguments: argparse.Namespace) -> None:
 
 
 def make(arguments: argparse.Namespace) -> None:
-    from . import library, pipeline
+    from . import disk, library, pipeline
 
     request, text, notes = _request(arguments)
     plan = pipeline.plan(request)
     wishes_of(arguments, request.model)
     plan = replace(plan, notes=(*notes, *plan.notes))
     root = library.songs_dir(arguments.out).absolute()
-    library.check_writable(root, plan.disk_bytes)
+    disk.check_writable(root, plan.disk_bytes)
     song = library.create(plan.request, root, text)
     plan = replace(plan, request=song.request)
     _run(song, [song.new_take(TakeInfo(number=0, request=song.request))], arguments, plan)

@@ -13,8 +13,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
+from .disk import write_atomic
 from .errors import ModelError
-from .library import home, write_atomic
+from .library import home
 from .registry import VOCABULARIES, Checkpoint, known, models_dir, notes, read_name
 from .verify import language_model, weight_files
 

@@ -15,8 +15,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from .disk import write_atomic
 from .errors import LibraryError, ModelError, RequestError
-from .library import home, write_atomic
+from .library import home
 
 STAGE1_PARAMETERS, STAGE2_PARAMETERS = 6_224_613_376, 1_962_543_104
 """Source: sums of the published shard sizes, and of the tensors that the configurations describe."""

@@ -19,8 +19,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from .disk import write_atomic
 from .errors import RequestError
-from .library import write_atomic
 
 LABEL = "AI-generated"
 """What YuE's authors ask of those who publish songs: to say that they are generated, and to name the model."""

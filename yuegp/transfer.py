@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import BinaryIO
 
 from . import hub
+from .disk import sync_folder
 from .errors import LibraryError, ModelError
 from .hub import HubFile, HubUnreachable
-from .library import sync_folder
 
 TRIES = 5
 """Times in a row that a file may fail without a single new byte."""

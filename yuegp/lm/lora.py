@@ -56,10 +56,8 @@ class Adapter:
                 foreign.append(name)
         halves = [name for name, pair in self._pairs.items() if len(pair) != 2]
         if foreign or halves or not self._pairs:
-            what = (
-                f"tensors that are no LoRA pairs: {', '.join((foreign or halves)[:5])}"
-                if foreign or halves
-                else ("no LoRA weights")
+            what = f"tensors that are no LoRA pairs: {', '.join((foreign or halves)[:5])}" if foreign or halves else (
+                "no LoRA weights"
             )
             raise ModelError(f"{self._file} holds {what}.", "Use an adapter trained with plain LoRA.")
 

@@ -35,7 +35,6 @@ FLOATS = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 _EMBEDDING = "model.embed_tokens.weight"
 
-
 def tensors(folder: Path) -> dict[str, Place]:
     """Every stored tensor of the model by name. ModelError for files that are absent, cut short or no safetensors."""
     found: dict[str, Place] = {}
