@@ -127,6 +127,16 @@ def test_caches_wait_where_that_is_cheapest() -> None:
     assert kept.bytes - parked.bytes == cache == dict(parked.aside)["Stage 1's caches"]
 
 
+@pytest.mark.parametrize(("size", "caches"), [(6, "parked"), (8, "kept"), (10, "kept"), (16, "kept")])
+def test_an_engine_that_reads_its_weights_again_keeps_its_caches(size: int, caches: str) -> None:
+    """Else a song of 16,384 ids would be read again at every turn."""
+    p = profile(size)
+    assert p.way1.engine == "exl2" and not p.together and 1 not in p.parked and p.hear != "stages"
+    assert p.caches == caches
+    aside = dict(p.steps[1].aside).get("Stage 1's caches", 0)
+    assert (aside > 0) == (caches == "parked")
+
+
 def test_on_a_processor_nothing_is_parked_or_streamed(tiny_set: Path) -> None:
     way = Way("torch", "float32", Fraction(32), "float32")
     shapes = Shapes(read_config(tiny_set / "stage1"), 1025), Shapes(read_config(tiny_set / "stage2"), 7168)

@@ -102,6 +102,11 @@ def test_models_wait_in_ram_when_the_plan_says_so_and_they_can(tiny_set: Path) -
         "load stage1", "park stage1 with caches", "load stage2", "drop stage2", "back stage1",
         "park stage1 with caches", "load stage2", "drop stage2", "drop stage1",
     ]  # fmt: skip
+    actors, log = cast(tiny_set, Waiting, together=False, parked=(), caches="kept")
+    take_turns(actors, (1, 2, 1))
+    assert log == ["load stage1", "park stage1", "load stage2", "drop stage2", "back stage1", "drop stage1"], (
+        "an engine that reads its weights again keeps its sessions too"
+    )
     actors, log = cast(tiny_set, Watched, together=False, parked=(1, 2), caches="parked")
     take_turns(actors)
     assert "park stage1" not in " ".join(log), "an engine that cannot wait is dropped"
