@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import fake_exllamav2 as fake
 import pytest
 import torch
 
 from tools.make_set import make_set
 from yuegp import cli
-from yuegp.bench import lm, reference
-from yuegp.errors import RequestError
-from yuegp.lm import Setup
+from yuegp.bench import exl2_noise, lm, reference
+from yuegp.errors import DeviceError, RequestError
+from yuegp.lm import LMEngine, Setup
+from yuegp.lm.exl2_lm import Exl2LM
 
 
 @pytest.fixture(autouse=True)
@@ -82,8 +85,77 @@ def test_the_floor_counts_every_byte_a_step_reads(monkeypatch: pytest.MonkeyPatc
 def test_what_cannot_be_measured_is_said() -> None:
     with pytest.raises(RequestError, match="context of 99999 ids"):
         lm.job("stage1", Setup(), contexts=[99999])
-    with pytest.raises(RequestError, match="torch engine only"):
-        lm.job("stage1", Setup(engine="exl2", weights="exl2"))
+
+
+@pytest.mark.parametrize("words", [("--ids", "7"), ("--ids", "0"), ("--rounds", "0")])
+def test_lengths_that_cannot_be_timed_are_said(words: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["bench", "loops", *words]) == 2
+    assert "even number" in (said := capsys.readouterr().err) or "at least one round" in said
+
+
+def test_random_exl2_weights_are_written_measured_and_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the engine over a stand-in for ExLlamaV2, as on a card."""
+    opened: list[Path] = []
+
+    def open_engine(folder: Path, setup: Setup, progress: Any) -> LMEngine:
+        opened.append(folder)
+        assert setup.weights == "exl2" and folder.is_relative_to(tmp_path)
+        return fake.engine(folder)
+
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(lm, "check_engine", lambda device: None)
+    monkeypatch.setattr(lm, "open_engine", open_engine)
+    monkeypatch.setattr(Exl2LM, "warmup", 2)
+    job = lm.job("stage1", Setup("exl2", weights="exl2"), contexts=[20], bits=4.5)
+    data = json.loads(lm.run(job, lambda text: None))
+    assert data["random_weights"] and data["bits"] == 4.5 and data["setup"]["engine"] == "exl2"
+    assert data["distinct_of_100"] == 1 and data["contexts"][0]["ms_per_step"] > 0
+    assert len(opened) == 1 and not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("what", ["lm", "song"])
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_nothing_is_written_for_an_engine_that_is_not_here(
+    what: str, device: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No card, or a card without the package."""
+
+    def absent(card: int) -> None:
+        raise DeviceError("The ExLlamaV2 engine is not installed.")
+
+    def write(*args: Any, **more: Any) -> None:
+        raise AssertionError("a folder was made")
+
+    monkeypatch.setattr("yuegp.measuring._device", lambda arguments: device)
+    monkeypatch.setattr(exl2_noise, "take_in", absent)
+    monkeypatch.setattr(tempfile, "TemporaryDirectory", write)
+    assert cli.main(["bench", what, "--engine", "exl2", "--bits", "6", "--vram", "10GB"]) == 4
+    said = {"cpu": "NVIDIA cards only; this measurement would run on cpu", "cuda": "is not installed"}
+    assert said[device] in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("lm --bits 8", "The torch engine has no --bits"),
+        ("song --bits 8", "The torch engine has no --bits"),
+        ("lm --engine exl2 --bits 9", "no weights of 9 bits"),
+        ("lm --engine exl2 --bits 0", "no weights of 0 bits"),
+        ("lm --engine exl2 --bits 8 --folder somewhere", "somewhere has its own"),
+        ("lm --engine exl2 --bits 8 --preset demo", "the built-in set has its own"),
+        ("lm --engine exl2 --weights int8", "not held as int8 by the engine exl2"),
+        ("lm --weights exl2", "not held as exl2 by the engine torch"),
+        ("lm --engine exl2 --resident 3", "does not stream"),
+        ("lm --preset released", "one language model"),
+        ("vs-reference --engine exl2", "torch engine"),
+        ("loops --engine exl2", "torch engine"),
+        ("vs-reference --resident 4", "Of 4 layers, 4 cannot be resident"),
+        ("vs-reference --resident -1", "Of 4 layers, -1 cannot be resident"),
+    ],
+)
+def test_options_that_cannot_go_together(words: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["bench", *words.split(), "--device", "cpu"]) == 2
+    assert said in capsys.readouterr().err
 
 
 def test_a_cuda_copy_is_not_asked_of_a_processor() -> None:

@@ -228,7 +228,11 @@ def test_the_table_of_cards_is_what_the_program_works_out(capsys: pytest.Capture
         assert main(asked) == 0
         plan = json.loads(capsys.readouterr().out)
         used = f"{plan['peak'] / 2**30:.1f} of {plan['budget'] / 2**30:.1f} GB"
-        order = {"stages": "refined when all are written", "sections": "refined one by one"}[plan["order"]]
+        order = {
+            "stages": "refined when all are written",
+            "first": "refined in full batches, the first at once",
+            "sections": "refined one by one",
+        }[plan["hear"]]
         assert row == [row[0], plan["stage1"], plan["stage2"], used, order]
 
 

@@ -10,20 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tools.make_exl2 import (
-    PRESETS,
-    WIDTHS,
-    group_words,
-    groups,
-    make_plain,
-    make_random,
-    make_rounded,
-    pack_bits,
-    pack_nibbles,
-    round_matrix,
-    shapes,
-)
+from tools.make_exl2 import PRESETS, make_plain, make_random, make_rounded, pack_bits, pack_nibbles, round_matrix
 from tools.make_set import LM, write_lm
+from yuegp.bench.exl2_noise import WIDTHS, group_words, groups, shapes
+from yuegp.bench.noise import given as part_of
 from yuegp.errors import ModelError
 from yuegp.lm.exl2_format import PARTS, look_into, unpack, unpack_bits
 
@@ -69,7 +59,7 @@ def test_one_value_by_hand() -> None:
 def test_rounded_weights_are_close(bits: float, error: float) -> None:
     weight = np.random.default_rng(0).standard_normal((64, 352)).astype(np.float32)  # a last group of 96 inputs
     parts = round_matrix(weight, bits, np.random.default_rng(1))
-    assert {name: (part.dtype.name, part.shape) for name, part in parts.items()} == shapes(352, 64, bits)
+    assert {name: part_of(values)[:2] for name, values in parts.items()} == shapes(352, 64, bits)
     back = unpack(parts, range(64)).astype(np.float32)
     assert error / 4 < np.linalg.norm(back - weight) / np.linalg.norm(weight) < error
 

@@ -15,8 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from yuegp import library
-from yuegp.errors import LibraryError, RequestError
 from yuegp.disk import check_writable, write_atomic
+from yuegp.errors import LibraryError, RequestError
 from yuegp.library import SLUG_BYTES, Take, create, open_song, slug, songs_dir
 from yuegp.song import MadeWith, Reference, Sampling, Section, SongRequest, Span, Stage, TakeInfo
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gc
 import json
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -28,6 +29,7 @@ from ..lm.packed import Matrix
 from ..lm.torch_lm import TorchLM, assemble, compute_type
 from ..models import find
 from ..vocab import YUE_V1
+from .exl2_noise import BITS, check_engine, write_random
 
 STEPS, REPEATS, WARMUP = 32, 100, 3
 """Steps that are timed, repeats of one step, and steps before them unless an engine asks for more: ExLlamaV2 tries its
@@ -46,7 +48,8 @@ SMALL_CONTEXTS = (64, 256)
 
 @dataclass(frozen=True)
 class Job:
-    """What to measure. `rows` are as many as Stage 1 with guidance has, or as Stage 2 has chunks at once."""
+    """What to measure. `rows` are as many as Stage 1 with guidance has, or as Stage 2 has chunks at once. Random
+    weights are made in memory, or with `bits` written to `folder`, in the EXL2 layout."""
 
     preset: str
     setup: Setup
@@ -55,6 +58,11 @@ class Job:
     rows: int
     keep: tuple[int, ...]
     folder: Path | None = None
+    bits: float | None = None
+
+    @property
+    def random(self) -> bool:
+        return self.folder is None or self.bits is not None
 
 
 def job(
@@ -64,19 +72,18 @@ def job(
     contexts: Sequence[int] | None = None,
     rows: int | None = None,
     folder: Path | None = None,
+    bits: float = BITS,
 ) -> Job:
     """A measurement with everything that was left open filled in. On a processor the released shapes are made an
-    eighth as wide and four layers deep, unless `layers` asks for the real ones."""
+    eighth as wide and four layers deep, unless `layers` asks for the real ones. DeviceError when the machine lacks
+    what the engine needs for random weights; nothing was written then."""
     if preset == "demo":
         folder = folder or find("demo").stage1
     if folder is not None:
         config = read_config(folder)
-    elif setup.engine != "torch":
-        raise RequestError(
-            f"Random weights can be made for the torch engine only, not for {setup.engine}.",
-            "Name a model with --folder; `python tools/make_exl2.py --help` makes a random one.",
-        )
     else:
+        if setup.engine == "exl2":
+            check_engine(setup.device)
         config = replace(SHAPES[preset], layers=layers or SHAPES[preset].layers)
         if setup.device == "cpu" and layers is None:
             c = config
@@ -92,11 +99,20 @@ def job(
         )
     ids = YUE_V1.stage1_ids if preset == "stage1" else YUE_V1.stage2_ids
     keep = tuple(ids if ids[-1] < config.vocab_size else range(config.vocab_size))
-    return Job(preset, setup, config, chosen, rows or (8 if preset == "stage2" else 2), keep, folder)
+    written = bits if folder is None and setup.engine == "exl2" else None
+    return Job(preset, setup, config, chosen, rows or (8 if preset == "stage2" else 2), keep, folder, written)
 
 
 def run(job: Job, say: Callable[[str], None] = print) -> str:
-    """Measure, tell, and return the JSON line."""
+    """Measure, tell, and return the JSON line. Random EXL2 weights lie on the disk meanwhile."""
+    if job.bits is None:
+        return _run(job, say)
+    with tempfile.TemporaryDirectory(prefix="yuegp bench ") as place:
+        say(f"writing random weights of {job.bits:g} bits")
+        return _run(replace(job, folder=write_random(Path(place) / "model", job.config, job.bits)), say)
+
+
+def _run(job: Job, say: Callable[[str], None]) -> str:
     device = torch.device(job.setup.device)
     meter = _Meter(device)
     bandwidth = copy_bandwidth(device)
@@ -138,7 +154,8 @@ def run(job: Job, say: Callable[[str], None] = print) -> str:
             "shape": vars(job.config),
             "device": meter.name,
             "torch": torch.__version__,
-            "random_weights": job.folder is None,
+            "random_weights": job.random,
+            "bits": job.bits,
             "copy_gb_per_s": round(bandwidth / 1e9, 2),
             "load_s": round(loaded, 3),
             "unload_s": round(unloaded, 3),

@@ -28,9 +28,7 @@ from ..stage1 import Score, write_sections
 from ..vocab import YUE_V1, VocabLayout
 from .lm import SHAPES
 
-SMALL = VocabLayout(
-    name="small", soa=1, eoa=2, codec=3, stage_1=4, stage_2=5, code_start=16, text_size=1, codebooks=1
-)
+SMALL = VocabLayout(name="small", soa=1, eoa=2, codec=3, stage_1=4, stage_2=5, code_start=16, text_size=1, codebooks=1)
 """One codebook and a handful of markers, in a vocabulary of 1,100 ids."""
 
 PROMPT = 100
@@ -51,10 +49,39 @@ class Size:
     device: str = "cpu"
     dtype: str = "float32"
 
+    def __str__(self) -> str:
+        return f"{self.layers} layers of {self.hidden}, {self.dtype}, on {self.device}"
+
+    @property
+    def unit(self) -> str:
+        """What `milliseconds` counts there."""
+        return "CPU ms per unit" if self.device == "cpu" else "ms per unit"
+
+    def facts(self) -> dict[str, Any]:
+        """For the JSON line."""
+        name = "cpu" if self.device == "cpu" else torch.cuda.get_device_name(self.device)
+        return {"layers": self.layers, "hidden": self.hidden, "dtype": self.dtype, "device": name}
+
+    def theirs(self) -> Any:
+        """The configuration of transformers' model."""
+        from transformers import LlamaConfig as TheirConfig
+
+        return TheirConfig(
+            vocab_size=self.vocab,
+            hidden_size=self.hidden,
+            intermediate_size=self.ffn,
+            num_hidden_layers=self.layers,
+            num_attention_heads=self.heads,
+            num_key_value_heads=self.kv_heads,
+            max_position_embeddings=self.context,
+            tie_word_embeddings=False,
+            dtype=getattr(torch, self.dtype),
+        )
+
 
 @dataclass(frozen=True)
 class Figure:
-    """One comparison: milliseconds per `unit` of ours and of transformers' loop."""
+    """One comparison: milliseconds per `unit` of ours and of the other side."""
 
     name: str
     unit: str
@@ -77,7 +104,7 @@ def loops(ids: int = 300, rounds: int = 3, frames: int = stage2.CHUNK, say: Call
         figures.append(_stage1(key, layout, Size(vocab, 256, 704, 6, 4, 2, 4096), ids, rounds))
     say("timing stage2 …")
     figures.append(_stage2(Size(83840, 256, 704, 6, 4, 4, 8192), frames))
-    return _tell("loops", "CPU ms per unit, 1 thread", figures, {"threads": 1}, say)
+    return tell("loops", "CPU ms per unit, 1 thread", figures, {"threads": 1}, say)
 
 
 def versus(
@@ -91,51 +118,45 @@ def versus(
 ) -> str:
     """One stage on a card, at the released size unless `layers` is fewer; on a processor an eighth as wide and four
     layers deep. Both sides hold their own copy of the weights."""
+    size = size_of(stage, device, layers)
+    say(f"timing {stage}: {size} …")
+    figure = _stage1(stage, YUE_V1, size, ids, rounds) if stage == "stage1" else _stage2(size, frames)
+    return tell("vs-reference", size.unit, [figure], size.facts(), say)
+
+
+def size_of(stage: str, device: str, layers: int | None = None) -> Size:
+    """What a stage is compared at on this device."""
     shape = SHAPES[stage]
     layers, part = layers or (4 if device == "cpu" else shape.layers), 8 if device == "cpu" else 1
     dtype = "float32" if device == "cpu" else {"stage1": "bfloat16", "stage2": "float16"}[stage]
-    size = Size(
+    return Size(
         shape.vocab_size, shape.hidden // part, shape.ffn // part, layers, shape.heads // part,
         max(1, shape.kv_heads // part), shape.context, device, dtype,
     )  # fmt: skip
-    say(f"timing {stage}: {layers} layers of {size.hidden}, {dtype}, on {device} …")
-    figure = _stage1(stage, YUE_V1, size, ids, rounds) if stage == "stage1" else _stage2(size, frames)
-    facts = {"layers": layers, "hidden": size.hidden, "dtype": dtype, "device": device}
-    if device != "cpu":
-        facts["device"] = torch.cuda.get_device_name(device)
-    unit = "CPU ms per unit" if device == "cpu" else "ms per unit"
-    return _tell("vs-reference", unit, [figure], facts, say)
 
 
-def _tell(bench: str, unit: str, figures: list[Figure], facts: dict[str, Any], say: Callable[[str], None]) -> str:
+def tell(
+    bench: str, unit: str, figures: list[Figure], facts: dict[str, Any], say: Callable[[str], None],
+    against: str = "generate",
+) -> str:  # fmt: skip
+    """The table, and the JSON line, of figures `against` something."""
     say("")
-    say(f"{'loop':<18} {'unit':<8} {'yuegp':>10} {'generate':>10} {'ratio':>7}   ({unit})")
+    say(f"{'loop':<18} {'unit':<8} {'yuegp':>10} {against:>10} {'ratio':>7}   ({unit})")
     for f in figures:
         say(f"{f.name:<18} {f.unit:<8} {f.ours:>10.2f} {f.theirs:>10.2f} {f.ratio:>6.1f}x   {f.note}")
     data: dict[str, Any] = {"bench": bench, "torch": torch.__version__, **facts}
     for f in figures:
-        data |= {f"{f.name}_ms": round(f.ours, 3), f"{f.name}_generate_ms": round(f.theirs, 3)}
+        data |= {f"{f.name}_ms": round(f.ours, 3), f"{f.name}_{against}_ms": round(f.theirs, 3)}
         data[f"{f.name}_ratio"] = round(f.ratio, 2)
     return json.dumps(data)
 
 
 def _pair(size: Size) -> tuple[TorchLM, Any]:
     """The same random weights as our engine and as transformers' model."""
-    from transformers import LlamaConfig as TheirConfig
     from transformers import LlamaForCausalLM
 
     torch.manual_seed(0)
-    theirs = TheirConfig(
-        vocab_size=size.vocab,
-        hidden_size=size.hidden,
-        intermediate_size=size.ffn,
-        num_hidden_layers=size.layers,
-        num_attention_heads=size.heads,
-        num_key_value_heads=size.kv_heads,
-        max_position_embeddings=size.context,
-        tie_word_embeddings=False,
-        dtype=getattr(torch, size.dtype),
-    )
+    theirs = size.theirs()
     with torch.device(size.device):
         model = LlamaForCausalLM(theirs).eval().to(getattr(torch, size.dtype))
     weights = model.state_dict()
@@ -145,7 +166,7 @@ def _pair(size: Size) -> tuple[TorchLM, Any]:
     return TorchLM(network, "random"), model
 
 
-def _ms(device: str, run: Callable[[], object]) -> float:
+def milliseconds(device: str, run: Callable[[], object]) -> float:
     """Milliseconds: of this thread's processor time, or on a card of wall time until it is done."""
     if device == "cpu":
         start = time.thread_time()
@@ -198,7 +219,7 @@ def _stage1(key: str, layout: VocabLayout, size: Size, ids: int, rounds: int) ->
     if size.device != "cpu":
         ours(0)  # libraries of the card set themselves up at first use
         theirs(0)
-    times = [(_ms(size.device, partial(f, seed)) for f in (ours, theirs)) for seed in range(rounds)]
+    times = [(milliseconds(size.device, partial(f, seed)) for f in (ours, theirs)) for seed in range(rounds)]
     mine, other = (statistics.median(column) / ids for column in zip(*times, strict=True))
     return Figure(key, "id", mine, other, f"{ids} ids with guidance, median of {rounds} alternating runs")
 
@@ -215,7 +236,7 @@ def _stage2(size: Size, frames: int) -> Figure:
     plan = [stage2.Chunk(track, frames * i, frames) for track in (0, 1) for i in range(5)]
     if size.device != "cpu":
         list(stage2.refine(engine, layout, codes, plan[:1], 1))
-    mine = _ms(size.device, lambda: list(stage2.refine(engine, layout, codes, plan, len(plan))))
+    mine = milliseconds(size.device, lambda: list(stage2.refine(engine, layout, codes, plan, len(plan))))
 
     from transformers import LogitsProcessor, LogitsProcessorList
 
@@ -243,7 +264,7 @@ def _stage2(size: Size, frames: int) -> Figure:
     frame(1, 0)
     theirs = 0.0
     for rows in (4, 1):
-        costs = [_ms(size.device, partial(frame, rows, int(t))) for t in positions]
+        costs = [milliseconds(size.device, partial(frame, rows, int(t))) for t in positions]
         theirs += 2 * float(np.interp(np.arange(frames), positions, costs).sum())
     note = f"2 x {5 * frames / 50:.0f} s of audio; generate timed at {len(positions)} of {frames} frames per batch size"
     return Figure("stage2", "song", mine, theirs, note)

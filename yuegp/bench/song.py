@@ -1,14 +1,15 @@
 """A whole song through the real program with random weights, also as on a smaller card: where its seconds go, how often
 models change places, and whether the memory it takes is what the plan said.
 
-The weights are files in the released format, written once and read as a user's are: noise, repeated from a block of 32
-million values, because nobody's speed depends on which noise it is. Every section is as long as it may become.
+The weights are noise, in files that are written once and read as a user's are: in the released format, or with Stage 1
+in the EXL2 layout. Every section is as long as it may become.
 """
 
 from __future__ import annotations
 
 import gc
 import json
+import math
 import os
 import sys
 import tempfile
@@ -36,15 +37,15 @@ from ..codec.layout import (
     upsampler_shapes,
 )
 from ..song import Sampling, Section, SongRequest, TakeInfo
-
-BLOCK = 1 << 25
-"""Values of noise that files are filled with, again and again."""
+from ..wishes import ANY, Wishes
+from .exl2_noise import BITS, check_engine, write_random
+from .noise import BLOCK, Noise, config_of, cut, save, write_json
 
 STD = 0.02
 SOFT = 0.001
 """Standard deviation of language models' weights, and of the codec's, whose sound must not grow beyond all bounds."""
 
-SMALL = (LlamaConfig(83968, 64, 176, 2, 4, 2, 16, 16384), LlamaConfig(83840, 64, 176, 2, 4, 4, 16, 8192))
+SMALL = (LlamaConfig(83968, 64, 192, 2, 4, 2, 16, 16384), LlamaConfig(83840, 64, 192, 2, 4, 4, 16, 8192))
 SMALL_CODEC = CodecWidths(4, 4, 2, 16), UpsamplerWidths(8, 16, 48, 2)
 
 LABELS = ("verse", "chorus", "verse", "chorus", "bridge", "outro")
@@ -55,7 +56,8 @@ MEASURED_SECONDS = {"released": 30.0, "demo": 6.0}
 @dataclass(frozen=True)
 class Job:
     """What to measure: `released` or `demo` (small) shapes, or the model set in `folder`. `vram` rehearses a smaller
-    card, `10GB` say."""
+    card, `10GB` say. With the engine exl2, Stage 1 is written in its layout at `bits` per weight; with torch, all is
+    written as released and held as the memory plan says."""
 
     preset: str
     device: str
@@ -63,18 +65,28 @@ class Job:
     folder: Path | None = None
     sections: int = 6
     section_seconds: float | None = None
+    engine: str = "torch"
+    bits: float = BITS
+
+    @property
+    def wishes(self) -> Wishes:
+        return Wishes(engine="exl2") if self.engine == "exl2" else ANY
 
 
 def run(job: Job, say: Callable[[str], None] = print) -> str:
     """Make the song in a folder that is removed afterwards, tell, and return the JSON line."""
+    if job.engine == "exl2":
+        check_engine(job.device)
     if job.vram:
         parse_size(job.vram)
         os.environ[PRETEND] = job.vram
     with tempfile.TemporaryDirectory(prefix="yuegp bench ") as place:
         folder = job.folder
         if folder is None:
-            say(f"writing random weights of the {job.preset} shapes")
-            folder = random_set(Path(place) / "set", job.preset)
+            bits = job.bits if job.engine == "exl2" else None
+            held = "" if bits is None else f", Stage 1 as EXL2 of {bits:g} bits"
+            say(f"writing random weights of the {job.preset} shapes{held}")
+            folder = random_set(Path(place) / "set", job.preset, bits)
         row = _make(job, folder, Path(place) / "songs", say)
     _tell(row, say)
     return json.dumps(row)
@@ -100,7 +112,7 @@ def _make(job: Job, folder: Path, songs: Path, say: Callable[[str], None]) -> di
             first.append(time.perf_counter() - start)
 
     meter = _Meter(job.device)
-    cast = pipeline.run(replace(plan, request=song.request), take, watch, job.device)
+    cast = pipeline.run(replace(plan, request=song.request), take, watch, job.device, wishes=job.wishes)
     total = time.perf_counter() - start
     assert cast is not None
     made = take.frames / 50
@@ -168,23 +180,28 @@ def _resident_peak() -> int:
 # Random weights
 
 
-def random_set(folder: Path, preset: str) -> Path:
-    """A model set of noise in the released layout: `released` shapes (16 GB on disk) or `demo` (small) ones."""
+def random_set(folder: Path, preset: str, bits: float | None = None) -> Path:
+    """A model set of noise in the released layout: `released` shapes (17 GB on disk) or `demo` (small) ones. With
+    `bits`, Stage 1 is an EXL2 model of so many per weight (8: 11 GB in all)."""
     real = preset == "released"
     stages = (RELEASED_STAGE1.config, RELEASED_STAGE2.config) if real else SMALL
     codec, upsampler = (CodecWidths(), UpsamplerWidths()) if real else SMALL_CODEC
     for number, config in enumerate(stages, 1):
-        _write_json(folder / f"stage{number}" / "config.json", _config(config))
-        _write_noise(folder / f"stage{number}" / "model.safetensors", config.tensors(), "BF16")
+        place = folder / f"stage{number}"
+        if number == 1 and bits is not None:
+            write_random(place, config, bits)
+            continue
+        write_json(place / "config.json", config_of(config))
+        _write_noise(place / "model.safetensors", config.tensors(), "BF16")
     _write_noise(folder / "codec" / f"{CODEC}.safetensors", decode_shapes(codec), "F32")
     for name in UPSAMPLERS.values():
         _write_noise(folder / "codec" / f"{name}.safetensors", upsampler_shapes(upsampler), "F32")
     rates = {"ratios": list(RATIOS), "sample_rate": SAMPLE_RATE}
-    _write_json(folder / "codec" / "final_ckpt" / "config.yaml", {"generator": {"config": rates}})
+    write_json(folder / "codec" / "final_ckpt" / "config.yaml", {"generator": {"config": rates}})
     hop = {"hop_length": UPSAMPLED_FRAME, "padding": "same"}
-    _write_json(folder / "codec" / "decoders" / "config.yaml", {"head": {"init_args": hop}})
+    write_json(folder / "codec" / "decoders" / "config.yaml", {"head": {"init_args": hop}})
     parts = {name: name for name in ("stage1", "stage2", "codec")}
-    _write_json(
+    write_json(
         folder / "set.json",
         {"format": 1, "title": "Noise", "language": "any", "mode": "both", "licence": "none", "layout": "yue-v1",
          "tokenizer": {"kind": "bytes"}, **parts},
@@ -192,54 +209,16 @@ def random_set(folder: Path, preset: str) -> Path:
     return folder
 
 
-def _config(c: LlamaConfig) -> dict[str, Any]:
-    return {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
-        "vocab_size": c.vocab_size,
-        "hidden_size": c.hidden,
-        "intermediate_size": c.ffn,
-        "num_hidden_layers": c.layers,
-        "num_attention_heads": c.heads,
-        "num_key_value_heads": c.kv_heads,
-        "head_dim": c.head_dim,
-        "max_position_embeddings": c.context,
-        "rope_theta": c.rope_theta,
-        "rms_norm_eps": c.eps,
-        "tie_word_embeddings": c.tied,
-    }
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    """JSON, which is YAML too."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content), encoding="utf-8")
-
-
 def _write_noise(path: Path, shapes: Mapping[str, tuple[int, ...]], dtype: str) -> None:
     """A safetensors file of these tensors: noise, and ones for what scales (norms, gains, the window)."""
-    size = {"BF16": 2, "F32": 4}[dtype]
-    header, stop = {}, 0
-    for name, shape in shapes.items():
-        start, stop = stop, stop + size * int(np.prod(shape))
-        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [start, stop]}
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    largest = max(int(np.prod(shape)) for shape in shapes.values())
+    count = min(BLOCK, sum(math.prod(shape) for shape in shapes.values()))
     std = STD if dtype == "BF16" else SOFT
-    noise = np.random.default_rng(0).standard_normal(min(BLOCK, largest), np.float32) * np.float32(std)
-    blocks = {"noise": _packed(noise, dtype), "ones": _packed(np.ones(len(noise), np.float32), dtype)}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        for name, shape in shapes.items():
-            scales = name.endswith(("norm.weight", "layernorm.weight", "alpha", "weight_g", "window", "gamma"))
-            block = memoryview(blocks["ones" if scales else "noise"])
-            left = size * int(np.prod(shape))
-            while left:
-                left -= file.write(block[: min(left, len(block))])
+    values = np.random.default_rng(0).standard_normal(count, np.float32) * np.float32(std)
+    noise, ones = Noise(_stored(values, dtype)), Noise(_stored(np.ones(1024, np.float32), dtype))
+    scales = ("norm.weight", "layernorm.weight", "alpha", "weight_g", "window", "gamma")
+    save(path, {name: cut(ones if name.endswith(scales) else noise, dtype, s) for name, s in shapes.items()})
 
 
-def _packed(values: np.ndarray, dtype: str) -> bytes:
-    """Float32 values as bytes of `dtype`; bfloat16 is the upper half."""
-    return (values if dtype == "F32" else (values.view(np.uint32) >> 16).astype(np.uint16)).tobytes()
+def _stored(values: np.ndarray, dtype: str) -> np.ndarray:
+    """Float32 values as they are stored; bfloat16 is the upper half."""
+    return values if dtype == "F32" else (values.view(np.uint32) >> 16).astype(np.uint16)
