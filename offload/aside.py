@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .pinned import Run
+
 
 class Aside:
     """Copies of the storages of some tensors in RAM, pinned where there is a card. The copies of `kept` tensors, which
@@ -17,13 +19,13 @@ class Aside:
 
     def __init__(self, kept: Iterable[Tensor]) -> None:
         self._kept = _storages(kept)
-        self._copies: dict[int, Tensor] = {}
-        self._out: list[tuple[Any, Tensor]] = []
+        self._copies: dict[int, Run] = {}
+        self._out: list[tuple[Any, Run]] = []
 
     @property
     def bytes(self) -> int:
         """RAM that the copies take."""
-        return sum(copy.numel() for copy in {**self._copies, **{id(s): c for s, c in self._out}}.values())
+        return sum(copy.size for copy in {**self._copies, **{id(s): c for s, c in self._out}}.values())
 
     def leave(self, changing: Iterable[Tensor] = ()) -> None:
         """Empty the storages, those of `changing` tensors (caches) too. RuntimeError when they are empty already."""
@@ -42,8 +44,8 @@ class Aside:
         on_card = any(storage.device.type == "cuda" for storage, _ in self._out)
         while self._out:
             storage, copy = self._out[-1]
-            storage.resize_(copy.numel())
-            _bytes(storage).copy_(copy, non_blocking=copy.is_pinned())
+            storage.resize_(copy.size)
+            copy.send(_bytes(storage))
             self._out.pop()
         if on_card:
             torch.cuda.synchronize()
@@ -63,8 +65,7 @@ def _bytes(storage: Any) -> Tensor:
     return torch.empty(0, dtype=torch.uint8, device=storage.device).set_(storage)
 
 
-def _copy(storage: Any) -> Tensor:
-    on_card = storage.device.type == "cuda"
-    copy = torch.empty(storage.nbytes(), dtype=torch.uint8, pin_memory=on_card)
-    copy.copy_(_bytes(storage))
+def _copy(storage: Any) -> Run:
+    copy = Run(storage.nbytes(), pinned=storage.device.type == "cuda")
+    copy.take(_bytes(storage))
     return copy

@@ -76,12 +76,17 @@ class Cast:
         return engine is not None and (self.plan.together or self._parks(stage, engine))
 
     def clear(self) -> None:
-        """Nothing of either model is left on its device or in RAM."""
+        """Nothing of either model is left on its device or in RAM, where torch would keep pinned memory for itself."""
+        import torch
+
         for engines in (self._here, self._waiting):
             for engine in engines.values():
                 engine.unload()
             engines.clear()
         _give_back()
+        empty_pinned = getattr(torch._C, "_host_emptyCache", None)  # only torch for CUDA has it
+        if empty_pinned and torch.cuda.is_initialized():
+            empty_pinned()
 
     def step_down(self, stage: int) -> str:
         """Memory ran out in a stage: unload everything, and go on by the next smaller plan. What has changed, as a

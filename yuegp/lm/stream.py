@@ -1,7 +1,8 @@
 """Layers that do not fit the card: they wait in main memory and are sent ahead, one by one, during every pass.
 
-Each waiting layer is one run of pinned bytes, and the card keeps room for two. While the network computes with one,
-the next is on its way, over a stream of its own. On a processor the same code copies within main memory.
+Each waiting layer is one run of pinned bytes (`offload/pinned.py`), and the card keeps room for two. While the network
+computes with one, the next is on its way, over a stream of its own. On a processor the same code copies within main
+memory.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from offload.pinned import Run
 
 from .llama import Layer
 
@@ -38,7 +41,7 @@ class StreamedLayers:
     def __init__(self, layers: Iterable[Layer], resident: int, device: torch.device) -> None:
         self.device, self.resident = device, resident
         self._kept: list[Layer] = []
-        self._waiting: list[Tensor] = []
+        self._waiting: list[Run] = []
         self._rooms: list[Tensor] = []
         self._shown: list[Layer] = []
         for layer in layers:
@@ -61,7 +64,7 @@ class StreamedLayers:
     @property
     def streamed_bytes(self) -> int:
         """Bytes that every pass moves."""
-        return sum(run.numel() for run in self._waiting)
+        return sum(run.size for run in self._waiting)
 
     @property
     def room_bytes(self) -> int:
@@ -88,7 +91,7 @@ class StreamedLayers:
             return 0.0
         self._settle()
         start = time.perf_counter()
-        self._rooms[self._sent % ROOMS].copy_(self._waiting[self._sent % len(self._waiting)])
+        self._waiting[self._sent % len(self._waiting)].send(self._rooms[self._sent % ROOMS])
         self._settle()
         seconds = (time.perf_counter() - start) * len(self._waiting)
         self._restart()
@@ -100,9 +103,11 @@ class StreamedLayers:
             start = -(-stop // ALIGN) * ALIGN
             stop = start + tensor.numel() * tensor.element_size()
             parts.append(_Part(start, stop, tensor.dtype, tensor.shape, tensor.stride()))
-        run = torch.empty(stop, dtype=torch.uint8, pin_memory=self.device.type == "cuda")
-        for tensor, view in zip(layer.tensors(), _views(run, parts), strict=True):
+        packed = torch.empty(stop, dtype=torch.uint8)
+        for tensor, view in zip(layer.tensors(), _views(packed, parts), strict=True):
             view.copy_(tensor)
+        run = Run(stop, pinned=self.device.type == "cuda")
+        run.take(packed)
         self._waiting.append(run)
         if not self._rooms:  # all layers of a Llama are alike
             self._rooms = [torch.empty(stop, dtype=torch.uint8, device=self.device) for _ in range(ROOMS)]
@@ -123,7 +128,7 @@ class StreamedLayers:
         with torch.cuda.stream(self._stream) if self._cuda else contextlib.nullcontext():
             if self._stream is not None and self._sent >= ROOMS:
                 self._stream.wait_event(self._free[room])
-            self._rooms[room].copy_(run, non_blocking=True)
+            run.send(self._rooms[room])
             if self._stream is not None:
                 self._arrived[room].record(self._stream)
         self._sent += 1
@@ -133,7 +138,7 @@ class StreamedLayers:
             torch.cuda.synchronize(self.device)
 
 
-def _views(run: Tensor, parts: list[_Part]) -> list[Tensor]:
+def _views(memory: Tensor, parts: list[_Part]) -> list[Tensor]:
     """The tensors that lie in a run of bytes, with the strides they had."""
-    flat = (run[part.start : part.stop].view(part.dtype) for part in parts)
+    flat = (memory[part.start : part.stop].view(part.dtype) for part in parts)
     return [torch.as_strided(view, part.size, part.stride) for view, part in zip(flat, parts, strict=True)]
