@@ -34,7 +34,7 @@ from .sizes import (
     weight_bytes,
 )
 
-RESERVE = 0.05
+RESERVE = 0.04
 """Share of the free memory that a plan leaves alone: what other programs take meanwhile, and what this arithmetic
 misses."""
 

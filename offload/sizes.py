@@ -6,7 +6,10 @@ Sources: EXL2's layout and scratch as its source gives them (0.3.2); our own for
 
 from __future__ import annotations
 
+import bisect
+import functools
 import math
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -30,6 +33,11 @@ UPSAMPLE_SCRATCH = 144_000_000 // (500 * 1536)
 
 EXL2_PACK = 32
 """EXL2 pads an output layer to multiples of this many ids."""
+
+MIB = 1 << 20
+SHARED, LARGE, STEP = 20 * MIB, 10 * MIB, 2 * MIB
+"""How torch gives out a card's memory: tensors of 1 to 10 MiB share stretches of 20, larger ones get whole steps of 2.
+Source: `AllocatorConfig.h` of torch."""
 
 EXL2_SPARE_ROWS = 2048
 """Rows of the embedding that it holds on the card for text, whatever text comes."""
@@ -56,10 +64,16 @@ class Shapes:
     drawn: int
 
     @property
-    def matrices(self) -> int:
-        """Weights in the seven matrices of one layer."""
+    def each(self) -> tuple[int, ...]:
+        """Weights in each of the seven matrices of one layer."""
         c = self.config
-        return c.hidden * (2 * c.heads + 2 * c.kv_heads) * c.head_dim + 3 * c.hidden * c.ffn
+        own, shared = c.hidden * c.heads * c.head_dim, c.hidden * c.kv_heads * c.head_dim
+        return (own, shared, shared, own) + (c.hidden * c.ffn,) * 3
+
+    @property
+    def matrices(self) -> int:
+        """Weights in all of them."""
+        return sum(self.each)
 
     @property
     def outputs(self) -> int:
@@ -93,16 +107,46 @@ class Way:
         return name if self.kv in ("fp16", "float32") else f"{name}, {self.kv.upper()} cache"
 
 
+def blocks(sizes: Iterable[int]) -> int:
+    """Bytes of a card that torch's allocator takes for tensors of these, asked for in this order: each gets the
+    smallest place that is left open and large enough."""
+    taken, open_places = 0, list[int]()
+    for size in sizes:
+        if size >= LARGE:
+            taken += -(-size // STEP) * STEP
+        elif size <= MIB:
+            taken += size
+        else:
+            at = bisect.bisect_left(open_places, size)
+            if at == len(open_places):
+                taken += SHARED
+                left = SHARED - size
+            else:
+                left = open_places.pop(at) - size
+            if left > MIB:
+                bisect.insort(open_places, left)
+    return taken
+
+
 def layer_bytes(shapes: Shapes, way: Way) -> int:
     """One layer's matrices as they are held."""
-    n = shapes.matrices
-    if way.weights == "exl2":
-        return math.ceil(n * way.bits / 8)
-    if way.weights in FLOAT_BITS:
-        return n * FLOAT_BITS[way.weights] // 8
-    if way.weights == "nf4":  # a float32 scale for 64 weights
-        return n // 2 + n // 64 * 4
-    return n + shapes.outputs * 4
+    return sum(sum(parts) for parts in _parts(shapes, way))
+
+
+def _parts(shapes: Shapes, way: Way) -> Iterator[tuple[int, ...]]:
+    """Bytes of the tensors that each matrix of a layer is held as: values, and scales where they are not counted among
+    them."""
+    for n in shapes.each:
+        if way.weights == "exl2":
+            yield (math.ceil(n * way.bits / 8),)
+        elif way.weights in FLOAT_BITS:
+            yield (n * FLOAT_BITS[way.weights] // 8,)
+        elif way.weights == "nf4":  # a float32 scale for 64 weights
+            yield (n // 2, n // 64 * 4)
+        else:
+            yield (n,)
+    if way.weights in ("int8", "bnb8"):  # a float32 scale for each output
+        yield (shapes.outputs * 4,)
 
 
 def float_bytes(way: Way, device: str) -> int:
@@ -111,12 +155,15 @@ def float_bytes(way: Way, device: str) -> int:
     return 4 if way.weights == "float32" or packed_on_cpu else 2
 
 
+@functools.cache
 def weight_bytes(shapes: Shapes, way: Way, resident: int | None = None, device: str = "cuda") -> int:
     """Everything of a model that stays on the device while it is loaded. With `resident`, only so many of its layers
     do, and two more have a place to be streamed into."""
     config, size = shapes.config, float_bytes(way, device)
-    layers = config.layers if resident is None else min(config.layers, resident + 2)
-    body = layers * layer_bytes(shapes, way) + shapes.norms * size
+    kept = [part for parts in _parts(shapes, way) for part in parts] * (config.layers if resident is None else resident)
+    body = (sum if device == "cpu" else blocks)(kept) + shapes.norms * size
+    if resident is not None:
+        body += min(2, config.layers - resident) * layer_bytes(shapes, way)
     head = shapes.drawn * config.hidden * size
     if way.engine == "exl2":  # the rows of the embedding and of the output layer that are in use, and the rotations
         padded = -(-shapes.drawn // EXL2_PACK) * EXL2_PACK * config.hidden * size
@@ -140,9 +187,14 @@ def cache_bytes(shapes: Shapes, way: Way, rows: list[int]) -> int:
     """KV caches of rows with room for so many ids each, in whole pages. EXL2 unpacks a quantized cache of one layer at
     a time."""
     held = sum(-(-ids // PAGE) * PAGE for ids in rows)
-    plain = way.engine != "exl2" or way.kv == "fp16"
-    unpacked = 0 if plain else held * 2 * shapes.config.kv_values // shapes.config.layers
-    return math.ceil(held * kv_per_id(shapes, way.kv)) + unpacked
+    if way.engine != "exl2":
+        return math.ceil(held * kv_per_id(shapes, way.kv))
+    layers, width = shapes.config.layers, shapes.config.kv_values // (2 * shapes.config.layers)
+    tensors = []
+    for size in KV_BYTES[way.kv]:
+        scales = 0 if way.kv == "fp16" else held * width // 32 * 2
+        tensors += [math.ceil(held * width * size) - scales, scales] * layers
+    return blocks([*tensors, *([held * width * 2] * 2 * (way.kv != "fp16"))])
 
 
 def scratch_bytes(shapes: Shapes, way: Way, ids: int, past: int, rows: int = 1, device: str = "cuda") -> int:
