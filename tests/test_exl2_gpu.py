@@ -221,6 +221,25 @@ def test_cancel_and_go_on(pair: tuple[Path, Path]) -> None:
         assert bool(torch.isfinite(lm.step(torch.tensor([400]))).all())
 
 
+@pytest.mark.parametrize("kv", ["fp16", "q4"])
+@pytest.mark.parametrize("caches", [False, True])
+def test_sessions_outlast_a_turn_of_somebody_else(pair: tuple[Path, Path], kv: str, caches: bool) -> None:
+    engine, ids = load(pair[0], kv=kv), some_ids(8, 2)
+    heard: list[list[torch.Tensor]] = [[], []]
+    for turns, logits in zip((False, True), heard, strict=True):
+        with engine.open([900, 300], KEEP) as lm:
+            lm.prefill(0, some_ids(800)), lm.prefill(1, some_ids(20))
+            for id_ in ids:
+                if turns:
+                    held = torch.cuda.memory_allocated()
+                    engine.park(caches)
+                    assert torch.cuda.memory_allocated() < held - 0.8 * engine.weight_bytes
+                    engine.unpark()
+                logits.append(lm.step(torch.tensor([id_, id_])).float().cpu())
+    assert worst(*heard) < 0.02
+    engine.unload()
+
+
 def test_five_loads_leave_nothing_but_the_context(tmp_path: Path) -> None:
     folder = tmp_path / "plain"
     write_lm(folder, SHAPE, 3)

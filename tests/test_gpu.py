@@ -11,6 +11,7 @@ import torch
 from layouts import bitsandbytes, int8_folder, released, tiny_llama
 from test_lm import save_llama, some_ids
 
+from offload.sizes import blocks
 from tools.make_set import make_set
 from yuegp import library, pipeline
 from yuegp.lm import Setup, cache
@@ -35,9 +36,7 @@ def test_logits_on_the_card_equal_those_of_the_processor(tmp_path: Path, kv_head
 
 
 @pytest.mark.parametrize("weights", ["float32", "float16", "bfloat16"])
-def test_played_back_steps_equal_the_plain_way(
-    tmp_path: Path, weights: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_played_back_steps_equal_the_plain_way(tmp_path: Path, weights: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Over several stretches, with one id and two, after rows were cut, copied and prefilled."""
     monkeypatch.setattr(cache, "STRETCH", 64)
     save_llama(tmp_path, 2, head_dim=64)
@@ -100,6 +99,36 @@ def test_streamed_layers_give_the_same_numbers(tmp_path: Path, resident: int) ->
                 last = lm.step(torch.tensor([t, t + 1]))
             logits.append(last)
     assert torch.equal(*logits)
+
+
+@pytest.mark.parametrize("caches", [False, True])
+def test_a_model_that_waits_in_ram_leaves_the_card_and_comes_back_equal(tmp_path: Path, caches: bool) -> None:
+    """Its recorded steps too: they refer to places that are given away meanwhile."""
+    released(tmp_path, tiny_llama(hidden_size=1024, intermediate_size=4096, num_hidden_layers=8, head_dim=64))
+    engine, ids = TorchLM.load(tmp_path, Setup(device="cuda", weights="float16")), some_ids(20)
+    heard: list[list[torch.Tensor]] = [[], []]
+    for turns, logits in zip((False, True), heard, strict=True):
+        with engine.open([400]) as lm:
+            lm.prefill(0, some_ids(300, 1))
+            for id_ in ids:
+                if turns:
+                    held = torch.cuda.memory_allocated()
+                    engine.park(caches)
+                    assert torch.cuda.memory_allocated() < held - 0.9 * engine.weight_bytes
+                    engine.unpark()
+                logits.append(lm.step(torch.tensor([id_])).clone())
+    assert all(torch.equal(a, b) for a, b in zip(*heard, strict=True))
+    engine.unload()
+
+
+def test_torch_gives_out_the_cards_memory_as_the_plan_counts_it() -> None:
+    gc.collect()
+    torch.cuda.empty_cache()
+    before = torch.cuda.memory_reserved()
+    sizes = [part << 19 for part in (16, 2, 3, 16, 43, 43, 43, 17, 3, 2, 17, 46, 7, 39)] * 8
+    held = [torch.empty(size, dtype=torch.uint8, device="cuda") for size in sizes]
+    assert abs(torch.cuda.memory_reserved() - before - blocks(sizes)) <= 22 << 20, "but for what was open before"
+    del held
 
 
 def test_five_loads_leave_nothing_on_the_card(tmp_path: Path) -> None:
