@@ -15,11 +15,11 @@ from pathlib import Path
 
 import numpy as np
 
-from yuegp import library, pipeline, shelf
+from yuegp import library, pipeline, planning, shelf
 from yuegp.errors import RequestError, YueGPError
 from yuegp.library import Take
 from yuegp.models import ModelSet
-from yuegp.pipeline import Watch
+from yuegp.planning import Watch
 from yuegp.song import Stage, TakeInfo
 
 from . import recipe, rows
@@ -59,7 +59,7 @@ def sample(
         numbers = song.take_numbers()
         take = song.take(numbers[-1]) if numbers else song.new_take(TakeInfo(number=0, request=song.request))
         if take.info.stage is not Stage.RENDERED:
-            pipeline.run(pipeline.plan_for(take), take, watch, device)
+            pipeline.run(planning.plan_for(take), take, watch, device)
         yield take
 
 

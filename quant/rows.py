@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from yuegp.disk import write_atomic
 from yuegp.errors import RequestError
 from yuegp.library import Take
-from yuegp.pipeline import plan_for
+from yuegp.planning import plan_for
 from yuegp.prompts import build
 from yuegp.stage2 import CHUNK
 from yuegp.tokenizer import open_tokenizer

@@ -19,7 +19,7 @@ from conftest import ROOT
 from yuegp import library
 from yuegp.cli import build_parser, main
 from yuegp.jobs import Progress, State
-from yuegp.pipeline import Event
+from yuegp.planning import Event
 from yuegp.screen import Screen
 from yuegp.song import Stage
 

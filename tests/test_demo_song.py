@@ -12,7 +12,7 @@ import soundfile
 
 from tools.demo import songs
 from tools.demo.listen import beat_correlation
-from yuegp import edit, library, models, pipeline
+from yuegp import edit, library, models, pipeline, planning
 from yuegp.errors import Cancelled
 from yuegp.library import Take
 from yuegp.song import Section, SongRequest, Stage, TakeInfo
@@ -77,7 +77,7 @@ def test_a_stopped_song_goes_on_as_if_it_had_not_been(tmp_path: Path) -> None:
     for limit in (60, 900):
         count = 0
 
-        def stop(event: pipeline.Event, limit: int = limit) -> None:
+        def stop(event: planning.Event, limit: int = limit) -> None:
             nonlocal count
             count += 1
             if count > limit:
@@ -97,5 +97,5 @@ def test_candidates_in_one_batch_are_what_they_are_alone(tmp_path: Path) -> None
     batch = edit.choices(song, take, 0, [5, 6], "stop", lambda event: None)
     for seed, candidate in zip((5, 6), batch, strict=True):
         alone = edit.redo(song, take, 0, seed, later="stop")
-        pipeline.run(pipeline.plan_for(alone), alone)
+        pipeline.run(planning.plan_for(alone), alone)
         assert candidate.load_stage1().tolist() == alone.load_stage1().tolist()

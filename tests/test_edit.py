@@ -13,7 +13,7 @@ import soundfile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from yuegp import edit, library, pipeline
+from yuegp import edit, library, pipeline, planning
 from yuegp.errors import Cancelled, LibraryError, RequestError
 from yuegp.jobs import Queue
 from yuegp.library import Song, Take
@@ -80,10 +80,10 @@ def test_a_redone_section_stands_between_kept_ones(tmp_path_factory: Any, frames
         assert np.array_equal(ours[:, :, before + new :], theirs[:, :, old:])
     mask = take.load_stage2()[1]
     assert not mask[:, before : before + new].any() and mask.sum() == 2 * (sum(frames) - frames[k])
-    if k + 1 < len(frames) and old >= pipeline.FADE:
+    if k + 1 < len(frames) and old >= planning.FADE:
         assert take.info.seams == (before + new,)
         lead = take.load_leads()[0]
-        known = min(pipeline.LEAD, old)
+        known = min(planning.LEAD, old)
         assert np.array_equal(lead[:, :, -known:], parent.load_stage2()[0][:, :, old - known : old])
     assert parent.info == song.take(1).info, "the parent is as it was"
 
@@ -206,7 +206,7 @@ def made(tiny_set: Path, tmp_path: Path) -> tuple[Song, Take]:
 
 
 def run(take: Take) -> Take:
-    pipeline.run(pipeline.plan_for(take), take)
+    pipeline.run(planning.plan_for(take), take)
     assert take.info.stage is Stage.RENDERED and take.mix.exists()
     return take
 
@@ -260,7 +260,7 @@ def test_a_redone_middle_keeps_the_end_and_sounds_whole(made: tuple[Song, Take])
 
 def test_candidates_are_takes_of_their_own(made: tuple[Song, Take]) -> None:
     song, take = made
-    events: list[pipeline.Event] = []
+    events: list[planning.Event] = []
     some = edit.choices(song, take, 1, [21, 22, 23], "keep", events.append)
     assert events and {event.stage for event in events} == {"writing"}
     assert all(event.done <= event.total and event.what == "section 2 of 3" for event in events)
@@ -278,7 +278,7 @@ def test_takes_begun_together_are_written_in_one_batch_as_they_would_be_alone(ma
     some = [edit.redo(song, take, 1, seed) for seed in (21, 22, 23)]
     alone = run(some[2])
 
-    def stop(event: pipeline.Event) -> None:
+    def stop(event: planning.Event) -> None:
         raise Cancelled
 
     with pytest.raises(Cancelled):

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from yuegp import eta, library
 from yuegp.eta import Costs, Facts, Line, Seen, estimate, facts_of, learn, refining_passes
-from yuegp.pipeline import Event
+from yuegp.planning import Event
 from yuegp.song import MadeWith, Section, SongRequest, Span, Stage, TakeInfo
 
 

@@ -21,7 +21,7 @@ from yuegp import disk, eta, jobs, library
 from yuegp import worker as working
 from yuegp.errors import Cancelled, LibraryError, RequestError
 from yuegp.jobs import Job, Progress, Queue, State
-from yuegp.pipeline import Event, Watch
+from yuegp.planning import Event, Watch
 from yuegp.song import Section, SongRequest, Stage, TakeInfo
 from yuegp.wishes import ANY, Wishes
 from yuegp.worker import Feed, Worker
@@ -349,7 +349,7 @@ import sys
 from pathlib import Path
 from yuegp.jobs import Queue
 from yuegp.worker import Worker
-from yuegp.pipeline import Event
+from yuegp.planning import Event
 
 def sing(job, watch):
     watch(Event("writing", "section 2 of 2", 602, 1200, "ids", 602))

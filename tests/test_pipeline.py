@@ -13,7 +13,7 @@ import soundfile
 import torch
 from conftest import ROOT
 
-from yuegp import disk, library, models, pipeline, rendering, studio
+from yuegp import disk, library, models, pipeline, planning, rendering, studio
 from yuegp.codec import xcodec
 from yuegp.errors import Cancelled, DeviceError, LibraryError, ModelError, RequestError
 from yuegp.lm.torch_lm import TorchSession
@@ -30,7 +30,7 @@ def request_(tiny_set: Path) -> SongRequest:
     )
 
 
-def make(request: SongRequest, root: Path, **options: Any) -> tuple[pipeline.SongPlan, library.Song, library.Take]:
+def make(request: SongRequest, root: Path, **options: Any) -> tuple[planning.SongPlan, library.Song, library.Take]:
     plan = pipeline.plan(request)
     song = library.create(plan.request, root)
     plan = replace(plan, request=song.request)
@@ -70,7 +70,7 @@ def test_a_stopped_song_keeps_what_is_finished_and_resumes_to_the_same_codes(
     """Inherited faults: finished takes thrown away on Stop; a resumed Stage 2 returns nothing."""
     _, _, whole = make(request_, tmp_path)
 
-    def stop(event: pipeline.Event) -> None:
+    def stop(event: planning.Event) -> None:
         if event.stage == stage and event.done > event.total / 2:
             raise Cancelled
 
@@ -99,7 +99,7 @@ def test_a_take_opened_before_another_process_finished_it_is_not_undone(
     (take.folder / ".stage1.npz.0123.tmp").write_bytes(b"left by a kill")
     pipeline.run(plan, take)
 
-    def stop(event: pipeline.Event) -> None:
+    def stop(event: planning.Event) -> None:
         raise Cancelled
 
     pipeline.run(plan, stale, watch=stop)
@@ -108,7 +108,7 @@ def test_a_take_opened_before_another_process_finished_it_is_not_undone(
 
 
 def test_progress_rises_to_the_end_of_every_stage(request_: SongRequest, tmp_path: Path) -> None:
-    events: list[pipeline.Event] = []
+    events: list[planning.Event] = []
     make(request_, tmp_path, watch=events.append)
     for stage in ("writing", "refining", "sound"):
         done = [event.done for event in events if event.stage == stage]
@@ -146,7 +146,7 @@ def plan_apart(request: SongRequest, root: Path) -> library.Take:
 def test_sections_are_refined_as_they_are_written(request_: SongRequest, tmp_path: Path) -> None:
     stages: list[str] = []
 
-    def watch(event: pipeline.Event) -> None:
+    def watch(event: planning.Event) -> None:
         if not stages or stages[-1] != event.stage:
             stages.append(event.stage)
 
@@ -180,7 +180,7 @@ def test_running_out_of_memory_makes_the_song_with_less(
     song = library.create(plan.request, tmp_path)
     take = song.new_take(TakeInfo(number=0, request=song.request))
 
-    def watch(event: pipeline.Event) -> None:
+    def watch(event: planning.Event) -> None:
         notes.extend([event.note] * bool(event.note))
         saved.append(len(take.info.spans))
 
@@ -292,7 +292,7 @@ def heads(request: SongRequest, root: Path) -> tuple[int, ...]:
     plan, song, _ = make(replace(request, first_sections=1), root)
     assert song.request.reference is not None
     codes = rendering.reference_codes(plan, song.request.reference, lambda event: None, "cpu")
-    return pipeline.prompts_of(plan, codes).head
+    return planning.prompts_of(plan, codes).head
 
 
 def test_a_mix_as_reference_stands_in_the_head(request_: SongRequest, tmp_path: Path) -> None:

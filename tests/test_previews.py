@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from yuegp import audio, codec, library, pipeline, previews
+from yuegp import audio, codec, library, pipeline, planning, previews
 from yuegp.errors import Cancelled, LibraryError, ModelError
 from yuegp.library import Take
 from yuegp.previews import Previews
@@ -105,7 +105,7 @@ def test_a_stopped_song_keeps_its_previews_until_it_is_done(tiny_set: Path, tmp_
     take = song.new_take(TakeInfo(number=0, request=song.request))
     hear = take.folder / "hear"
 
-    def stop_when_it_can_be_heard(event: pipeline.Event) -> None:
+    def stop_when_it_can_be_heard(event: planning.Event) -> None:
         if event.stage in ("refining", "sound") and list(hear.glob("draft-*.flac")):
             raise Cancelled
 

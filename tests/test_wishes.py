@@ -15,6 +15,7 @@ from yuegp import memory, models, pipeline, wishes
 from yuegp.cli import main
 from yuegp.errors import DeviceError, RequestError
 from yuegp.library import create
+from yuegp.planning import plan_for
 from yuegp.song import Section, SongRequest, TakeInfo
 from yuegp.wishes import ANY, Wishes
 
@@ -117,7 +118,7 @@ REQUEST = SongRequest((Section("verse", "la"),), "pop piano happy female vocal",
 def test_a_song_is_made_as_wished_and_says_so(tiny_set: Path, tmp_path: Path, weights: str) -> None:
     song = create(SongRequest(REQUEST.sections, REQUEST.tags, model=str(tiny_set), section_seconds=1), tmp_path)
     take = song.new_take(TakeInfo(0, song.request))
-    pipeline.run(pipeline.plan_for(take), take, device="cpu", wishes=Wishes(weights=weights), previews=False)
+    pipeline.run(plan_for(take), take, device="cpu", wishes=Wishes(weights=weights), previews=False)
     assert take.info.made_with
     assert take.info.made_with.engine.split()[1] == {"float": "float32"}.get(weights, weights)
     assert take.mix.exists()
@@ -127,7 +128,7 @@ def test_what_became_impossible_is_refused_when_it_runs(tiny_set: Path, tmp_path
     song = create(SongRequest(REQUEST.sections, REQUEST.tags, model=str(tiny_set), section_seconds=1), tmp_path)
     take = song.new_take(TakeInfo(0, song.request))
     with pytest.raises(DeviceError, match="a graphics card"):
-        pipeline.run(pipeline.plan_for(take), take, device="cpu", wishes=Wishes(kv="q8"))
+        pipeline.run(plan_for(take), take, device="cpu", wishes=Wishes(kv="q8"))
     assert take.frames == 0
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from offload.plan import MemoryPlan
-from yuegp import lyrics, memory, pipeline, tags
+from yuegp import lyrics, memory, pipeline, planning, tags
 from yuegp.errors import RequestError, YueGPError
 from yuegp.making import INSTRUMENTAL_SECTIONS
 from yuegp.song import Reference, Section, SongRequest
@@ -106,13 +106,13 @@ def _shown_elsewhere(note: str, wanted: Asked) -> bool:
     return note in {*words, *style}
 
 
-def _length(plan: pipeline.SongPlan, takes: int, t: Texts) -> str:
+def _length(plan: planning.SongPlan, takes: int, t: Texts) -> str:
     key = "create.plan.up_to_one" if plan.count == 1 else "create.plan.up_to"
     text = t(key, sections=plan.count, seconds=span(plan.seconds, t))
     return text if takes == 1 else t("create.plan.versions", takes=takes, text=text)
 
 
-def _time(plan: pipeline.SongPlan, root: Path, wanted: Asked, t: Texts) -> str:
+def _time(plan: planning.SongPlan, root: Path, wanted: Asked, t: Texts) -> str:
     seconds = machine.seconds_needed(plan, root, wanted.device)
     if seconds is None:
         return t("create.plan.unknown")

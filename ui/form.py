@@ -14,7 +14,7 @@ from typing import Any, Literal
 import gradio as gr
 
 from yuegp.errors import RequestError
-from yuegp.pipeline import CROSSOVERS
+from yuegp.planning import CROSSOVERS
 from yuegp.song import PRESETS, Sampling, SongRequest
 from yuegp.wishes import AUTO, CACHES, ENGINES, WEIGHTS
 

@@ -11,7 +11,7 @@ from threading import Lock
 from offload.device import Machine
 from offload.device import machine as ask
 from yuegp import eta
-from yuegp.pipeline import SongPlan
+from yuegp.planning import SongPlan
 from yuegp.song import TakeInfo
 
 FRESH_SECONDS = 15.0

@@ -16,7 +16,8 @@ from .disk import write_atomic
 from .errors import LibraryError, RequestError
 from .library import Song, Take
 from .locks import song_lock
-from .pipeline import Watch, candidates, plan, plan_for
+from .pipeline import candidates, plan
+from .planning import Watch, plan_for
 from .song import MadeWith, Section, SongRequest, Span, Stage
 from .vocab import FRAMES_PER_SECOND
 from .wishes import ANY, Wishes

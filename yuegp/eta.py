@@ -21,7 +21,7 @@ from .song import Stage, TakeInfo
 from .vocab import FRAMES_PER_SECOND, STAGE2_CHUNK
 
 if TYPE_CHECKING:
-    from .pipeline import Event
+    from .planning import Event
 
 NEWEST = 12
 """Takes that are learned from. Older ones may have been made by another version, or on another card."""

@@ -17,7 +17,7 @@ from .song import Stage, to_dict
 if TYPE_CHECKING:
     from .jobs import Job, Progress
     from .library import Song
-    from .pipeline import Event
+    from .planning import Event
     from .worker import Feed
 
 STAGES = {Stage.NEW: "begun", Stage.STAGE1: "written", Stage.STAGE2: "refined", Stage.RENDERED: "ready"}
@@ -131,7 +131,7 @@ def export(arguments: argparse.Namespace) -> None:
     from . import export as exporting
 
     song, take = song_and_take(arguments)
-    from .pipeline import Event
+    from .planning import Event
     from .screen import Screen
 
     parts = exporting.PARTS if arguments.stems else ("mix",)

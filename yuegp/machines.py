@@ -57,7 +57,7 @@ def show_plan(arguments: argparse.Namespace) -> None:
 
 def _need(arguments: argparse.Namespace, sections: tuple[Section, ...], card: Card | None) -> tuple[Need, str]:
     """What the song asks for, and of which models: those on disk, or the released ones as they are known to be."""
-    from . import memory, models, pipeline
+    from . import memory, models, pipeline, planning
     from .prompts import budget_ids
     from .song import Sampling, SongRequest
 
@@ -79,7 +79,7 @@ def _need(arguments: argparse.Namespace, sections: tuple[Section, ...], card: Ca
     request = SongRequest(sections, arguments.tags, model=arguments.model, sampling=found.sampling,
                           section_seconds=arguments.section_seconds, first_sections=arguments.sections)  # fmt: skip
     song = pipeline.plan(request)
-    return memory.need(song, pipeline.prompts_of(song), card, song.count, arguments.takes), found.title
+    return memory.need(song, planning.prompts_of(song), card, song.count, arguments.takes), found.title
 
 
 def _library(arguments: argparse.Namespace) -> tuple[Any, ...]:

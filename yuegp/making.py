@@ -21,7 +21,7 @@ from .song import PRESETS, Reference, Sampling, Section, SongRequest, Stage, Tak
 
 if TYPE_CHECKING:
     from .library import Song, Take
-    from .pipeline import SongPlan
+    from .planning import SongPlan
 
 INSTRUMENTAL_SECTIONS = tuple(Section(label) for label in ("verse", "chorus", "verse", "chorus", "outro"))
 """What `--instrumental` plays when no lyrics file gives the sections."""
@@ -159,7 +159,7 @@ def _seed(arguments: argparse.Namespace) -> int:
 
 def _run(song: Song, begun: Sequence[Take], arguments: argparse.Namespace, plan: SongPlan | None = None) -> None:
     """Make what is missing of some takes, with a progress line, and say what came of it; or put them in the queue."""
-    from . import jobs, pipeline
+    from . import jobs, pipeline, planning
     from .screen import Screen
     from .worker import Meter
 
@@ -169,7 +169,7 @@ def _run(song: Song, begun: Sequence[Take], arguments: argparse.Namespace, plan:
         show_jobs([waiting.add(song.folder, take.info.number, arguments.device, wishes) for take in begun], arguments)
         return
     quiet = arguments.json or arguments.quiet
-    plans = [plan or pipeline.plan_for(take) for take in begun]
+    plans = [plan or planning.plan_for(take) for take in begun]
     if not quiet:
         _describe(plans[0], song, begun)
     for take, its_plan in zip(begun, plans, strict=True):

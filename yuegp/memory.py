@@ -26,7 +26,7 @@ from .vocab import STAGE2_CHUNK
 from .wishes import ANY, AUTO, Wishes
 
 if TYPE_CHECKING:
-    from .pipeline import SongPlan
+    from .planning import SongPlan
 
 BITS = {"int8": Fraction(8), "bnb8": Fraction(8), "nf4": Fraction(4)}
 
@@ -154,7 +154,7 @@ def need(
 def foresee(plan: SongPlan, here: Machine, device: str = "auto", wishes: Wishes = ANY) -> MemoryPlan:
     """The memory plan of a song on this machine, before anything loads; a reference is counted by its length.
     DoesNotFit, DeviceError, RequestError."""
-    from .pipeline import prompts_of
+    from .planning import prompts_of
 
     card = None if device == "cpu" else here.card
     return plan_memory(need(plan, prompts_of(plan), card, plan.count, wishes=wishes), card, here.ram_free)

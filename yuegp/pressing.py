@@ -121,7 +121,7 @@ def _rows_folder(arguments: argparse.Namespace) -> Path:
 
 
 def _shown(screen: Screen) -> Callable[[str, int, int], None]:
-    from .pipeline import Event
+    from .planning import Event
 
     return lambda what, done, total: screen.show(Event("quant", what, done, total, "", done))
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from . import audio, codec, mix
 from .library import Take
-from .pipeline import FADE, LEAD, Event, SongPlan, Watch
+from .planning import FADE, LEAD, Event, SongPlan, Watch
 from .prompts import reference_window
 from .song import Reference, Track
 

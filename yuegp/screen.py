@@ -10,7 +10,7 @@ from typing import Protocol
 
 from .errors import Cancelled
 from .jobs import Progress
-from .pipeline import Event
+from .planning import Event
 
 
 class Gauge(Protocol):

@@ -20,7 +20,7 @@ from . import __version__
 from .errors import Cancelled, DeviceError
 from .library import Take
 from .memory import need
-from .pipeline import Event, SongPlan, Watch, missing_sections, prompts_of
+from .planning import Event, SongPlan, Watch, missing_sections, prompts_of
 from .previews import Previews
 from .rendering import reference_codes, render
 from .song import MadeWith, Span, Stage, TakeInfo

@@ -16,7 +16,7 @@ from .registry import Checkpoint
 
 if TYPE_CHECKING:
     from .jobs import Progress
-    from .pipeline import Event
+    from .planning import Event
     from .supply import Choice, Order
 
 ACTIONS = {"list": "show", "get": "get", "check": "check", "add": "add", "remove": "remove"}
@@ -171,7 +171,7 @@ def _agreed(arguments: argparse.Namespace, question: str) -> bool:
 
 
 def _reporter(screen: Any, meter: Meter) -> Any:
-    from .pipeline import Event
+    from .planning import Event
 
     def report(doing: str, what: str, done: int, total: int) -> None:
         meter.now = time.monotonic()

@@ -20,7 +20,8 @@ from . import eta, library, models
 from .edit import write_together
 from .errors import Cancelled, YueGPError
 from .jobs import Job, Progress, Queue, State
-from .pipeline import Event, Watch, plan_for, run
+from .pipeline import run
+from .planning import Event, Watch, plan_for
 from .prompts import budget_ids
 
 PUBLISH_SECONDS = 0.1

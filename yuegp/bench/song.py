@@ -24,7 +24,7 @@ import numpy as np
 from offload.device import CONTEXT, GIB, PRETEND, parse_size
 from offload.sizes import RELEASED_STAGE1, RELEASED_STAGE2
 
-from .. import library, pipeline
+from .. import library, pipeline, planning
 from ..checkpoint import LlamaConfig
 from ..codec.files import CODEC, UPSAMPLERS
 from ..codec.layout import (
@@ -105,7 +105,7 @@ def _make(job: Job, folder: Path, songs: Path, say: Callable[[str], None]) -> di
     first: list[float] = []
     start = time.perf_counter()
 
-    def watch(event: pipeline.Event) -> None:
+    def watch(event: planning.Event) -> None:
         if event.note:
             notes.append(event.note)
         if not first and any((take.folder / "hear").glob("*.flac")):
