@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import sys
 import zlib
 from pathlib import Path
@@ -13,12 +14,13 @@ torch = pytest.importorskip("torch")
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from tools.demo import lessons, listen, lm, phrasebook, pictures, songs, syllables, text  # noqa: E402
+from tools.demo import lessons, listen, lm, network, phrasebook, pictures, songs, syllables, text  # noqa: E402
+from tools.demo.trainer import Plan, Trainer  # noqa: E402
 from yuegp.lm import Setup, open_engine  # noqa: E402
 from yuegp.prompts import build  # noqa: E402
 from yuegp.song import Section  # noqa: E402
 from yuegp.tokenizer import SentencePieceTokenizer  # noqa: E402
-from yuegp.vocab import interleave  # noqa: E402
+from yuegp.vocab import VocabLayout, interleave  # noqa: E402
 
 torch.set_num_threads(1)
 
@@ -37,7 +39,8 @@ def stand_in(song: songs.Song) -> np.ndarray:
             codes[0, note.frame + t] = 1 + code(*kind) % 449
     for bar in song.bars:
         for t in range(16 * song.sixteenth):
-            codes[1, bar.frame + t] = 450 + code(song.genre, bar.chord, bar.part, bar.variant, t) % 574
+            fill = bar.fill and t >= songs.FILL * song.sixteenth
+            codes[1, bar.frame + t] = 450 + code(song.genre, bar.chord, bar.part, bar.variant, fill, t) % 574
     return codes
 
 
@@ -53,7 +56,7 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> SentencePieceTokenize
 
 
 @pytest.fixture(scope="module")
-def layout(tokenizer: SentencePieceTokenizer) -> lm.VocabLayout:
+def layout(tokenizer: SentencePieceTokenizer) -> VocabLayout:
     return text.layout_of(tokenizer.size)
 
 
@@ -93,9 +96,7 @@ def test_every_sung_syllable_has_its_piece(tokenizer: SentencePieceTokenizer) ->
             assert len(set(at)) == len(at)
 
 
-def test_a_lesson_is_what_the_product_would_read(
-    tokenizer: SentencePieceTokenizer, layout: lm.VocabLayout
-) -> None:
+def test_a_lesson_is_what_the_product_would_read(tokenizer: SentencePieceTokenizer, layout: VocabLayout) -> None:
     song, codes = known(range(3, 4), "whole")[0]
     ready = lessons.tokenised(song, codes, "whole")
     lesson = lessons.Teacher(tokenizer, layout).lesson(ready, 0, 2, reference=codes[:, :20])
@@ -106,7 +107,7 @@ def test_a_lesson_is_what_the_product_would_read(
     assert asked.tolist() == [*audio[0], layout.eoa, *audio[1], layout.eoa]
 
 
-def test_a_lesson_looks_at_the_syllable_to_come(tokenizer: SentencePieceTokenizer, layout: lm.VocabLayout) -> None:
+def test_a_lesson_looks_at_the_syllable_to_come(tokenizer: SentencePieceTokenizer, layout: VocabLayout) -> None:
     song, codes = known(range(5, 6))[0]
     ready = lessons.tokenised(song, codes, "short")
     lesson = lessons.Teacher(tokenizer, layout).lesson(ready, 0, len(ready.sections))
@@ -121,7 +122,28 @@ def test_a_lesson_looks_at_the_syllable_to_come(tokenizer: SentencePieceTokenize
     assert lesson.names[start + 1] == 5 * song.notes[1].consonant + song.notes[1].vowel and first.frame == 0
 
 
-def test_a_lesson_knows_the_sixteenth_it_is_in(tokenizer: SentencePieceTokenizer, layout: lm.VocabLayout) -> None:
+def test_a_thorough_lesson_looks_all_the_time_and_then_at_the_end_of_the_words(
+    tokenizer: SentencePieceTokenizer, layout: VocabLayout
+) -> None:
+    """Who looks away while a note is held does not know whether another line is to come."""
+    song, codes = known(range(5, 6))[0]
+    teacher = lessons.Teacher(tokenizer, layout)
+    teacher.thorough = True
+    lesson = teacher.lesson(lessons.tokenised(song, codes, "short"), 0, 1)
+    looks, start = dict(lesson.looks), int(np.flatnonzero(lesson.ids == layout.codec)[0]) + 1
+    onsets = [note.frame for note in song.notes if note.section == 0]
+    targets = []
+    frames = range(lessons.LOOK_AHEAD, song.sections[0].stop, 2)
+    for frame in frames:
+        assert looks[start + 2 * frame] == looks[start + 2 * frame + 1] < start
+        targets.append(looks[start + 2 * frame])
+        assert (lesson.ids[targets[-1]] == layout.soa) == (frame >= onsets[-1])
+    assert targets == sorted(targets)
+    following = [bisect.bisect_right(onsets, frame) for frame in frames]
+    assert [targets.index(target) for target in targets] == [following.index(n) for n in following]
+
+
+def test_a_lesson_knows_the_sixteenth_it_is_in(tokenizer: SentencePieceTokenizer, layout: VocabLayout) -> None:
     song, codes = known(range(5, 6))[0]
     lesson = lessons.Teacher(tokenizer, layout).lesson(lessons.tokenised(song, codes, "short"), 0, 1)
     clock = lesson.clock[lesson.clock >= 0]
@@ -129,9 +151,7 @@ def test_a_lesson_knows_the_sixteenth_it_is_in(tokenizer: SentencePieceTokenizer
     assert clock.tolist() == [frame // song.sixteenth % 16 for frame in range(song.sections[0].stop) for _ in range(2)]
 
 
-def test_disturbed_codes_are_others_of_the_same_track(
-    tokenizer: SentencePieceTokenizer, layout: lm.VocabLayout
-) -> None:
+def test_disturbed_codes_are_others_of_the_same_track(tokenizer: SentencePieceTokenizer, layout: VocabLayout) -> None:
     song, codes = known(range(5, 6))[0]
     lesson = lessons.Teacher(tokenizer, layout).lesson(lessons.tokenised(song, codes, "short"), 0, 2)
     read = lesson.disturbed(np.random.default_rng(0), 0.1)
@@ -143,9 +163,7 @@ def test_disturbed_codes_are_others_of_the_same_track(
     assert (lesson.disturbed(np.random.default_rng(0), 0.0) == lesson.ids).all()
 
 
-def test_a_slip_is_not_learned_and_what_follows_it_is(
-    tokenizer: SentencePieceTokenizer, layout: lm.VocabLayout
-) -> None:
+def test_a_slip_is_not_learned_and_what_follows_it_is(tokenizer: SentencePieceTokenizer, layout: VocabLayout) -> None:
     song, codes = known(range(5, 6))[0]
     right = lessons.tokenised(song, codes, "short")
     slipped = lessons.slipped(np.random.default_rng(1), right, 0.3)
@@ -160,10 +178,10 @@ def test_a_slip_is_not_learned_and_what_follows_it_is(
         assert s.wrong or (slipped.codes[0, sound] == codes[0, sound]).all(), place
 
 
-def test_an_exported_model_answers_as_in_training(tmp_path: Path, layout: lm.VocabLayout) -> None:
+def test_an_exported_model_answers_as_in_training(tmp_path: Path, layout: VocabLayout) -> None:
     for stage in (1, 2):
-        model = lm.Llama(lm.stage_config(layout, stage, hidden=16, ffn=24, layers=2, heads=4, kv_heads=2))
-        lm.export(model, tmp_path / str(stage), 512, torch.float32)
+        model = network.Llama(network.stage_config(layout, stage, hidden=16, ffn=24, layers=2, heads=4, kv_heads=2))
+        network.export(model, tmp_path / str(stage), 512, torch.float32)
         ids = [5, 9, 700, layout.soa, layout.code_start + 3]
         engine = open_engine(tmp_path / str(stage), Setup())
         with engine.open([64], None) as session:
@@ -176,12 +194,12 @@ def test_training_learns_and_a_resumed_run_equals_an_unbroken_one(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     tokenizer: SentencePieceTokenizer,
-    layout: lm.VocabLayout,
+    layout: VocabLayout,
 ) -> None:
     library = [lessons.tokenised(song, codes, "line") for song, codes in known(range(12), "line")]
     teacher = lessons.Teacher(tokenizer, layout)
-    config = lm.stage_config(layout, 1, hidden=16, ffn=24, layers=2, heads=2, kv_heads=1)
-    plan = lm.Plan(tokens=40_000, batch=400, muon=0.02, adam=0.02)
+    config = network.stage_config(layout, 1, hidden=16, ffn=24, layers=2, heads=2, kv_heads=1)
+    plan = Plan(tokens=40_000, batch=400, muon=0.02, adam=0.02)
 
     def train(name: str, seen: list[str]) -> lm.Stage1:
         curriculum = lessons.Curriculum(teacher, library)
@@ -193,28 +211,32 @@ def test_training_learns_and_a_resumed_run_equals_an_unbroken_one(
     after = lm.heed(whole, teacher, library)
     assert after["instrumental"] < before["instrumental"] - 1
 
-    def power_cut(trainer: lm.Trainer) -> None:
+    def power_cut(trainer: Trainer) -> None:
         if trainer.tokens > 20_000:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(lm, "SAVE_SECONDS", 0.0)
+    monkeypatch.setattr("tools.demo.trainer.SAVE_SECONDS", 0.0)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        save = lm.Trainer.save
-        patch.setattr(lm.Trainer, "save", lambda trainer: (save(trainer), power_cut(trainer)))
+        save = Trainer.save
+        patch.setattr(Trainer, "save", lambda trainer: (save(trainer), power_cut(trainer)))
         train("resumed.pt", [])
     again = train("resumed.pt", [])
     for name, weight in whole.state_dict().items():
         assert torch.equal(weight, again.state_dict()[name]), name
+    other = {name: 3 * weight for name, weight in whole.state_dict().items()}
+    torch.save({"model": other}, tmp_path / "other.pt")
+    between = lm.mean([tmp_path / "resumed.pt", tmp_path / "other.pt"])
+    assert all(torch.allclose(between[name], 2 * weight) for name, weight in whole.state_dict().items())
 
 
-def test_stage_2_learns_from_the_ids_the_product_feeds(layout: lm.VocabLayout) -> None:
+def test_stage_2_learns_from_the_ids_the_product_feeds(layout: VocabLayout) -> None:
     codes = np.random.default_rng(0).integers(0, 1024, (1, 8, 4))
     ids, targets = lm.stage2_batch(layout, codes, np.random.default_rng(0), noise=0.0)
     given = (codes[0, 0] + layout.code_start).tolist()
     frames = [int(codes[0, k, t]) + layout.code_start + 1024 * k for t in range(4) for k in range(8)]
     assert ids[0].tolist() == [layout.soa, layout.stage_1, *given, layout.stage_2, *frames]
     assert np.array_equal(targets[0], codes[0, 1:].T)
-    model = lm.Llama(lm.stage_config(layout, 2, hidden=8, ffn=8, layers=1, heads=2, kv_heads=1))
+    model = network.Llama(network.stage_config(layout, 2, hidden=8, ffn=8, layers=1, heads=2, kv_heads=1))
     logits = lm.stage2_logits(model, layout, torch.from_numpy(ids), 4)
     hidden, _ = model(torch.from_numpy(ids))
     at = 2 + 4 + 1 + 8 * 2 + 3  # frame 2, where residual 3 stands: residual 4 is foretold

@@ -98,6 +98,18 @@ def test_every_syllable_is_sung_on_the_grid(seed: int) -> None:
     assert song.frames == stop
 
 
+def test_drills_are_of_lines_that_are_easily_run_together() -> None:
+    """What a trained Stage 1 got wrong: a ninth syllable, alone in its bar, was taken for the next line's first."""
+    counts = [
+        len(syllabify(line))
+        for seed in range(60)
+        for section in make_song(seed, size="drill").sections
+        for line in section.words.splitlines()
+    ]
+    assert 0.25 < np.mean(np.array(counts) == 9) < 0.45 and 0.1 < np.mean(np.array(counts) <= 3) < 0.3
+    assert max(counts) <= 15
+
+
 def test_tags_are_words_of_the_vocabulary() -> None:
     for seed in range(40):
         assert "own" not in tags.find(make_song(seed, size="line").tags)
@@ -148,6 +160,19 @@ def test_equal_bars_and_held_notes_repeat() -> None:
     assert song.bars[0].chord == song.bars[4].chord and np.array_equal(band[:length], band[4 * length : 5 * length])
     note = vocal[: song.notes[0].frames * 320]
     assert np.allclose(note[16 * 320 : 24 * 320], note[24 * 320 : 32 * 320], atol=1e-4)
+
+
+@pytest.mark.parametrize("genre", GENRES)
+def test_the_last_words_bar_is_as_any_other_until_its_last_beat(genre: str) -> None:
+    """Else whoever learns from these songs would have to know a bar ahead that the words end."""
+    song = make_song(5, genre, "major", "female", [("chorus", ["la"] * 5), ("outro", ["la"] * 5)])
+    assert [n for n, bar in enumerate(song.bars) if bar.fill] == [4, 9] and song.bars[10].part == "end"
+    band, bar, beat = render(song, 16000)[1], 16 * song.sixteenth * 320, 4 * song.sixteenth * 320
+    for filled, plain in ((4, 0), (9, 5)):
+        a, b = band[filled * bar :][:bar], band[plain * bar :][:bar]
+        assert song.bars[filled].chord == song.bars[plain].chord
+        assert np.allclose(a[: bar - beat - 320], b[: bar - beat - 320], atol=1e-4)
+        assert np.abs(a[bar - beat :][:960] - b[bar - beat :][:960]).max() > 0.01
 
 
 def test_genres_and_singers_sound_different() -> None:

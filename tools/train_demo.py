@@ -1,6 +1,6 @@
 """Train the whole embedded demo set from nothing: songs, codec, codes, Stage 2, Stage 1, upsamplers, report.
 
-    python tools/train_demo.py WORK [--device cpu|cuda] [--only codec|codes|stage2|stage1|upsamplers|report] [--publish]
+    python tools/train_demo.py WORK [--device cpu|cuda] [--only codec|codes|stage1|stage2|upsamplers|report] [--publish]
 
 WORK/set is then a finished model set (`yuegp make --model WORK/set …`), WORK/data holds the tokenised songs, WORK/runs
 the state of the trainings, WORK/report what was measured, an example and pictures of songs. Every part that is already
@@ -13,11 +13,12 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import multiprocessing
 import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -28,28 +29,36 @@ import numpy as np
 import soundfile
 import torch
 
-from tools.demo import example, lm, measure, pictures, songs, text
-from tools.demo.lessons import WHOLE, Curriculum, Song, Teacher, tokenised
+from tools.demo import example, lessons, lm, measure, network, pictures, songs, text
+from tools.demo.lessons import Curriculum, Song, Teacher, tokenised
 from tools.demo.phrasebook import Phrasebook
 from tools.demo.render import render
+from tools.demo.trainer import Plan
 from yuegp.song import Sampling
 from yuegp.tokenizer import SentencePieceTokenizer
 from yuegp.vocab import FRAMES_PER_SECOND, VocabLayout
 
-PARTS = ("codec", "codes", "stage2", "stage1", "upsamplers", "report")
+STEPS = ((("codec", "codes"),), (("stage1",), ("stage2", "upsamplers")), (("report",),))
+"""One after the other; what stands side by side in a step is made by two processes, one for each core."""
 
-STAGE1 = lm.Plan(tokens=24_000_000, batch=2000, muon=0.003, adam=0.004, look=0.5, name=0.5)
-CLOSING = lm.Plan(tokens=5_000_000, batch=2000, muon=0.002, adam=0.002, hold=0.2, look=0.3, name=0.3, left=0.3, seed=2)
-CLOSING_RUNS = 1
-"""So many more runs of Stage 1, each from where the one before ended: how a section begins, and when it ends. A second
-one of these brought nothing."""
-STAGE2 = lm.Plan(tokens=5_000_000, batch=3000, muon=0.004, adam=0.004)
+PARTS = [part for step in STEPS for lane in step for part in lane]
+
+STAGE1 = Plan(tokens=28_000_000, batch=2000, muon=0.003, adam=0.004, look=0.5, name=0.5, left=0.3)
+ENDINGS = Plan(tokens=8_000_000, batch=2000, muon=0.002, adam=0.002, hold=0.2, look=0.3, name=0.3, left=0.3, seed=2)
+OPENINGS = (
+    replace(ENDINGS, tokens=2_800_000, seed=3),
+    replace(ENDINGS, tokens=2_000_000, seed=4),
+    replace(ENDINGS, tokens=2_000_000, seed=5),
+)
+"""More runs of Stage 1, each from where the one before ended: when lines and sections end, and how they begin. What
+ships is the mean of the ends of `OPENINGS`."""
+STAGE2 = Plan(tokens=5_000_000, batch=3000, muon=0.004, adam=0.004)
 CONTEXT = 16384
 SECTION_SECONDS = 24.0
 SAMPLING = Sampling(temperature=0.7, guidance=1.0, guidance_later=1.0, repetition_penalty=1.0)
 """How the set is best drawn from, found on prompts that the report does not use; see docs/demo-model.md."""
 
-PHRASED = {"line": 6000, "short": 3000, "whole": 1000}
+PHRASED = {"line": 6000, "short": 3000, "whole": 1000, "drill": 3000}
 """Composed songs for Stage 1, by size, whose codes are looked up."""
 FIRST_SEED = 40_000_000
 """Of these songs; no other part of the training and no measure uses seeds from here on."""
@@ -76,6 +85,8 @@ FIGURES_FROM, FIGURES_TO = "<!-- figures, written by tools/train_demo.py -->", "
 
 Say = Callable[[str], None]
 
+_SPAWN = multiprocessing.get_context("spawn")
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -84,18 +95,30 @@ def main() -> None:
     parser.add_argument("--only", choices=PARTS, action="append", help="just this part; may be given several times")
     parser.add_argument("--publish", action="store_true", help="afterwards, put the set and its report into this tree")
     chosen = parser.parse_args()
-    torch.set_num_threads(1)
     started = time.monotonic()
+    for step in STEPS:
+        lanes = [[part for part in lane if part in (chosen.only or PARTS)] for lane in step]
+        made = [_SPAWN.Process(target=make, args=(lane, chosen.work, chosen.device, started)) for lane in lanes if lane]
+        for process in made:
+            process.start()
+        for process in made:
+            process.join()
+        if any(process.exitcode for process in made):
+            raise SystemExit("This part broke off, see above. Run the same command again to go on.")
+    if chosen.publish:
+        publish(chosen.work)
+
+
+def make(parts: Sequence[str], work: Path, device: str, started: float) -> None:
+    """Parts of the set, one after the other, in a process of their own."""
+    torch.set_num_threads(1)
 
     def say(line: str) -> None:
         print(f"{time.monotonic() - started:6.0f} s  {line}", flush=True)
 
-    for part in PARTS:
-        if part in (chosen.only or PARTS):
-            say(f"--- {part}")
-            globals()[f"make_{part}"](chosen.work, chosen.device, say)
-    if chosen.publish:
-        publish(chosen.work)
+    for part in parts:
+        say(f"--- {part}")
+        globals()[f"make_{part}"](work, device, say)
 
 
 def make_codec(work: Path, device: str, say: Say) -> None:
@@ -107,8 +130,9 @@ def make_codec(work: Path, device: str, say: Say) -> None:
 def make_codes(work: Path, device: str, say: Say) -> None:
     from tools.demo import dataset
 
-    dataset.build(work / "data", work / "set" / "codec", log=say, device=device)
+    dataset.build(work / "data", work / "set" / "codec", workers=os.cpu_count() or 1, log=say, device=device)
     make_phrasebook(work, device, say)
+    tokenizer_of(work)
 
 
 def make_phrasebook(work: Path, device: str, say: Say) -> None:
@@ -141,12 +165,12 @@ def make_stage2(work: Path, device: str, say: Say) -> None:
 
     tokenizer = tokenizer_of(work)
     layout = text.layout_of(tokenizer.size)
-    config = lm.stage_config(layout, 2, hidden=128, ffn=384, layers=4, heads=4, kv_heads=2)
+    config = network.stage_config(layout, 2, hidden=128, ffn=384, layers=4, heads=4, kv_heads=2)
     samples = dataset.read(work / "data", "train", ("short", "whole"))
     tracks = [track for sample in samples for track in sample.codes]
     say(f"Stage 2: {sum(t.shape[1] for t in tracks) / 3000:.0f} min of tracks")
     model, _ = lm.train_stage2(config, layout, tracks, STAGE2, work / "runs" / "stage2.pt", device, say)
-    lm.export(model, work / "set" / "stage2", CONTEXT)
+    network.export(model, work / "set" / "stage2", CONTEXT)
     heldout = [track for sample in dataset.read(work / "data", "heldout", ("short",)) for track in sample.codes]
     say("Stage 2, held out: " + json.dumps(lm.stage2_accuracy(model, layout, heldout[:40], device)))
 
@@ -156,7 +180,7 @@ def make_stage1(work: Path, device: str, say: Say) -> None:
 
     tokenizer = tokenizer_of(work)
     layout = text.layout_of(tokenizer.size)
-    config = lm.stage_config(layout, 1, hidden=128, ffn=384, layers=4, heads=4, kv_heads=2)
+    config = network.stage_config(layout, 1, hidden=128, ffn=384, layers=4, heads=4, kv_heads=2)
     curriculum = Curriculum(Teacher(tokenizer, layout), library(work))
     asked = [
         tokenised(sample.song, sample.codes[:, 0], size)
@@ -166,12 +190,13 @@ def make_stage1(work: Path, device: str, say: Say) -> None:
     say(f"Stage 1: {len(curriculum.library)} songs")
     last = work / "runs" / "stage1.pt"
     model, _ = lm.train_stage1(config, curriculum, STAGE1, last, device, say, asked)
-    curriculum.mixture = WHOLE
-    for number in range(CLOSING_RUNS):
-        file, plan = last.with_name(f"stage1-closing-{number}.pt"), replace(CLOSING, seed=CLOSING.seed + number)
+    files = [last.with_name(f"stage1-{number}.pt") for number in range(2, 3 + len(OPENINGS))]
+    for plan, file in zip((ENDINGS, *OPENINGS), files, strict=True):
+        curriculum.mixture = lessons.OPENINGS if plan in OPENINGS else lessons.ENDINGS
         model, _ = lm.train_stage1(config, curriculum, plan, file, device, say, asked, begin=last)
         last = file
-    lm.export(model.llama, work / "set" / "stage1", CONTEXT)
+    model.load_state_dict(lm.mean(files[1:]))
+    network.export(model.llama, work / "set" / "stage1", CONTEXT)
     write_entry(work / "set", layout)
 
 
@@ -263,7 +288,7 @@ def write_entry(folder: Path, layout: VocabLayout) -> None:
         "stage1": "stage1",
         "stage2": "stage2",
         "codec": "codec",
-        "vocabularies": [lm.vocabulary(layout, 1), lm.vocabulary(layout, 2)],
+        "vocabularies": [network.vocabulary(layout, 1), network.vocabulary(layout, 2)],
         "drawable": drawable,
         "defaults": {"section_seconds": SECTION_SECONDS, **({"sampling": own} if own else {})},
     }

@@ -120,23 +120,28 @@ class Lesson:
 
 @dataclass(frozen=True)
 class Weights:
-    """How much codes count: the first `opening_frames` of a section, the first `onset_frames` of a syllable on the
-    vocal track, of a bar on the instrumental one, and the end of audio. All others count 1."""
+    """How much codes count: the first `opening_frames` of a section (by then every band has struck its chord); of the
+    voice the first `onset_frames` of a syllable, of an eighth without one (`slot`) and of a bar (`bar`); of the band
+    the first `turn_frames` of a bar and of what may be a fill; and the end of audio. All others count 1.
+
+    What is weighed against something that could stand in its place has to count as much, or it comes too often."""
 
     opening: float = 10.0
-    opening_frames: int = 10
+    opening_frames: int = 20
     onset: float = 8.0
     onset_frames: int = 4
-    end: float = 10.0
+    slot: float = 1.0
     bar: float = 1.0
-    bar_frames: int = 3
+    end: float = 10.0
+    turn: float = 1.0
+    turn_frames: int = 3
 
 
-CALM = Weights(opening=4.0, onset=2.5, end=5.0)
+CALM = Weights(opening=4.0, onset=2.5, end=5.0, turn=2.0)
 """For the later part of a run, when syllables are heard and what is left to learn is to keep time."""
 
-CLOSING = Weights(opening=8.0, onset=2.5, end=10.0, bar=5.0)
-"""For what comes after it: how a section begins and, since its last bar sounds otherwise, when it has to end."""
+STRICT = Weights(opening=8.0, onset=2.5, slot=2.5, bar=5.0, end=5.0, turn=5.0)
+"""For what comes after it: when a line and a section have to end."""
 
 
 class Teacher:
@@ -144,6 +149,9 @@ class Teacher:
 
     def __init__(self, tokenizer: SentencePieceTokenizer, layout: VocabLayout) -> None:
         self.tokenizer, self.layout, self.weights = tokenizer, layout, Weights()
+        self.thorough = False
+        """Look all the time, once genre and voice have been read off the tags: also while a note is held and in rests,
+        and after the last syllable at what follows the words."""
 
     def lesson(
         self,
@@ -189,12 +197,17 @@ class Teacher:
             clock += c
             left += bars
             words_at = len(text) - 2 - len(section.words)
-            tokens = token_indices(self.tokenizer, text, [words_at + s.end for s in sung])
+            pieces = token_indices(self.tokenizer, text, [words_at + s.end for s in sung])
             onset = -1
-            for s, token in zip(sung, tokens, strict=True):
+            for s, piece in zip(sung, pieces, strict=True):
                 earliest, onset = max(onset + 1, s.frame - LOOK_AHEAD), s.frame
-                if token >= 0:
-                    looks += [(audio_at + 2 * t - 1, text_at + token) for t in range(onset, earliest - 1, -2)]
+                if piece >= 0:
+                    looks += [(audio_at + 2 * t - 1, text_at + piece) for t in range(onset, earliest - 1, -2)]
+            onsets, targets = [s.frame for s in sung], [*pieces, len(tokens)]
+            for frame in range(LOOK_AHEAD, (stop - begin) * self.thorough, 2):
+                target = targets[bisect.bisect_right(onsets, frame)]
+                if target >= 0:
+                    looks += [(audio_at + 2 * frame + track, text_at + target) for track in (0, 1)]
         asked = np.array(weights, np.float32), np.array(names), np.array(clock), np.array(left)
         return Lesson(np.array(ids), *asked, looks)
 
@@ -216,11 +229,16 @@ class Teacher:
         for frame in range(frames):
             if (following := bisect.bisect_right(onsets, frame)) < len(sung):
                 names[frame] = sung[following].consonant * len(syllables.VOWELS) + sung[following].vowel
-        for frame in onsets:
-            weights[frame : frame + self.weights.onset_frames, 0] = self.weights.onset
         sixteenth = songs.SIXTEENTH[song.alike[0]]
+        for start in range(0, frames, 2 * sixteenth):
+            weights[start : start + self.weights.onset_frames, 0] = self.weights.slot
+        for start in onsets:
+            weights[start : start + self.weights.onset_frames, 0] = self.weights.onset
         for bar in range(0, frames, 16 * sixteenth):
-            weights[bar : bar + self.weights.bar_frames, 1] = self.weights.bar
+            voice = weights[bar : bar + self.weights.onset_frames, 0]
+            voice[:] = np.maximum(voice, self.weights.bar)
+            for turn in (bar, bar + songs.FILL * sixteenth):
+                weights[turn : turn + self.weights.turn_frames, 1] = self.weights.turn
         weights[: self.weights.opening_frames] = self.weights.opening
         for s in sung:
             if s.wrong:
@@ -265,12 +283,25 @@ class Mixture:
     """Syllables that are sung as others."""
     noise: float = 0.02
     """Codes that are read as others."""
+    thorough: bool = False
+    """See `Teacher`."""
 
 
-WHOLE = Mixture(
-    stages=((1.0, {"bar": 0.05, "line": 0.15, "short": 0.4, "whole": 0.4}),), early=0.0, calm=0.0, later=CLOSING
+ENDINGS = Mixture(
+    stages=((1.0, {"bar": 0.05, "line": 0.1, "drill": 0.25, "short": 0.3, "whole": 0.3}),),
+    early=0.0,
+    calm=0.0,
+    later=STRICT,
+    thorough=True,
 )
 """For a run that goes on from a finished one."""
+
+OPENINGS = replace(
+    ENDINGS,
+    stages=((1.0, {"bar": 0.25, "line": 0.25, "drill": 0.2, "short": 0.2, "whole": 0.1}),),
+    later=replace(STRICT, opening=40.0, opening_frames=5),
+)
+"""For the last one: short lessons, so that many of them begin, and what the tags say is read."""
 
 
 class Curriculum:
@@ -283,7 +314,7 @@ class Curriculum:
         self.alike: dict[tuple[str, ...], list[int]] = {}
         self.silence = _silence(library)
         for index, song in enumerate(library):
-            if song.size != "line":
+            if song.size in ("short", "whole"):
                 self.alike.setdefault(song.alike, []).append(index)
 
     def draw(self, rng: np.random.Generator, progress: float) -> Lesson:
@@ -294,6 +325,7 @@ class Curriculum:
         song = self.library[rng.choice(self.sizes[sizes[rng.choice(len(sizes), p=chances / chances.sum())]])]
         early = progress < self.mixture.early
         self.teacher.weights = Weights() if progress < self.mixture.calm else self.mixture.later
+        self.teacher.thorough = self.mixture.thorough
         total = len(song.sections)
         if rng.random() < self.mixture.relabelled:
             song = replace(song, sections=tuple(replace(s, label=_synonym(rng, s.label)) for s in song.sections))

@@ -1,8 +1,8 @@
-"""Training of the demo set's two language models, and their export as released Hugging Face folders.
+"""Training of the demo set's two language models: what they are asked, and what it costs them to be wrong.
 
-Both are plain Llamas of the released architecture. Stage 1 reads the prompts `yuegp.prompts` builds and learns the
-codes that follow; four helps, all gone from the exported model, make it listen to its lyrics within minutes instead
-of days:
+Both are plain Llamas of the released architecture (`network.py`). Stage 1 reads the prompts `yuegp.prompts` builds and
+learns the codes that follow; four helps, all gone from the exported model, make it listen to its lyrics within minutes
+instead of days:
 
 - *guided attention*: one head of one layer is asked to look, just before each sung syllable, at that syllable's piece
   in the section's text;
@@ -11,19 +11,15 @@ of days:
 - *weights*: the first frames of a section (which genre?) and of a syllable (which vowel?) count more than the rest,
   which is easy, and so does the end.
 
-Lessons grow longer as training goes on. Everything is drawn from one seeded generator and the schedule counts tokens,
-not seconds, so a run can be stopped, resumed and repeated.
+Lessons grow longer as training goes on (`lessons.py`); how a run goes is in `trainer.py`.
 """
 
 from __future__ import annotations
 
-import json
 import math
-import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -34,258 +30,10 @@ from yuegp.checkpoint import LlamaConfig
 from yuegp.vocab import VocabLayout
 
 from .lessons import LEFT, NAMES, Curriculum, Lesson, Song, Teacher
+from .network import Llama
+from .trainer import Plan, Say, Trainer
 
-Say = Callable[[str], None]
-
-SAVE_SECONDS = 60.0
-"""Between two savings of a training's state."""
-
-
-# The network
-
-
-class Llama(nn.Module):
-    """The released architecture for training; parameters carry the released names."""
-
-    def __init__(self, config: LlamaConfig) -> None:
-        super().__init__()
-        self.config = config
-        self.model = nn.Module()
-        self.model.embed_tokens = nn.Embedding(config.vocab_size, config.hidden)
-        self.model.layers = nn.ModuleList(_Layer(config) for _ in range(config.layers))
-        self.model.norm = nn.RMSNorm(config.hidden, config.eps)
-        if not config.tied:
-            self.lm_head = nn.Linear(config.hidden, config.vocab_size, bias=False)
-        for weight in self.parameters():
-            if weight.ndim == 2:
-                nn.init.normal_(weight, std=0.5 / math.sqrt(config.hidden))
-        if not config.tied:
-            # As loud as what the layers add: else rare pieces of text drown in it, and lyrics are never heard.
-            nn.init.normal_(self.model.embed_tokens.weight, std=2.0)
-
-    @property
-    def head(self) -> Tensor:
-        """(vocabulary, hidden)."""
-        return self.model.embed_tokens.weight if self.config.tied else self.lm_head.weight
-
-    def forward(self, ids: Tensor, watch: int | None = None) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
-        """Hidden states (rows, n, hidden) after the final norm, and the first head's queries and keys
-        (rows, n, head_dim) in layer `watch`."""
-        c = self.config
-        frequencies = c.rope_theta ** -(torch.arange(0, c.head_dim, 2, device=ids.device) / c.head_dim)
-        angles = torch.outer(torch.arange(ids.shape[1], device=ids.device), frequencies)
-        rotation = angles.cos(), angles.sin()
-        x, watched = self.model.embed_tokens(ids), None
-        for index, layer in enumerate(self.model.layers):
-            x, seen = layer(x, rotation)
-            if index == watch:
-                watched = seen
-        return self.model.norm(x), watched
-
-
-class _Layer(nn.Module):
-    def __init__(self, c: LlamaConfig) -> None:
-        super().__init__()
-        self.shape = c
-        width, narrow = c.heads * c.head_dim, c.kv_heads * c.head_dim
-        self.input_layernorm = nn.RMSNorm(c.hidden, c.eps)
-        self.post_attention_layernorm = nn.RMSNorm(c.hidden, c.eps)
-        self.self_attn = nn.ModuleDict(
-            {
-                "q_proj": nn.Linear(c.hidden, width, bias=False),
-                "k_proj": nn.Linear(c.hidden, narrow, bias=False),
-                "v_proj": nn.Linear(c.hidden, narrow, bias=False),
-                "o_proj": nn.Linear(width, c.hidden, bias=False),
-            }
-        )
-        self.mlp = nn.ModuleDict(
-            {
-                "gate_proj": nn.Linear(c.hidden, c.ffn, bias=False),
-                "up_proj": nn.Linear(c.hidden, c.ffn, bias=False),
-                "down_proj": nn.Linear(c.ffn, c.hidden, bias=False),
-            }
-        )
-
-    def forward(self, x: Tensor, rotation: tuple[Tensor, Tensor]) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        c, (rows, n, _) = self.shape, x.shape
-        h, attn = self.input_layernorm(x), self.self_attn
-        q = _rotate(attn["q_proj"](h).view(rows, n, c.heads, c.head_dim).transpose(1, 2), rotation)
-        k = _rotate(attn["k_proj"](h).view(rows, n, c.kv_heads, c.head_dim).transpose(1, 2), rotation)
-        v = attn["v_proj"](h).view(rows, n, c.kv_heads, c.head_dim).transpose(1, 2)
-        mixed = _attend(q, k, v)
-        x = x + attn["o_proj"](mixed.transpose(1, 2).reshape(rows, n, -1))
-        h = self.post_attention_layernorm(x)
-        gated = F.silu(self.mlp["gate_proj"](h)) * self.mlp["up_proj"](h)
-        return x + self.mlp["down_proj"](gated), (q[:, 0], k[:, 0])
-
-
-BLOCK = 256
-"""Queries per block on a CPU, where attention by plain products is up to twice as fast as torch's own (measured:
-bfloat16, 400 to 1,000 positions, forward and backward)."""
-
-
-def _attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Causal attention of (rows, heads, n, head_dim) over (rows, kv_heads, n, head_dim)."""
-    if q.is_cuda or q.shape[2] > 8 * BLOCK:
-        return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=q.shape[1] != k.shape[1])
-    (rows, heads, length, width), kv_heads = q.shape, k.shape[1]
-    blocks = []
-    for start in range(0, length, BLOCK):
-        stop = min(start + BLOCK, length)
-        grouped = q[:, :, start:stop].reshape(rows, kv_heads, -1, width) * width**-0.5
-        scores = (grouped @ k[:, :, :stop].transpose(-1, -2)).view(rows, heads, stop - start, stop)
-        future = torch.ones(stop - start, stop, dtype=torch.bool, device=q.device).triu_(1 + start)
-        shares = scores.masked_fill(future, -1e4).softmax(-1).to(v.dtype).view(rows, kv_heads, -1, stop)
-        blocks.append((shares @ v[:, :, :stop]).view(rows, heads, stop - start, width))
-    return torch.cat(blocks, 2)
-
-
-def _rotate(x: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
-    (cos, sin), (a, b) = rotation, x.float().chunk(2, -1)
-    return torch.cat([a * cos - b * sin, b * cos + a * sin], -1).to(x.dtype)
-
-
-def export(model: Llama, folder: Path, context: int, dtype: torch.dtype = torch.float16) -> None:
-    """Write a Hugging Face folder: `config.json` and `model.safetensors`. Biases, helpers and padding do not exist."""
-    from safetensors.torch import save_file
-
-    c = model.config
-    folder.mkdir(parents=True, exist_ok=True)
-    config = {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
-        "vocab_size": c.vocab_size,
-        "hidden_size": c.hidden,
-        "intermediate_size": c.ffn,
-        "num_hidden_layers": c.layers,
-        "num_attention_heads": c.heads,
-        "num_key_value_heads": c.kv_heads,
-        "head_dim": c.head_dim,
-        "max_position_embeddings": context,
-        "rope_theta": c.rope_theta,
-        "rms_norm_eps": c.eps,
-        "tie_word_embeddings": c.tied,
-        "hidden_act": "silu",
-        "attention_bias": False,
-        "mlp_bias": False,
-        "torch_dtype": str(dtype).removeprefix("torch."),
-    }
-    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    weights = {name: weight.detach().to("cpu", dtype).contiguous() for name, weight in model.state_dict().items()}
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-
-
-# Training
-
-
-@dataclass(frozen=True)
-class Plan:
-    """A training run. Learning rates are constant up to `hold` of the run, then fall linearly to zero. `decay` shrinks
-    the matrices a little with each update (times the learning rate), so that no layer grows louder than the others."""
-
-    tokens: int
-    batch: int = 4200
-    muon: float = 0.006
-    adam: float = 0.003
-    decay: float = 0.0
-    hold: float = 0.4
-    warmup: int = 20
-    look: float = 0.3
-    name: float = 0.3
-    clock: float = 0.1
-    left: float = 0.0
-    seed: int = 1
-
-
-class Trainer:
-    """A model, its optimizers and the position in its schedule, saved together and resumed from `file`."""
-
-    def __init__(self, model: nn.Module, plan: Plan, file: Path, device: str, say: Say) -> None:
-        self.model, self.plan, self.file, self.say = model.to(device), plan, file, say
-        self.rng = np.random.default_rng(plan.seed)
-        self.tokens = self.steps = 0
-        self.seconds = 0.0
-        matrices = [p for n, p in model.named_parameters() if ".layers." in n and p.ndim == 2]
-        chosen = {id(p) for p in matrices}
-        others = [p for p in model.parameters() if id(p) not in chosen]
-        self.optimizers: list[torch.optim.Optimizer] = [
-            torch.optim.Muon(matrices, lr=plan.muon, weight_decay=plan.decay, adjust_lr_fn="match_rms_adamw"),
-            torch.optim.AdamW(others, lr=plan.adam, betas=(0.9, 0.95), weight_decay=0.0, fused=True),
-        ]
-        self.log: list[dict[str, float]] = []
-        if file.is_file():
-            self._load()
-
-    @property
-    def progress(self) -> float:
-        return self.tokens / self.plan.tokens
-
-    def step(self, loss: Tensor, tokens: int) -> None:
-        """One update."""
-        loss.backward()
-        nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        scale = min(1.0, (self.steps + 1) / self.plan.warmup, max(0.0, 1 - self.progress) / (1 - self.plan.hold))
-        for optimizer, rate in zip(self.optimizers, (self.plan.muon, self.plan.adam), strict=True):
-            for group in optimizer.param_groups:
-                group["lr"] = rate * scale
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-        self.tokens += tokens
-        self.steps += 1
-
-    def save(self) -> None:
-        state = {
-            "model": self.model.state_dict(),
-            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
-            "rng": self.rng.bit_generator.state,
-            "where": (self.tokens, self.steps, self.seconds),
-            "log": self.log,
-            "plan": asdict(self.plan),
-        }
-        self.file.parent.mkdir(parents=True, exist_ok=True)
-        partial = self.file.with_suffix(".partial")
-        torch.save(state, partial)
-        partial.replace(self.file)
-
-    def _load(self) -> None:
-        state: dict[str, Any] = torch.load(self.file, weights_only=True)
-        if state["plan"] != asdict(self.plan):
-            raise SystemExit(f"{self.file} belongs to another plan; delete it to train anew.")
-        self.model.load_state_dict(state["model"])
-        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(saved)
-        self.rng.bit_generator.state = state["rng"]
-        self.tokens, self.steps, self.seconds = state["where"]
-        self.log = state["log"]
-
-    def run(
-        self,
-        batches: Callable[[np.random.Generator, float], Iterator[tuple[Tensor, int, dict[str, float]]]],
-        ask: Callable[[], dict[str, float]] = dict,
-        every: float = 40.0,
-    ) -> None:
-        """Update until the plan's tokens are used up. `batches(rng, progress)` yields (loss, tokens, figures to show);
-        the run is saved between pools of batches only, so that a resumed run draws what an unbroken one would."""
-        shown = saved = time.monotonic()
-        sums: dict[str, list[float]] = {}
-        while self.progress < 1:
-            began = time.monotonic()
-            for loss, tokens, figures in batches(self.rng, self.progress):
-                self.step(loss, tokens)
-                for name, value in figures.items():
-                    sums.setdefault(name, []).append(value)
-            now = time.monotonic()
-            self.seconds += now - began
-            if now - shown > every or self.progress >= 1:
-                figures = {name: float(np.mean(values)) for name, values in sums.items()} | ask()
-                self.log.append({"tokens": self.tokens, "seconds": round(self.seconds, 1), **figures})
-                left = self.seconds * max(0.0, 1 / self.progress - 1)
-                line = "  ".join(f"{name} {value:.3f}" for name, value in figures.items())
-                self.say(f"{self.progress:4.0%}  {line}  {self.tokens / self.seconds:,.0f} tokens/s  {left:.0f} s left")
-                sums, shown = {}, now
-            if now - saved > SAVE_SECONDS or self.progress >= 1:
-                self.save()
-                saved = now
+# Stage 1
 
 
 def collate(arrays: Sequence[np.ndarray], fill: int, device: str) -> Tensor:
@@ -371,6 +119,14 @@ def train_stage1(
 
     trainer.run(batches, lambda: heed(model, curriculum.teacher, heldout, device) if heldout else {})
     return model, trainer
+
+
+def mean(files: Sequence[Path]) -> dict[str, Tensor]:
+    """Weights between those of several finished runs, which each wandered off a little."""
+    runs = [torch.load(file, weights_only=True)["model"] for file in files]
+    return {
+        name: torch.stack([run[name].double() for run in runs]).mean(0).to(weight) for name, weight in runs[0].items()
+    }
 
 
 @torch.no_grad()
@@ -481,18 +237,6 @@ def train_stage2(
 
     trainer.run(batches)
     return model, trainer
-
-
-def stage_config(
-    layout: VocabLayout, stage: int, hidden: int, ffn: int, layers: int, heads: int, kv_heads: int
-) -> LlamaConfig:
-    """Sizes of a stage's model: Stage 1 speaks text and codebook 0, Stage 2 all codebooks."""
-    return LlamaConfig(vocabulary(layout, stage), hidden, ffn, layers, heads, kv_heads, hidden // heads, 16384)
-
-
-def vocabulary(layout: VocabLayout, stage: int) -> int:
-    """Vocabulary size of a stage's model."""
-    return layout.codes_of(0).stop if stage == 1 else layout.stage2_ids.stop
 
 
 @torch.no_grad()

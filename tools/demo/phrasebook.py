@@ -21,8 +21,8 @@ from .render import render
 
 NoteKey = tuple[str, int, int, int, int]
 """Gender, degree, vowel, consonant, frames."""
-BarKey = tuple[str, str, str, int]
-"""Genre, chord, part, variant."""
+BarKey = tuple[str, str, str, int, bool]
+"""Genre, chord, part, variant, and whether it ends in a fill."""
 
 PIECE = 1500
 """Frames encoded at once."""
@@ -43,13 +43,13 @@ class Phrasebook:
         bars: dict[BarKey, np.ndarray] = {}
         for genre in songs.GENRES:
             keys = [
-                (genre, chord, part, variant)
+                (genre, chord, part, variant, fill)
                 for chord, part in itertools.product(songs.CHORDS, songs.PARTS)
-                for variant in ((0,) if part in ("fill", "end") else (0, 1))
+                for variant, fill in ([(0, False)] if part == "end" else itertools.product((0, 1), (False, True)))
             ]
             length = 16 * songs.SIXTEENTH[genre]
             order = [keys[i] for i in rng.permutation(len(keys))]
-            placed = [songs.Bar(n * length, 0, key[1], key[2], key[3]) for n, key in enumerate(order)]
+            placed = [songs.Bar(n * length, 0, *key[1:]) for n, key in enumerate(order)]
             codes = codec.encode(render(_song(genre, "female", [], placed, len(placed) * length), SAMPLE_RATE)[1])[0]
             for bar, key in zip(placed, order, strict=True):
                 bars[key] = codes[bar.frame : bar.frame + length].astype(np.int16)
@@ -83,8 +83,8 @@ class Phrasebook:
             key = (song.gender, note.degree, note.vowel, note.consonant, note.frames)
             codes[0, note.frame : note.frame + note.frames] = self.notes[key]
         for bar in song.bars:
-            part = self.bars[song.genre, bar.chord, bar.part, bar.variant]
-            codes[1, bar.frame : bar.frame + len(part)] = part
+            played = self.bars[song.genre, bar.chord, bar.part, bar.variant, bar.fill]
+            codes[1, bar.frame : bar.frame + len(played)] = played
         return codes
 
     def agreement(self, known: Iterable[tuple[songs.Song, np.ndarray]]) -> tuple[float, float]:
@@ -110,7 +110,7 @@ class Phrasebook:
                     degree, vowel, consonant, frames = map(int, key[1:])
                     notes[key[0], degree, vowel, consonant, frames] = arrays[name]
                 elif kind == "bar":
-                    bars[key[0], key[1], key[2], int(key[3])] = arrays[name]
+                    bars[key[0], key[1], key[2], int(key[3]), key[4] == "True"] = arrays[name]
             return Phrasebook(notes, bars, int(arrays["silence"]))
 
 

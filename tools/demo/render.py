@@ -14,7 +14,7 @@ import numpy as np
 
 from yuegp.codec.layout import UPSAMPLED_FRAME, UPSAMPLED_RATE
 
-from .songs import BASS, CHORDS, LONGEST_NOTE, PITCH_UNIT, SIXTEENTH, Song
+from .songs import BASS, CHORDS, FILL, LONGEST_NOTE, PITCH_UNIT, SIXTEENTH, Song
 
 PERIOD = 8
 """Frames after which every held note repeats: 50 Hz / 6.25 Hz."""
@@ -50,7 +50,7 @@ def render(song: Song, rate: int) -> tuple[np.ndarray, np.ndarray]:
         wave = whole[: note.frames * hop] * _release(note.frames, rate)
         vocal[note.frame * hop : note.frame * hop + len(wave)] = wave
     for bar in song.bars:
-        wave = _bar(song.genre, bar.chord, bar.part, bar.variant, rate)
+        wave = _bar(song.genre, bar.chord, bar.part, bar.variant, bar.fill, rate)
         instrumental[bar.frame * hop : bar.frame * hop + len(wave)] = wave
     return vocal, instrumental
 
@@ -176,16 +176,20 @@ _PATTERNS = {
         "shaker": "x..xx..xx..xx..x",
     },
     ("dance", "bridge", 0): {"clap": "....x.......x...", "hat": "x.x.x.x.x.x.x.x."},
-    ("pop", "fill", 0): {"kick": "x.......x.......", "snare": "....x.....x.xxxx", "hat": "x.x.x.x........."},
-    ("rock", "fill", 0): {"kick": "x.......x.......", "snare": "....x...xx..xx..", "tom": "..........xx..xx"},
-    ("ballad", "fill", 0): {"kick": "x...............", "rim": "........x.......", "tom": "............x.x."},
-    ("dance", "fill", 0): {"kick": "x...x...x.......", "snare": "........x.x.xxxx", "open": "..x...x........."},
     ("pop", "end", 0): {"kick": "x...............", "crash": "x..............."},
     ("rock", "end", 0): {"kick": "x...............", "crash": "x...............", "snare": "x..............."},
     ("ballad", "end", 0): {"shaker": "x..............."},
     ("dance", "end", 0): {"kick": "x...............", "crash": "x..............."},
 }
 """What the drums play. Parts without a second variant play the first."""
+
+_FILLS = {
+    "pop": {"snare": "xxxx", "tom": "..xx"},
+    "rock": {"snare": "xx..", "tom": "x.xx"},
+    "ballad": {"tom": "x.x."},
+    "dance": {"snare": "xxxx"},
+}
+"""What they play instead in the last sixteenths of a fill, which are four."""
 
 _CHORD_RHYTHM = {
     ("pop", "verse"): "x...x...x...x...",
@@ -283,7 +287,7 @@ _PAD = {"pop": 0.0, "rock": 0.0, "ballad": 0.12, "dance": 0.10}
 
 
 @functools.cache
-def _bar(genre: str, chord: str, part: str, variant: int, rate: int) -> np.ndarray:
+def _bar(genre: str, chord: str, part: str, variant: int, fill: bool, rate: int) -> np.ndarray:
     """A bar of the whole band."""
     step = SIXTEENTH[genre]
     wave = np.zeros(16 * step * UPSAMPLED_FRAME)
@@ -301,19 +305,21 @@ def _bar(genre: str, chord: str, part: str, variant: int, rate: int) -> np.ndarr
         wave[start : start + len(piece)] += piece * _release(frames, UPSAMPLED_RATE)
 
     drums = _PATTERNS.get((genre, part, variant)) or _PATTERNS[genre, part, 0]
+    if fill:
+        last, rest = _FILLS[genre], "." * (16 - FILL)
+        drums = {name: drums.get(name, "." * 16)[:FILL] + last.get(name, rest) for name in {**drums, **last}}
     for drum, pattern in drums.items():
         for sixteenth, length in _hits(pattern):
             strike(sixteenth, length, _drum(drum), None)
-    played = "verse" if part == "fill" else part
     kind, level, short, long = _SOUNDS[genre]
     dying = 16 * step / 50 / 3  # the last bar's sounds fall by 26 dB
     decay = dying if part == "end" else 1.2 if part == "bridge" else long if part == "chorus" else short
     notes: tuple[int, ...] = _POWER[chord] if genre == "rock" and part != "bridge" else CHORDS[chord]
-    for number, (sixteenth, length) in enumerate(_hits(_CHORD_RHYTHM.get((genre, played), _ALL_AT_ONCE))):
+    for number, (sixteenth, length) in enumerate(_hits(_CHORD_RHYTHM.get((genre, part), _ALL_AT_ONCE))):
         broken = (genre == "ballad" and part != "end") or (genre, part) == ("dance", "chorus")
         struck = (notes[_BROKEN[number % 8]],) if broken else notes
         strike(sixteenth, length, level * _tone(struck, kind), decay)
-    for sixteenth, length in _hits(_BASS_RHYTHM.get((genre, played), _ALL_AT_ONCE)):
+    for sixteenth, length in _hits(_BASS_RHYTHM.get((genre, part), _ALL_AT_ONCE)):
         strike(sixteenth, length, 0.4 * _tone((BASS[chord],), "bass"), dying if part == "end" else 0.7)
     if _PAD[genre] and part in ("chorus", "bridge"):
         strike(0, 16, _PAD[genre] * _tone(notes, "string"), 4.0)

@@ -22,7 +22,7 @@ from yuegp.codec import xcodec
 from yuegp.codec.layout import FRAME_SIZE, SAMPLE_RATE, CodecWidths, encode_shapes
 
 from .render import render
-from .songs import CHORDS, GENDERS, GENRES, LOW_SCALE, PARTS, SCALE, Song
+from .songs import CHORDS, FILL, GENDERS, GENRES, LOW_SCALE, PARTS, SCALE, Song
 from .syllables import CONSONANTS, VOWELS
 
 Log = Callable[[str], None]
@@ -71,8 +71,14 @@ _VOCAL_HEADS = {
     "gender": (len(GENDERS) + 1, 0.5),
     "onset": (len(CONSONANTS) * ATTACK + 1, 0.5),
 }
-_BAND_HEADS = {"genre": (len(GENRES), 0.5), "chord": (len(CHORDS), 1.0), "part": (len(PARTS), 0.5), "place": (16, 0.5)}
-"""What a frame is asked for: number of classes and weight of the question. Class 0 of a vocal question is silence."""
+_BAND_HEADS = {
+    "genre": (len(GENRES), 0.5),
+    "chord": (len(CHORDS), 1.0),
+    "part": (len(PARTS) + 1, 0.5),
+    "place": (16, 0.5),
+}
+"""What a frame is asked for: number of classes and weight of the question. Class 0 of a vocal question is silence;
+the last part is a fill."""
 
 
 def frame_labels(song: Song) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
@@ -92,6 +98,8 @@ def frame_labels(song: Song) -> tuple[dict[str, np.ndarray], dict[str, np.ndarra
         band["chord"][playing] = list(CHORDS).index(bar.chord)
         band["part"][playing] = PARTS.index(bar.part)
         band["place"][playing] = np.arange(length) // song.sixteenth
+        if bar.fill:
+            band["part"][bar.frame + FILL * song.sixteenth : bar.frame + length] = len(PARTS)
     band["genre"][:] = GENRES.index(song.genre)
     return vocal, band
 

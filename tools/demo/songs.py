@@ -32,10 +32,14 @@ LONGEST_NOTE = 4
 """Eighths the last syllable of a line is held at most."""
 
 LABELS = ("intro", "verse", "chorus", "bridge", "outro", "inst")
-PARTS = ("verse", "chorus", "bridge", "fill", "end")
+PARTS = ("verse", "chorus", "bridge", "end")
 """What the accompaniment can play in a bar."""
 
-SIZES = ("line", "short", "whole")
+FILL = 12
+"""The sixteenth from which on the drums tell that a section's last words are sung. Not earlier: nobody can be asked to
+know it before most of them are."""
+
+SIZES = ("line", "short", "whole", "drill")
 """How much of a song is drawn: see `make_song`."""
 
 SILENT_BARS = 2
@@ -132,8 +136,10 @@ class Bar:
     section: int
     chord: str
     part: str
-    """`verse`, `chorus`, `bridge`, `fill` (the last bar of a section) or `end` (the last bar of a song's outro)."""
+    """`verse`, `chorus`, `bridge` or `end` (the last bar of a song's outro)."""
     variant: int
+    fill: bool = False
+    """The drums announce the next section, or the end, from the sixteenth `FILL` on."""
 
 
 @dataclass(frozen=True)
@@ -188,7 +194,8 @@ def make_song(
     """The song of a seed. What is not given is drawn; `sections` are labels with their lines of words.
 
     `size` says what is drawn in their place: `line` (one section of one or two lines), `short` (up to three sections
-    of two lines) or `whole` (two to six sections of 6 to 12 s)."""
+    of two lines), `whole` (two to six sections of 6 to 12 s) or `drill` (short sections of lines that are hard to keep
+    apart)."""
     rng = np.random.default_rng([seed, 0x50A6])
     genre = genre or str(rng.choice(GENRES))
     mood = mood or str(rng.choice(MOODS))
@@ -208,11 +215,11 @@ def make_song(
         chords, melody = tune[role]
         count = bars_of(label, words)
         for bar in range(count):
-            chord, part = chords[bar % len(chords)], role
-            if bar == count - 1:
-                part = "end" if label == "outro" else "fill"
-                chord = chords[0] if label == "outro" else chord
-            bars.append(Bar(frame + bar * SLOTS * beat, number, chord, part, variants[role] if part == role else 0))
+            start, fill = frame + bar * SLOTS * beat, bar == count - 1 - (label == "outro")
+            if label == "outro" and bar == count - 1:
+                bars.append(Bar(start, number, chords[0], "end", 0))
+            else:
+                bars.append(Bar(start, number, chords[bar % len(chords)], role, variants[role], fill))
         first_bar = index = 0
         for line in lines:
             syllables = syllabify(line)
@@ -282,6 +289,9 @@ def _lyrics(rng: np.random.Generator, genre: str, size: str) -> list[tuple[str, 
     if size == "line":
         label = str(rng.choice(LABELS[1:5], p=(0.35, 0.35, 0.15, 0.15)))
         return [(label, [_line(rng) for _ in range(rng.integers(1, 3))])]
+    if size == "drill":
+        labels = [str(label) for label in rng.choice(LABELS[1:4], rng.integers(1, 3))]
+        return [(label, [_hard_line(rng) for _ in range(rng.integers(2, 5))]) for label in labels]
     if size == "short":
         labels = [str(rng.choice(LABELS[1:4], p=(0.45, 0.4, 0.15))) for _ in range(rng.integers(1, 4))]
         bars = (2, 3)
@@ -303,10 +313,17 @@ def _stanza(rng: np.random.Generator, bars: tuple[int, int]) -> list[str]:
     return lines
 
 
-def _line(rng: np.random.Generator) -> str:
-    """A line of four to eight syllables; one in four is longer, one in twenty shorter."""
-    kind = rng.random()
-    low, high = (1, 3) if kind < 0.05 else (9, 15) if kind < 0.3 else (4, 8)
+def _hard_line(rng: np.random.Generator) -> str:
+    """A line whose last syllable stands alone in a bar, or nearly; very short ones; and a few others."""
+    low, high = ((9, 9), (10, 10), (11, 15), (1, 3), (8, 8), (4, 7))[rng.choice(6, p=(0.35, 0.1, 0.1, 0.2, 0.1, 0.15))]
+    return _line(rng, low, high)
+
+
+def _line(rng: np.random.Generator, low: int = 0, high: int = 0) -> str:
+    """A line of `low` to `high` syllables. Else of four to eight; one in four is longer, one in twenty shorter."""
+    if not high:
+        kind = rng.random()
+        low, high = (1, 3) if kind < 0.05 else (9, 15) if kind < 0.3 else (4, 8)
     wanted, words, count = int(rng.integers(low, high + 1)), [], 0
     while count < wanted:
         word = _pseudo(rng) if rng.random() < 0.35 else _words()[rng.integers(len(_words()))]
