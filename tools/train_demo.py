@@ -55,7 +55,7 @@ ships is the mean of the ends of `OPENINGS`."""
 STAGE2 = Plan(tokens=5_000_000, batch=3000, muon=0.004, adam=0.004)
 CONTEXT = 16384
 SECTION_SECONDS = 24.0
-SAMPLING = Sampling(temperature=0.7, guidance=1.0, guidance_later=1.0, repetition_penalty=1.0)
+SAMPLING = Sampling(temperature=0.7, repetition_penalty=1.0)
 """How the set is best drawn from, found on prompts that the report does not use; see docs/demo-model.md."""
 
 PHRASED = {"line": 6000, "short": 3000, "whole": 1000, "drill": 3000}
