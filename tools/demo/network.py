@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from yuegp.bench.noise import config_of
 from yuegp.checkpoint import LlamaConfig
 from yuegp.vocab import VocabLayout
 
@@ -121,25 +123,8 @@ def export(model: Llama, folder: Path, context: int, dtype: torch.dtype = torch.
 
     c = model.config
     folder.mkdir(parents=True, exist_ok=True)
-    config = {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
-        "vocab_size": c.vocab_size,
-        "hidden_size": c.hidden,
-        "intermediate_size": c.ffn,
-        "num_hidden_layers": c.layers,
-        "num_attention_heads": c.heads,
-        "num_key_value_heads": c.kv_heads,
-        "head_dim": c.head_dim,
-        "max_position_embeddings": context,
-        "rope_theta": c.rope_theta,
-        "rms_norm_eps": c.eps,
-        "tie_word_embeddings": c.tied,
-        "hidden_act": "silu",
-        "attention_bias": False,
-        "mlp_bias": False,
-        "torch_dtype": str(dtype).removeprefix("torch."),
-    }
+    more = {"hidden_act": "silu", "attention_bias": False, "mlp_bias": False}
+    config = {**config_of(replace(c, context=context)), **more, "torch_dtype": str(dtype).removeprefix("torch.")}
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     weights = {name: weight.detach().to("cpu", dtype).contiguous() for name, weight in model.state_dict().items()}
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
