@@ -112,14 +112,14 @@ class Cast:
         return outlasts and isinstance(engine, Parks)
 
     def _put_aside(self, stage: int) -> None:
-        engine = self._here.pop(stage)
+        engine = self._here[stage]  # stays known until it is gone: there may be no RAM to wait in
         if self._parks(stage, engine):
             assert isinstance(engine, Parks)
             engine.park(caches=self.plan.caches == "parked")
             self._waiting[stage] = engine
         else:
             engine.unload()
-        del engine
+        del self._here[stage], engine
         _give_back()
 
     def _bring(self, stage: int) -> None:

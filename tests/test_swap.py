@@ -112,6 +112,21 @@ def test_models_wait_in_ram_when_the_plan_says_so_and_they_can(tiny_set: Path) -
     assert "park stage1" not in " ".join(log), "an engine that cannot wait is dropped"
 
 
+def test_a_model_that_finds_no_room_to_wait_in_is_unloaded_when_the_plan_steps_down(tiny_set: Path) -> None:
+    class Full(Waiting):
+        def park(self, caches: bool) -> None:
+            raise RuntimeError("CUDA error: out of memory")
+
+    actors, log = cast(tiny_set, Full, together=False, parked=(1,), caches="parked")
+    with actors:
+        with actors.engine(1):
+            pass
+        with pytest.raises(RuntimeError, match="out of memory"), actors.engine(2):
+            pass
+        actors.clear()
+        assert log == ["load stage1", "drop stage1"]
+
+
 def test_nobody_is_sent_off_in_the_middle_of_its_work(tiny_set: Path) -> None:
     actors, _ = cast(tiny_set, Watched, together=False)
     with actors, actors.engine(1), pytest.raises(RuntimeError, match="still at work"), actors.engine(2):
