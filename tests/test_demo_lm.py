@@ -75,6 +75,26 @@ def test_one_syllable_is_one_piece(tokenizer: SentencePieceTokenizer) -> None:
     )
 
 
+def test_a_word_of_the_tags_has_a_piece_of_its_own(tokenizer: SentencePieceTokenizer) -> None:
+    """By syllables alone `male` is the end of `female`, and `electronic` begins as `electric` does."""
+    ids = tokenizer.encode("[Genre] Indie-Rock, FEMALE male, K-pop airy\n")
+    assert spelled(tokenizer, ids) == (
+        "[Genre]  | i | die | ro | <indie-rock> | fe | ma | le | <female> | ma | le. | <male> | po | <k-pop> | ai | ry "
+        "| <airy> | \n"
+    ).split(" | ")
+    assert "<rock>" not in spelled(tokenizer, tokenizer.encode("[Genre] rocket, maleficent\n"))
+    genres = [word for tag in {t for tags in songs._GENRE_TAGS.values() for t in tags} for word in tag.split()]
+    assert {word.lower() for word in genres} | set(songs.GENDERS) <= set(songs.TAG_WORDS)
+
+
+def test_a_word_of_the_tags_is_sung_like_any_other(tokenizer: SentencePieceTokenizer) -> None:
+    words = "Dark house, happy\nfemale dance all night\n"
+    ends = [s.span[1] for s in syllables.syllabify(words)]
+    at = text.token_indices(tokenizer, words, ends)
+    names = spelled(tokenizer, tokenizer.encode(words))
+    assert [names[i] for i in at] == "da hou ha py fe ma da a ni".split()
+
+
 def test_the_tokenizer_is_small_reproducible_and_refuses_no_text(tmp_path: Path) -> None:
     first, second = tmp_path / "a.model", tmp_path / "b.model"
     assert text.train(first) == text.train(second)
@@ -236,6 +256,12 @@ def test_stage_2_learns_from_the_ids_the_product_feeds(layout: VocabLayout) -> N
     frames = [int(codes[0, k, t]) + layout.code_start + 1024 * k for t in range(4) for k in range(8)]
     assert ids[0].tolist() == [layout.soa, layout.stage_1, *given, layout.stage_2, *frames]
     assert np.array_equal(targets[0], codes[0, 1:].T)
+    misled, same = lm.stage2_batch(layout, codes, np.random.default_rng(0), noise=0.0, history=1.0)
+    assert np.array_equal(same, targets) and misled[0, : 4 + 3].tolist() == ids[0, : 4 + 3].tolist()
+    read = misled[0, 4 + 3 :].reshape(4, 8) - layout.code_start - 1024 * np.arange(8)
+    assert np.array_equal(read[:, 0], codes[0, 0])
+    at = [[t for t in range(4) if np.array_equal(codes[0, 1:, t], frame[1:])] for frame in read]
+    assert all(at) and at != [[0], [1], [2], [3]]  # whole frames, of other moments
     model = network.Llama(network.stage_config(layout, 2, hidden=8, ffn=8, layers=1, heads=2, kv_heads=1))
     logits = lm.stage2_logits(model, layout, torch.from_numpy(ids), 4)
     hidden, _ = model(torch.from_numpy(ids))

@@ -19,7 +19,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # torch's threads wait by spinning; two processes use two cores better
@@ -35,6 +35,7 @@ from tools.demo.phrasebook import Phrasebook
 from tools.demo.render import render
 from tools.demo.trainer import Plan
 from yuegp.song import Sampling
+from yuegp.stage2 import CHUNK
 from yuegp.tokenizer import SentencePieceTokenizer
 from yuegp.vocab import FRAMES_PER_SECOND, VocabLayout
 
@@ -44,15 +45,12 @@ STEPS = ((("codec", "codes"),), (("stage1",), ("stage2", "upsamplers")), (("repo
 PARTS = [part for step in STEPS for lane in step for part in lane]
 
 STAGE1 = Plan(tokens=28_000_000, batch=2000, muon=0.003, adam=0.004, look=0.5, name=0.5, left=0.3)
-ENDINGS = Plan(tokens=8_000_000, batch=2000, muon=0.002, adam=0.002, hold=0.2, look=0.3, name=0.3, left=0.3, seed=2)
-OPENINGS = (
-    replace(ENDINGS, tokens=2_800_000, seed=3),
-    replace(ENDINGS, tokens=2_000_000, seed=4),
-    replace(ENDINGS, tokens=2_000_000, seed=5),
+OPENINGS = tuple(
+    Plan(tokens=2_000_000, batch=2000, muon=0.002, adam=0.002, hold=0.2, look=0.3, name=0.3, left=0.3, seed=seed)
+    for seed in (2, 3, 4)
 )
-"""More runs of Stage 1, each from where the one before ended: when lines and sections end, and how they begin. What
-ships is the mean of the ends of `OPENINGS`."""
-STAGE2 = Plan(tokens=5_000_000, batch=3000, muon=0.004, adam=0.004)
+"""More runs of Stage 1, each from where the one before ended: how sections begin. The mean of their ends ships."""
+STAGE2 = Plan(tokens=30_000_000, batch=3000, muon=0.004, adam=0.004)
 CONTEXT = 16384
 SECTION_SECONDS = 24.0
 SAMPLING = Sampling(temperature=0.7, repetition_penalty=1.0)
@@ -190,12 +188,13 @@ def make_stage1(work: Path, device: str, say: Say) -> None:
     say(f"Stage 1: {len(curriculum.library)} songs")
     last = work / "runs" / "stage1.pt"
     model, _ = lm.train_stage1(config, curriculum, STAGE1, last, device, say, asked)
-    files = [last.with_name(f"stage1-{number}.pt") for number in range(2, 3 + len(OPENINGS))]
-    for plan, file in zip((ENDINGS, *OPENINGS), files, strict=True):
-        curriculum.mixture = lessons.OPENINGS if plan in OPENINGS else lessons.ENDINGS
-        model, _ = lm.train_stage1(config, curriculum, plan, file, device, say, asked, begin=last)
-        last = file
-    model.load_state_dict(lm.mean(files[1:]))
+    curriculum.mixture = lessons.OPENINGS
+    ends = []
+    for plan in OPENINGS:
+        ends.append(last.with_name(f"stage1-{plan.seed}.pt"))
+        model, _ = lm.train_stage1(config, curriculum, plan, ends[-1], device, say, asked, begin=last)
+        last = ends[-1]
+    model.load_state_dict(lm.mean(ends))
     network.export(model.llama, work / "set" / "stage1", CONTEXT)
     write_entry(work / "set", layout)
 
@@ -205,8 +204,10 @@ def make_report(work: Path, device: str, say: Say) -> None:
 
     write_entry(work / "set", text.layout_of(tokenizer_of(work).size))
     fitted = [(s.song, s.codes[:, 0]) for s in dataset.read(work / "data", "train", ("short", "whole"))]
-    heldout = [(s.song, s.codes[:, 0]) for s in dataset.read(work / "data", "heldout", ("short", "whole"))]
-    figures = measure.measure(work / "set", fitted[-FITTED_SONGS:], heldout, say, work / "listen")
+    unheard = list(dataset.read(work / "data", "heldout", ("short", "whole")))
+    heldout = [(s.song, s.codes[:, 0]) for s in unheard]
+    tracks = [s.codes for s in unheard if s.codes.shape[2] >= CHUNK]
+    figures = measure.measure(work / "set", fitted[-FITTED_SONGS:], heldout, tracks, say, work / "listen")
     report = work / "report"
     report.mkdir(exist_ok=True)
     pictures.sheet(heard(work / "listen"), report / "songs.png")

@@ -137,11 +137,8 @@ class Weights:
     turn_frames: int = 3
 
 
-CALM = Weights(opening=4.0, onset=2.5, end=5.0, turn=2.0)
-"""For the later part of a run, when syllables are heard and what is left to learn is to keep time."""
-
 STRICT = Weights(opening=8.0, onset=2.5, slot=2.5, bar=5.0, end=5.0, turn=5.0)
-"""For what comes after it: when a line and a section have to end."""
+"""For later, when syllables are heard and what is left to learn is to keep time, and when a line and a section end."""
 
 
 class Teacher:
@@ -271,37 +268,27 @@ class Mixture:
         (0.07, {"bar": 1.0}),
         (0.14, {"bar": 0.3, "line": 0.7}),
         (0.25, {"bar": 0.1, "line": 0.3, "short": 0.6}),
-        (1.0, {"bar": 0.05, "line": 0.1, "short": 0.35, "whole": 0.5}),
+        (1.0, {"bar": 0.05, "line": 0.1, "drill": 0.2, "short": 0.3, "whole": 0.35}),
     )
     """Shares of the sizes of songs up to a point of the run; `bar` are the lines that fit one bar."""
     early: float = 0.14
     """Until when there is neither a reference nor a second section."""
     calm: float = 0.25
-    """From when on the weights are `later`, and mistakes are made."""
-    later: Weights = CALM
+    """From when on the weights are `later`, the teacher is thorough, and mistakes are made."""
+    later: Weights = STRICT
     slips: float = 0.04
     """Syllables that are sung as others."""
     noise: float = 0.02
     """Codes that are read as others."""
-    thorough: bool = False
-    """See `Teacher`."""
 
 
-ENDINGS = Mixture(
-    stages=((1.0, {"bar": 0.05, "line": 0.1, "drill": 0.25, "short": 0.3, "whole": 0.3}),),
+OPENINGS = Mixture(
+    stages=((1.0, {"bar": 0.25, "line": 0.25, "drill": 0.2, "short": 0.2, "whole": 0.1}),),
     early=0.0,
     calm=0.0,
-    later=STRICT,
-    thorough=True,
-)
-"""For a run that goes on from a finished one."""
-
-OPENINGS = replace(
-    ENDINGS,
-    stages=((1.0, {"bar": 0.25, "line": 0.25, "drill": 0.2, "short": 0.2, "whole": 0.1}),),
     later=replace(STRICT, opening=40.0, opening_frames=5),
 )
-"""For the last one: short lessons, so that many of them begin, and what the tags say is read."""
+"""For runs that go on from a finished one: short lessons, so that many of them begin, and what the tags say is read."""
 
 
 class Curriculum:
@@ -324,8 +311,8 @@ class Curriculum:
         chances = np.array([shares[size] for size in sizes])
         song = self.library[rng.choice(self.sizes[sizes[rng.choice(len(sizes), p=chances / chances.sum())]])]
         early = progress < self.mixture.early
-        self.teacher.weights = Weights() if progress < self.mixture.calm else self.mixture.later
-        self.teacher.thorough = self.mixture.thorough
+        self.teacher.thorough = progress >= self.mixture.calm
+        self.teacher.weights = self.mixture.later if self.teacher.thorough else Weights()
         total = len(song.sections)
         if rng.random() < self.mixture.relabelled:
             song = replace(song, sections=tuple(replace(s, label=_synonym(rng, s.label)) for s in song.sections))

@@ -169,15 +169,21 @@ def _foretold(model: Stage1, lesson: Lesson, device: str) -> np.ndarray:
 
 
 def stage2_batch(
-    layout: VocabLayout, codes: np.ndarray, rng: np.random.Generator, noise: float
+    layout: VocabLayout, codes: np.ndarray, rng: np.random.Generator, noise: float, history: float = 0.0
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Ids (rows, 9 n + 3) of windows of all codebooks (rows, 8, n), with a share of the given codes exchanged for
-    others, and the codes to predict (rows, n, 7)."""
+    """Ids (rows, 9 n + 3) of windows of all codebooks (rows, 8, n), and the codes to predict (rows, n, 7). A share
+    `noise` of the given codes is exchanged for others of the window. Of the residual codes those of whole frames are:
+    in half of the rows a share `history`, in the others less. Whoever trusts what it said before goes from mistake to
+    mistake, and the given codes of half a second say nearly all."""
     rows, books, n = codes.shape
+    read = codes.copy()
     wrong = rng.random((rows, n)) < noise
-    given = np.where(wrong, rng.permuted(codes[:, 0], axis=1), codes[:, 0])
-    frames = codes + layout.codebook_size * np.arange(books)[:, None] + layout.code_start
-    frames[:, 0] = given + layout.code_start
+    read[:, 0] = np.where(wrong, rng.permuted(codes[:, 0], axis=1), codes[:, 0])
+    if history:
+        wrong = rng.random((rows, n)) < history * np.minimum(1, 2 * rng.random((rows, 1)))
+        others = np.take_along_axis(codes[:, 1:], rng.integers(n, size=(rows, 1, n)), axis=2)
+        read[:, 1:] = np.where(wrong[:, None], others, codes[:, 1:])
+    frames = read + layout.codebook_size * np.arange(books)[:, None] + layout.code_start
     one = np.ones((rows, 1), np.int64)
     ids = np.concatenate(
         [
@@ -211,23 +217,25 @@ def train_stage2(
     say: Say,
     window: int = 64,
     noise: float = 0.04,
+    history: float = 1.0,
 ) -> tuple[Llama, Trainer]:
-    """Train Stage 2 on tracks of all codebooks (8, frames): windows of `window` frames, every tenth batch of 300."""
+    """Train Stage 2 on tracks of all codebooks (8, frames): windows of `window` frames, every third batch of 300, which
+    is what the program gives it. `noise` and `history` as in `stage2_batch`."""
     torch.manual_seed(plan.seed)
     model = Llama(config)
     trainer = Trainer(model, plan, file, device, say)
     lengths = np.array([track.shape[1] for track in tracks])
 
     def batches(rng: np.random.Generator, progress: float) -> Iterator[tuple[Tensor, int, dict[str, float]]]:
-        for index in range(10):
-            n = min(300 if index == 9 else window, int(lengths.max()))
+        for index in range(9):
+            n = min(300 if index % 3 == 2 else window, int(lengths.max()))
             fitting = np.flatnonzero(lengths >= n)
             rows = max(1, plan.batch // (9 * n + 3))
             picked = []
             for t in rng.choice(fitting, rows, p=lengths[fitting] / lengths[fitting].sum()):
                 start = int(rng.integers(lengths[t] - n + 1))
                 picked.append(tracks[t][:, start : start + n])
-            ids, targets = stage2_batch(layout, np.stack(picked).astype(np.int64), rng, noise)
+            ids, targets = stage2_batch(layout, np.stack(picked).astype(np.int64), rng, noise, history)
             with torch.autocast(torch.device(device).type, torch.bfloat16):
                 logits = stage2_logits(model, layout, torch.from_numpy(ids).to(device), n)
             wanted = torch.from_numpy(targets).to(device).reshape(-1, layout.codebooks - 1).T

@@ -8,6 +8,7 @@ stand beside the model's.
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import time
@@ -25,7 +26,7 @@ from yuegp.lm import Setup, open_engine
 from yuegp.prompts import budget_ids, build
 from yuegp.song import Sampling, Section
 from yuegp.stage1 import Score, SectionCodes, write_sections
-from yuegp.stage2 import Chunk, refine
+from yuegp.stage2 import CHUNK, Chunk, refine
 from yuegp.tokenizer import open_tokenizer
 from yuegp.vocab import FRAMES_PER_SECOND
 
@@ -43,6 +44,8 @@ REFERENCES = 32
 VARIED = 8
 HEARD = 24
 """Prompts whose first section is also made sound."""
+REFINED = 24
+"""Held-out songs of six seconds and more that are refined."""
 BUDGET_SECONDS = 20.0
 BEAT_THRESHOLD_SHARE = 0.02
 """The beat's threshold is what all but this share of real songs reach."""
@@ -267,6 +270,22 @@ def steering(ear: Ear, product: Product, cases: Sequence[Case], sampling: Sampli
     return figures
 
 
+def stage2_figures(product: Product, known: Iterable[np.ndarray]) -> dict[str, float]:
+    """What Stage 2 makes of six seconds of real songs' codebook 0, going on from its own codes as it does in the
+    product, of all codebooks (2, 8, frames): share of residual codes that are right, and the sound in dB SI-SDR against
+    that of the right codes."""
+    codec = load_codec(product.set.codec)
+    values: dict[str, list[float]] = {}
+    for real in (codes[:, :, :CHUNK] for codes in known):
+        plan = [Chunk(track, 0, real.shape[2]) for track in (0, 1)]
+        for done in itertools.chain(*refine(product.stage2, product.set.layout, real[:, 0], plan, 2)):
+            name, wanted = ("vocal", "instrumental")[done.chunk.track], real[done.chunk.track]
+            values.setdefault(f"{name}_right", []).append(float((done.codes[1:] == wanted[1:]).mean()))
+            sounds = (codec.decode(np.ascontiguousarray(codes)).astype(np.float64) for codes in (done.codes, wanted))
+            values.setdefault(f"{name}_si_sdr", []).append(si_sdr(*sounds))
+    return {name: round(float(np.mean(v)), 3) for name, v in values.items()}
+
+
 def codec_figures(product: Product, known: Sequence[songs.Song]) -> dict[str, float]:
     """SI-SDR of held-out songs' stems through the codec, and of material unlike anything it knows."""
     codec = load_codec(product.set.codec, encode=True)
@@ -313,12 +332,14 @@ def measure(
     folder: Path,
     fitted: Iterable[tuple[songs.Song, np.ndarray]],
     heldout: Sequence[tuple[songs.Song, np.ndarray]],
+    tracks: Sequence[np.ndarray],
     say: Callable[[str], None],
     wavs: Path | None = None,
     quick: bool = False,
 ) -> dict[str, Any]:
     """Every figure. `fitted` and `heldout` are real songs with codebook-0 codes (2, frames): the ear learns from the
-    first and is tested on the second. Sounds go to `wavs`."""
+    first and is tested on the second. `tracks` are held-out songs in all codebooks, (2, 8, frames). Sounds go to
+    `wavs`."""
     started = time.monotonic()
     product, ear = Product(folder), Ear.fit(fitted)
     own = product.set.sampling if isinstance(product.set.sampling, Sampling) else Sampling()
@@ -368,6 +389,8 @@ def measure(
         for case, (a, b) in list(zip(chosen, sounds, strict=True))[:10]:
             mix = (a + b) / max(1.0, float(np.abs(a + b).max()))
             audio.write(wavs / f"prompt-{case.seed:02}-{case.song.genre}.flac", mix, SAMPLE_RATE)
+    figures["stage2"] = stage2_figures(product, tracks[: 2 if quick else REFINED])
+    done("stage2")
     figures["codec"] = codec_figures(product, real[: 2 if quick else 8])
     done("codec")
     figures["seconds"] = round(time.monotonic() - started, 1)
@@ -407,7 +430,7 @@ def report(figures: dict[str, Any]) -> str:
     rows += ("vowel_error_shuffled", "vowel_p")
     lines += ["", "| | " + " | ".join(columns) + " |", "| --- |" + " --- |" * len(columns)]
     lines += [f"| {row} | " + " | ".join(f"{figures[c].get(row, '')}" for c in columns) + " |" for row in rows]
-    for part in ("beat", "reference", "variety", "codec", "make"):
+    for part in ("beat", "reference", "variety", "stage2", "codec", "make"):
         lines += ["", f"{part}: " + ", ".join(f"{name} {value:g}" for name, value in figures[part].items()) + "."]
     agreement = {k: v for k, v in figures["whole"].items() if k.endswith(("_melody", "_band"))}
     lines += ["", "sections of one song: " + ", ".join(f"{name} {value:g}" for name, value in agreement.items()) + "."]

@@ -10,6 +10,7 @@ bar. So the words alone say how long a section is.
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,6 +91,19 @@ _TIMBRE_TAGS = {
     "female": ("bright vocal", "airy vocal", "clear vocal", "sweet vocal"),
     "male": ("full vocal", "mellow vocal", "rich vocal", "deep vocal"),
 }
+TAG_WORDS = tuple(
+    sorted(
+        {
+            word.lower()
+            for table in (_GENRE_TAGS, _INSTRUMENT_TAGS, _MOOD_TAGS, _TIMBRE_TAGS)
+            for tag in itertools.chain(*table.values())
+            for word in tag.split()
+        }
+        | set(GENDERS)
+    )
+)
+"""Of all tags."""
+
 _FORMS = (
     "verse chorus",
     "verse chorus outro",

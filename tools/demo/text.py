@@ -6,6 +6,9 @@ consonant and e before a blank (`ve` in `love`) has a piece of its own, `ve.`: m
 small letters; the grammar's markers and the labels are one piece each. Whatever else people write (digits, 慢, é)
 becomes its bytes: no text is refused.
 
+By its syllables `male` is the end of `female`, and `rock` is `road`. So each word of the tags that songs are composed
+with has a piece of its own as well, after its syllables: `female` is `fe ma le female`. It has no sound.
+
 All of this is in the model file's normalisation rules, of which the longest match wins: each spelling of a piece turns
 into one private-use character (`PRIVATE` and up), and every such character is a piece. So two words never melt into
 one piece. Nothing is learned: SentencePiece's trainer only packs rules and pieces into its file format.
@@ -18,13 +21,15 @@ import io
 import itertools
 import string
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from yuegp.lyrics import TRAINED_LABELS
 from yuegp.prompts import INSTRUCTION, REFERENCE_END, REFERENCE_START, SECTION_END, SECTION_START
 from yuegp.tokenizer import SentencePieceTokenizer
 from yuegp.vocab import VocabLayout
+
+from .songs import TAG_WORDS
 
 CONSONANTS = (*"bcdfghjklmnpqrstvwxyz", "th", "sh", "ch", "ph", "wh")
 _SINGLE = "aeiou"
@@ -48,10 +53,8 @@ PRIVATE = 0xE000
 
 
 def pieces() -> list[str]:
-    """What the pieces stand for, bytes and single signs aside: markers, labels, syllables and word ends."""
-    labels = [f"[{label}]" for label in TRAINED_LABELS]
-    markers = [INSTRUCTION, SECTION_START, SECTION_END, REFERENCE_START, REFERENCE_END, "[Genre] ", "\n", *labels]
-    return markers + _syllables() + [c + "e." for c in CONSONANTS if c != "y"]
+    """What the pieces stand for, bytes and single signs aside: markers, labels, syllables, word ends and tag words."""
+    return _markers() + _syllables() + [c + "e." for c in CONSONANTS if c != "y"] + [f"<{word}>" for word in TAG_WORDS]
 
 
 def train(path: Path) -> VocabLayout:
@@ -93,7 +96,14 @@ def token_indices(tokenizer: SentencePieceTokenizer, text: str, ends: Sequence[i
     """For each position in `text` right after a syllable's vowels (rising), the index of the piece that holds the
     vowels among the ids of `text`; -1 for a syllable without a piece, such as `hmm`."""
     counts = [len(tokenizer.encode(text[a:b])) for a, b in itertools.pairwise((0, *ends))]
-    return [total - 1 if n else -1 for n, total in zip(counts, itertools.accumulate(counts), strict=True)]
+    soundless = {tokenizer.encode(f"{word},")[-1] for word in TAG_WORDS}
+    sung = [index for index, piece in enumerate(tokenizer.encode(text)) if piece not in soundless]
+    return [sung[total - 1] if n else -1 for n, total in zip(counts, itertools.accumulate(counts), strict=True)]
+
+
+def _markers() -> list[str]:
+    labels = [f"[{label}]" for label in TRAINED_LABELS]
+    return [INSTRUCTION, SECTION_START, SECTION_END, REFERENCE_START, REFERENCE_END, "[Genre] ", "\n", *labels]
 
 
 def _syllables() -> list[str]:
@@ -126,9 +136,25 @@ def _rules() -> dict[str, str]:
         if c == "l" and tail != "ed":
             rules |= {f"{before}l{tail}{stop}": sign["le"] + newline for before in "bcdfghjkmnpqrstvwxz"}
             rules |= {f"ll{tail}{stop}": sign["le"] + newline}
-    for piece in pieces()[: len(pieces()) - len(_syllables()) - len(CONSONANTS) + 1]:
+    for piece in _markers():
         rules[piece] = sign[piece]
-    return rules
+    whole = {}
+    for word, before, stop in itertools.product(TAG_WORDS, ("", " ", "\n"), " ,\n"):
+        for form in {word, word.capitalize(), word.title(), word.upper()}:
+            sung = _applied(rules, before + form + stop)
+            newline = sign["\n"] * (stop == "\n")
+            whole[before + form + stop] = sung.removesuffix(newline) + sign[f"<{word}>"] + newline
+    return rules | whole
+
+
+def _applied(rules: Mapping[str, str], text: str) -> str:
+    """What the rules make of a text: from the left, always the longest that fits."""
+    made, at, longest = "", 0, max(map(len, rules))
+    while at < len(text):
+        fits = (text[at : at + n] for n in range(min(longest, len(text) - at), 0, -1))
+        spelling = next((part for part in fits if part in rules), text[at])
+        made, at = made + rules.get(spelling, spelling), at + len(spelling)
+    return made
 
 
 def _hex(text: str) -> str:
