@@ -99,6 +99,18 @@ def test_what_cannot_be_is_said_in_words(client: Client, name: str, values: tupl
         client.predict(*values, api_name=name)
 
 
+def test_no_file_of_this_computer_can_be_named_as_an_upload(page: PageServer, tmp_path: Path) -> None:
+    """Of a page that is mounted, not launched, Gradio would hand out any file that a visitor names."""
+    secret = tmp_path / "secret.txt"
+    secret.write_text("nobody's business")
+    named = {"path": str(secret), "meta": {"_type": "gradio.FileData"}}
+    for values in ([named, TAGS, None], [WORDS, TAGS, {"title": named}]):
+        asked = httpx.post(f"{page.url}api/gradio_api/call/make", json={"data": values}).json()
+        answer = httpx.get(f"{page.url}api/gradio_api/call/make/{asked['event_id']}", timeout=30).text
+        assert "not uploaded by a user" in answer
+    assert not list(page.home.rglob("secret.txt"))
+
+
 def test_these_are_all_the_calls_there_are(client: Client, page: PageServer) -> None:
     described = client.view_api(return_format="dict", print_info=False)
     assert set(described["named_endpoints"]) == {"/make", "/status", "/stop", "/songs", "/export"}

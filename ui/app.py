@@ -55,4 +55,4 @@ def look() -> dict[str, Any]:
     """What Gradio takes where the page is launched or mounted: theme, style, scripts."""
     fonts = ["system-ui", "sans-serif"]
     theme = gr.themes.Base(primary_hue="teal", neutral_hue="stone", font=fonts, font_mono=["ui-monospace", "monospace"])
-    return {"theme": theme, "css": assets.css(), "head": assets.head(), "footer_links": []}
+    return {"theme": theme, "css": assets.css(), "head": assets.head()}

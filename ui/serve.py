@@ -23,7 +23,7 @@ import time
 import webbrowser
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from yuegp import disk, library
 from yuegp.errors import DeviceError, RequestError
@@ -158,13 +158,20 @@ def application(desk: Desk) -> FastAPI:
         app.router.routes.append(Route(f"{before}/favicon.ico", icon))
         app.router.routes.append(Route(f"{before}/sound/{{song}}/{{take}}/{{file:path}}", sound.answer))
         app.router.routes.append(Route(f"{before}/export/{{song}}/{{file}}", song_export.answer))
-    common = {"footer_links": [], "run_history": False, "max_file_size": UPLOAD_BYTES, "ssr_mode": False}
-    gr.mount_gradio_app(app, api.build(desk), "/api", **common)
+
+    def mount(blocks: gr.Blocks, path: str, **shown: Any) -> None:
+        # A mounted page is never launched, and one that is not launched takes any file of this computer that a visitor
+        # names for one they have uploaded, and hands it out (Gradio 6).
+        blocks.has_launched = True
+        shown |= {"footer_links": [], "run_history": False, "max_file_size": UPLOAD_BYTES, "ssr_mode": False}
+        gr.mount_gradio_app(app, blocks, path, **shown)
+
+    mount(api.build(desk), "/api")
     for language in LANGUAGES:
         app.router.routes.append(Elsewhere(f"/{language}/", home, methods=["GET"]))
         shown = look()
         shown["head"] += f"<script>document.documentElement.lang = '{language}';</script>"
-        gr.mount_gradio_app(app, build(desk, Texts(language)), f"/{language}", **{**common, **shown})
+        mount(build(desk, Texts(language)), f"/{language}", **shown)
     return app
 
 
