@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 import soundfile
 from browser import PageServer, start, stop
-from gradio_client import Client
+from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 
 from ui import api, form
+from yuegp import library
 from yuegp.errors import RequestError
 
 WORDS = "[verse]\nla la\n\n[chorus]\nlo lo\n"
@@ -97,6 +98,42 @@ def test_a_stopped_song_keeps_what_is_finished(client: Client) -> None:
 def test_what_cannot_be_is_said_in_words(client: Client, name: str, values: tuple[Any, ...], said: str) -> None:
     with pytest.raises(AppError, match="(?i)" + said):
         client.predict(*values, api_name=name)
+
+
+def test_a_recording_to_follow_is_uploaded_with_the_call(client: Client, page: PageServer, tmp_path: Path) -> None:
+    tune = tmp_path / "tune.wav"
+    soundfile.write(tune, 0.3 * np.sin(np.arange(4 * 16000) / 9), 16000)
+    settings = {
+        "reference": {"mix": handle_file(tune), "start": 1, "end": 3},
+        "section_seconds": 1,
+        "first_sections": 1,
+    }
+    begun = client.predict(WORDS, TAGS, settings, api_name="/make")
+    wait(client, begun["song"], "done")
+    asked = library.open_song(page.songs / begun["song"]).request.reference
+    assert asked and asked.mix and (asked.start, asked.end, asked.vocal) == (1, 3, None)
+    assert Path(asked.mix).read_bytes() == tune.read_bytes()
+    tune.write_text("no sound")
+    with pytest.raises(AppError, match="tune"):
+        client.predict(WORDS, TAGS, {"reference": {"mix": handle_file(tune)}}, api_name="/make")
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("tune.wav", "has to be an object"),
+        ({"song": 1}, "has to be an object"),
+        ({"mix": "/etc/hostname"}, "uploaded file"),
+        ({"mix": {"path": "/etc/hostname"}}, "uploaded file"),
+        ({"mix": {"path": 3}}, "uploaded file"),
+        ({"start": "1"}, "number of seconds"),
+        ({"end": True}, "number of seconds"),
+    ],
+)
+def test_nothing_but_an_upload_can_be_followed(given: Any, said: str) -> None:
+    with pytest.raises(RequestError) as told:
+        api.read_settings(WORDS, TAGS, {"reference": given})
+    assert said in str(told.value) + told.value.hint
 
 
 def test_no_file_of_this_computer_can_be_named_as_an_upload(page: PageServer, tmp_path: Path) -> None:

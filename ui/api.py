@@ -11,16 +11,17 @@ from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar
 
 import gradio as gr
-from gradio.utils import get_upload_folder
+from gradio.utils import get_upload_folder, is_in_or_equal
 
 from yuegp import export as exporting
 from yuegp import models, pipeline, shelf
 from yuegp.errors import RequestError, YueGPError
 from yuegp.jobs import Job
-from yuegp.library import Song, Take
-from yuegp.song import Stage
+from yuegp.library import REFERENCES, Song, Take
+from yuegp.song import Reference, Stage
 
 from . import create_page, create_plan, form, running
+from .create_reference import WINDOW
 from .desk import Desk
 from .shell import plain
 from .texts import Texts
@@ -99,16 +100,43 @@ def read_settings(lyrics: str, tags: str, settings: dict[str, Any] | None) -> di
     """The page's values, by name, that a program's add up to. RequestError for what the page does not have, or has in
     another kind; and for a model that is not named: a program may not open any folder either."""
     values: dict[str, Any] = {field.name: field.empty for field in form.FIELDS}
-    for name, value in (settings or {}).items():
+    given = dict(settings or {})
+    reference = read_reference(given.pop("reference", None))
+    for name, value in given.items():
         if name not in form.BY_NAME:
-            raise RequestError(f"There is no setting {name!r}.", f"There are: {', '.join(sorted(form.BY_NAME))}.")
+            there = ", ".join(sorted([*form.BY_NAME, "reference"]))
+            raise RequestError(f"There is no setting {name!r}.", f"There are: {there}.")
         _check_kind(form.BY_NAME[name], value)
         values[name] = value
     if values["model"] and values["model"] not in models.names():
         raise RequestError(f"There is no model {values['model']!r}.", f"There are: {', '.join(models.names())}.")
     if not isinstance(lyrics, str) or not isinstance(tags, str):
         raise RequestError("Lyrics and tags are texts.", "Give both as text; either may be empty.")
-    return {**values, "words": lyrics, "tags": tags, "reference": None}
+    return {**values, "words": lyrics, "tags": tags, "reference": reference}
+
+
+def read_reference(given: Any) -> Reference | None:
+    """A recording to follow: uploaded files as `mix`, or as `vocal` and `instrumental`, and seconds `start` and `end`.
+    RequestError for anything else, files of this computer among it: who asks may be elsewhere."""
+    if given is None:
+        return None
+    if not isinstance(given, dict) or not given.keys() <= {*REFERENCES, "start", "end"}:
+        raise RequestError(
+            f"The setting reference is {given!r}.", f"It has to be an object of {', '.join(REFERENCES)}, start and end."
+        )
+    files, window = dict[str, str](), dict[str, float]()
+    for name, value in given.items():
+        if name in REFERENCES:
+            path = value.get("path") if isinstance(value, dict) else None
+            if not isinstance(path, str) or not is_in_or_equal(path, get_upload_folder()):
+                raise RequestError(f"The reference's {name} is {value!r}.", "It has to be an uploaded file.")
+            files[name] = path
+        elif isinstance(value, bool) or not isinstance(value, int | float):
+            raise RequestError(f"The reference's {name} is {value!r}.", "It has to be a number of seconds.")
+        else:
+            window[name] = float(value)
+    start = window.get("start", 0.0)
+    return Reference(**files, start=start, end=window.get("end", start + WINDOW))
 
 
 KINDS: dict[str, tuple[type, ...]] = {
