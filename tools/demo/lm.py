@@ -174,7 +174,7 @@ def stage2_batch(
     """Ids (rows, 9 n + 3) of windows of all codebooks (rows, 8, n), and the codes to predict (rows, n, 7). A share
     `noise` of the given codes is exchanged for others of the window. Of the residual codes those of whole frames are:
     in half of the rows a share `history`, in the others less. Whoever trusts what it said before goes from mistake to
-    mistake, and the given codes of half a second say nearly all."""
+    mistake, and the given codes of a quarter of a second say nearly all."""
     rows, books, n = codes.shape
     read = codes.copy()
     wrong = rng.random((rows, n)) < noise
