@@ -1,6 +1,6 @@
 """Train the whole embedded demo set from nothing: songs, codec, codes, Stage 2, Stage 1, upsamplers, report.
 
-    python tools/train_demo.py WORK [--device cpu|cuda] [--only codec|codes|stage1|stage2|upsamplers|report] [--publish]
+    python tools/train_demo.py WORK [--device cpu|cuda] [--only PART] [--publish]
 
 WORK/set is then a finished model set (`yuegp make --model WORK/set …`), WORK/data holds the tokenised songs, WORK/runs
 the state of the trainings, WORK/report what was measured, an example and pictures of songs. Every part that is already
@@ -19,7 +19,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # torch's threads wait by spinning; two processes use two cores better
@@ -34,26 +34,37 @@ from tools.demo.lessons import Curriculum, Song, Teacher, tokenised
 from tools.demo.phrasebook import Phrasebook
 from tools.demo.render import render
 from tools.demo.trainer import Plan
+from yuegp.checkpoint import LlamaConfig
 from yuegp.song import Sampling
 from yuegp.stage2 import CHUNK
 from yuegp.tokenizer import SentencePieceTokenizer
 from yuegp.vocab import FRAMES_PER_SECOND, VocabLayout
 
-STEPS = ((("codec", "codes"),), (("stage1",), ("stage2", "upsamplers")), (("report",),))
+STEPS = (
+    (("codec", "codes"),),
+    (("stage1",), ("stage2", "upsamplers")),
+    (("openings",), ("lines",)),
+    (("closing",), ("closing_too",)),
+    (("mean", "report"),),
+)
 """One after the other; what stands side by side in a step is made by two processes, one for each core."""
 
 PARTS = [part for step in STEPS for lane in step for part in lane]
 
 STAGE1 = Plan(tokens=28_000_000, batch=2000, muon=0.003, adam=0.004, look=0.5, name=0.5, left=0.3)
-OPENINGS = tuple(
-    Plan(tokens=2_000_000, batch=2000, muon=0.002, adam=0.002, hold=0.2, look=0.3, name=0.3, left=0.3, seed=seed)
-    for seed in (2, 3, 4)
+SHORT = Plan(tokens=2_000_000, batch=2000, muon=0.002, adam=0.002, hold=0.2, look=0.3, name=0.3, left=0.3)
+OPENINGS, LINES = (tuple(replace(SHORT, seed=seed) for seed in seeds) for seeds in ((2, 3, 4), (5, 6, 7)))
+"""Two chains of runs of Stage 1 from where that one ended, each run from where the one before it ended: how sections
+begin, and how lines and sections end."""
+SHORTER = replace(SHORT, tokens=1_200_000, look=0.5, name=0.5, left=0.5)
+CLOSING, CLOSING_TOO = (
+    tuple(replace(SHORTER, seed=seed) for seed in seeds) for seeds in ((8, 9, 10, 11), (12, 13, 14, 15))
 )
-"""More runs of Stage 1, each from where the one before ended: how sections begin. The mean of their ends ships."""
+"""Two more, from the mean of the six ends of these. The mean of the last three ends of both ships."""
 STAGE2 = Plan(tokens=30_000_000, batch=3000, muon=0.004, adam=0.004)
 CONTEXT = 16384
 SECTION_SECONDS = 24.0
-SAMPLING = Sampling(temperature=0.7, repetition_penalty=1.0)
+SAMPLING = Sampling(temperature=0.7, repetition_penalty=1.0, guidance=1.0, guidance_later=1.0)
 """How the set is best drawn from, found on prompts that the report does not use; see docs/demo-model.md."""
 
 PHRASED = {"line": 6000, "short": 3000, "whole": 1000, "drill": 3000}
@@ -174,29 +185,63 @@ def make_stage2(work: Path, device: str, say: Say) -> None:
 
 
 def make_stage1(work: Path, device: str, say: Say) -> None:
+    learn(work, device, say, lessons.Mixture(), [STAGE1])
+
+
+def make_openings(work: Path, device: str, say: Say) -> None:
+    learn(work, device, say, lessons.OPENINGS, OPENINGS, [STAGE1])
+
+
+def make_lines(work: Path, device: str, say: Say) -> None:
+    learn(work, device, say, lessons.LINES, LINES, [STAGE1])
+
+
+def make_closing(work: Path, device: str, say: Say) -> None:
+    learn(work, device, say, lessons.CLOSING, CLOSING, [*OPENINGS, *LINES])
+
+
+def make_closing_too(work: Path, device: str, say: Say) -> None:
+    learn(work, device, say, lessons.CLOSING, CLOSING_TOO, [*OPENINGS, *LINES])
+
+
+def make_mean(work: Path, device: str, say: Say) -> None:
+    """Stage 1 as it ships."""
+    layout = text.layout_of(tokenizer_of(work).size)
+    model = lm.Stage1(stage1_config(layout))
+    model.load_state_dict(lm.mean([run_of(work, plan) for plan in (*CLOSING[1:], *CLOSING_TOO[1:])]))
+    network.export(model.llama, work / "set" / "stage1", CONTEXT)
+    write_entry(work / "set", layout)
+
+
+def run_of(work: Path, plan: Plan) -> Path:
+    """Where the state of a run of Stage 1 is."""
+    return work / "runs" / f"stage1-{plan.seed}.pt"
+
+
+def stage1_config(layout: VocabLayout) -> LlamaConfig:
+    return network.stage_config(layout, 1, hidden=128, ffn=384, layers=4, heads=4, kv_heads=2)
+
+
+def learn(
+    work: Path, device: str, say: Say, mixture: lessons.Mixture, plans: Sequence[Plan], after: Sequence[Plan] = ()
+) -> None:
+    """Runs of Stage 1, each from where the one before ended, the first from the mean of the ends of `after`, or from
+    nothing."""
     from tools.demo import dataset
 
     tokenizer = tokenizer_of(work)
     layout = text.layout_of(tokenizer.size)
-    config = network.stage_config(layout, 1, hidden=128, ffn=384, layers=4, heads=4, kv_heads=2)
-    curriculum = Curriculum(Teacher(tokenizer, layout), library(work))
+    curriculum = Curriculum(Teacher(tokenizer, layout), library(work), mixture)
     asked = [
         tokenised(sample.song, sample.codes[:, 0], size)
         for size in ("line", "short")
         for sample in itertools.islice(dataset.read(work / "data", "heldout", (size,)), ASKED_SONGS // 2)
     ]
     say(f"Stage 1: {len(curriculum.library)} songs")
-    last = work / "runs" / "stage1.pt"
-    model, _ = lm.train_stage1(config, curriculum, STAGE1, last, device, say, asked)
-    curriculum.mixture = lessons.OPENINGS
-    ends = []
-    for plan in OPENINGS:
-        ends.append(last.with_name(f"stage1-{plan.seed}.pt"))
-        model, _ = lm.train_stage1(config, curriculum, plan, ends[-1], device, say, asked, begin=last)
-        last = ends[-1]
-    model.load_state_dict(lm.mean(ends))
-    network.export(model.llama, work / "set" / "stage1", CONTEXT)
-    write_entry(work / "set", layout)
+    for plan in plans:
+        begin = [run_of(work, earlier) for earlier in after]
+        lm.train_stage1(stage1_config(layout), curriculum, plan, run_of(work, plan), device, say, asked, begin)
+        after = [plan]
 
 
 def make_report(work: Path, device: str, say: Say) -> None:

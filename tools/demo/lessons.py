@@ -290,6 +290,16 @@ OPENINGS = Mixture(
 )
 """For runs that go on from a finished one: short lessons, so that many of them begin, and what the tags say is read."""
 
+LINES = replace(OPENINGS, stages=((1.0, {"bar": 0.1, "line": 0.15, "drill": 0.4, "short": 0.25, "whole": 0.1}),))
+"""For others that do: lines that are hard to keep apart."""
+
+CLOSING = replace(
+    OPENINGS,
+    stages=((1.0, {"bar": 0.05, "line": 0.1, "drill": 0.35, "short": 0.3, "whole": 0.2}),),
+    later=replace(STRICT, opening=20.0, opening_frames=5),
+)
+"""For the last ones."""
+
 
 class Curriculum:
     """Draws lessons: first one bar, then one short section, then a few, then whole songs."""

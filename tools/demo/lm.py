@@ -100,14 +100,14 @@ def train_stage1(
     device: str,
     say: Say,
     heldout: Sequence[Song] = (),
-    begin: Path | None = None,
+    begin: Sequence[Path] = (),
 ) -> tuple[Stage1, Trainer]:
-    """Train Stage 1, from what the finished run in `begin` learned or from nothing, or finish what `file` holds.
+    """Train Stage 1, from the mean of the finished runs in `begin` or from nothing, or finish what `file` holds.
     `heldout` songs are only asked about on the way."""
     torch.manual_seed(plan.seed)
     model = Stage1(config)
     if begin:
-        model.load_state_dict(torch.load(begin, weights_only=True)["model"])
+        model.load_state_dict(mean(begin))
     trainer = Trainer(model, plan, file, device, say)
 
     def batches(rng: np.random.Generator, progress: float) -> Iterator[tuple[Tensor, int, dict[str, float]]]:
