@@ -113,6 +113,12 @@ def test_a_recording_to_follow_is_uploaded_with_the_call(client: Client, page: P
     asked = library.open_song(page.songs / begun["song"]).request.reference
     assert asked and asked.mix and (asked.start, asked.end, asked.vocal) == (1, 3, None)
     assert Path(asked.mix).read_bytes() == tune.read_bytes()
+    sent = httpx.post(f"{page.url}api/gradio_api/upload", files={"files": (tune.name, tune.read_bytes())}).json()[0]
+    named = {"mix": {"path": sent, "meta": {"_type": "gradio.FileData"}}}
+    again = client.predict(WORDS, TAGS, {**settings, "reference": named}, api_name="/make")
+    client.predict(again["song"], api_name="/stop")
+    followed = library.open_song(page.songs / again["song"]).request.reference
+    assert followed and followed.mix and Path(followed.mix).read_bytes() == tune.read_bytes()
     tune.write_text("no sound")
     with pytest.raises(AppError, match="tune"):
         client.predict(WORDS, TAGS, {"reference": {"mix": handle_file(tune)}}, api_name="/make")

@@ -14,6 +14,7 @@ torch = pytest.importorskip("torch")
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from tools import train_demo  # noqa: E402
 from tools.demo import lessons, listen, lm, network, phrasebook, pictures, songs, syllables, text  # noqa: E402
 from tools.demo.trainer import Plan, Trainer  # noqa: E402
 from yuegp.lm import Setup, open_engine  # noqa: E402
@@ -312,3 +313,11 @@ def test_the_marks_of_a_picture_stand_on_the_beat(tmp_path: Path) -> None:
     assert pictures.beat_phase(np.maximum(0, listen.onset_strength(clicks, 16000)), 0.5) == pytest.approx(0.2, abs=0.03)
     pictures.sheet([pictures.Row("clicks", clicks, 16000, 0.5)] * 2, tmp_path / "sheet.png")
     assert (tmp_path / "sheet.png").stat().st_size > 1000
+
+
+def test_every_part_of_the_training_is_made_and_every_run_has_its_own_file(tmp_path: Path) -> None:
+    for part in train_demo.PARTS:
+        assert callable(getattr(train_demo, f"make_{part}")), part
+    chains = (train_demo.OPENINGS, train_demo.LINES, train_demo.CLOSING, train_demo.CLOSING_TOO)
+    plans = [train_demo.STAGE1, *(plan for chain in chains for plan in chain)]
+    assert len({train_demo.run_of(tmp_path, plan) for plan in plans}) == len(plans) == 15
