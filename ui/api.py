@@ -20,8 +20,7 @@ from yuegp.jobs import Job
 from yuegp.library import REFERENCES, Song, Take
 from yuegp.song import Reference, Stage
 
-from . import create_page, create_plan, form, running
-from .create_reference import WINDOW
+from . import create_page, create_plan, create_reference, form, running
 from .desk import Desk
 from .shell import plain
 from .texts import Texts
@@ -135,8 +134,10 @@ def read_reference(given: Any) -> Reference | None:
             raise RequestError(f"The reference's {name} is {value!r}.", "It has to be a number of seconds.")
         else:
             window[name] = float(value)
+    if files:
+        create_reference.shared(files, Texts())
     start = window.get("start", 0.0)
-    return Reference(**files, start=start, end=window.get("end", start + WINDOW))
+    return Reference(**files, start=start, end=window.get("end", start + create_reference.WINDOW))
 
 
 KINDS: dict[str, tuple[type, ...]] = {

@@ -75,12 +75,7 @@ def look(files: Mapping[str, str | None], t: Texts) -> dict[str, Any]:
     if not given:
         return shown
     try:
-        seconds = min(audio.probe(path).seconds for path in given.values())
-        if seconds > LONGEST:
-            raise RequestError(
-                t("create.reference.long", minutes=round(seconds / 60), most=round(LONGEST / 60)),
-                t("create.reference.long_hint"),
-            )
+        seconds = shared(given, t)
         reference = _reference(files, 0.0, seconds)
         if reference:
             audio.check_reference(reference)
@@ -88,6 +83,17 @@ def look(files: Mapping[str, str | None], t: Texts) -> dict[str, Any]:
         return {**shown, "files": drawn, "seconds": seconds, "error": "" if reference else t("create.reference.pair")}
     except RequestError as exc:
         return {**shown, "error": said(exc, given)}
+
+
+def shared(files: Mapping[str, str], t: Texts) -> float:
+    """Seconds that recordings have in common. RequestError when that is more than `LONGEST`."""
+    seconds = min(audio.probe(path).seconds for path in files.values())
+    if seconds > LONGEST:
+        raise RequestError(
+            t("create.reference.long", minutes=round(seconds / 60), most=round(LONGEST / 60)),
+            t("create.reference.long_hint"),
+        )
+    return seconds
 
 
 def reference(files: Mapping[str, str | None], window: Mapping[str, Any] | None) -> Reference | None:
