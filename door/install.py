@@ -17,7 +17,7 @@ from typing import Any, Mapping, Sequence
 from .choose import Plan, decide, fetchers
 from .machine import ROOT, Machine, ask, look, probe
 from .record import is_ours, make_record, needed, read_record, venv_folder, write_record
-from .steps import PIP, Step, Tools, package_steps, pip_settings, setup_env, test_step, uv_step, venv_python
+from .steps import PIP, Step, Tools, again, package_steps, pip_settings, setup_env, test_step, uv_step, venv_python
 from .words import SetupError, say
 
 NETWORK = (
@@ -207,6 +207,7 @@ print("\\n" + json.dumps({"failed": failed, "torch": getattr(torch, "__version__
 """
 IMPORTS = {"pyyaml": "yaml", "flash-attn": "flash_attn"}
 """Import names that are not the package's name with underscores."""
+PACKAGES = {module: package for package, module in IMPORTS.items()}
 DISPENSABLE = ("bitsandbytes",)
 """Installed for everybody, but where it does not load the program has a slower way of its own."""
 
@@ -226,10 +227,19 @@ def try_imports(python: Path, names: Sequence[str], log: Path, env: Mapping[str,
         return {"failed": {name: f"the process ended with {code}" for name in names}, "torch": "", "card": False}
 
 
-def verify(root: Path, venv: Path, stack: str, log: Path, env: Mapping[str, str]) -> dict[str, Any]:
-    """Import everything the program cannot do without. Raises `SetupError` naming the first that does not work."""
+def verify(root: Path, tools: Tools, stack: str, log: Path, env: Mapping[str, str]) -> dict[str, Any]:
+    """Import everything the program cannot do without. Raises `SetupError` naming the first that does not work.
+
+    Of several package indexes uv takes the first that has a release at all, be it a build that lacks what this machine
+    needs, such as soundfile's library; pip looks at all of them. So what uv brought in vain pip fetches again."""
     say("  trying what was installed")
-    found = try_imports(venv_python(venv), ["torch", *modules(root / "requirements.txt")], log, env)
+    wanted = ["torch", *modules(root / "requirements.txt")]
+    found = try_imports(Path(tools.python), wanted, log, env)
+    broken = [name for name in found["failed"] if name != "torch" and name not in DISPENSABLE]
+    if broken and tools.uv:
+        say(f"  once more, by pip: {', '.join(broken)}")
+        run_way(again(root, tools, [PACKAGES.get(name, name) for name in broken], log.with_name("again.txt")), log, env)
+        found = try_imports(Path(tools.python), wanted, log, env)
     for name, error in found["failed"].items():
         if name in DISPENSABLE:
             say(f"  {name} does not work here: {error}. yuegp goes on without it, more slowly.")
@@ -308,7 +318,7 @@ def fill(root: Path, venv: Path, plan: Plan, uv: str, tests: bool, log: Path, en
         problem = run_step(step, log, env)
         if step.optional:
             results[step.optional] = problem
-    found = verify(root, venv, plan.stack, log, env)
+    found = verify(root, tools, plan.stack, log, env)
     if plan.torch == "cpu" and "+cpu" not in found["torch"]:
         say("  The torch without CUDA could not be had here; the one with CUDA, 4 GB larger, does the same work.")
     try_wheels(plan, tools, results, log, env)

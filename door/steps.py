@@ -80,6 +80,16 @@ def locked_step(root: Path, label: str, lock: str, requirements: str, tools: Too
     return Step(label, tools.ways("-r", str(root / f"{requirements}.txt")))
 
 
+def again(root: Path, tools: Tools, names: Sequence[str], some: Path) -> list[str]:
+    """Command that installs these of the packages anew, by pip and with the hashes of the lock where that fits. Their
+    lines are written to the file `some`."""
+    lock = root / "locks" / "packages.txt"
+    source = (lock if lock_fits(root, lock) else root / "requirements.txt").read_text("utf-8")
+    entries = [rf"(?mi)^{name.replace('_', '[-_]')}\b.*(?:\n[ \t].*)*" for name in names]
+    some.write_text("".join(entry + "\n" for each in entries for entry in re.findall(each, source)), "utf-8")
+    return [tools.python, *PIP, "--force-reinstall", "--no-deps", "-r", str(some)]
+
+
 def uv_step(root: Path, python: str) -> Step:
     """uv into the environment, by pip; also the first thing that needs the network."""
     return locked_step(root, "uv, which installs faster", "setup", "requirements-setup", Tools(python))

@@ -93,7 +93,7 @@ for name in names:
         if name == "torch":
             print("import fake_events; fake_events.event()", file=out)
             print("__version__ = '9'\\nclass cuda:\\n    is_available = lambda: False", file=out)
-        if name in mood and mood.startswith("bad-"):
+        if name in mood and mood.startswith("bad-") and (tool == "uv" or not mood.startswith("bad-uv-")):
             print("raise ImportError('undefined symbol: _ZN3c10')", file=out)
 if short == "setup.txt":
     folder = os.path.join(site, "uv")

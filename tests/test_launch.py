@@ -213,6 +213,13 @@ def test_a_package_that_does_not_load_is_named(house: House) -> None:
     assert "--repair" in err and not (house.root / ".venv" / "yuegp.json").exists()
 
 
+def test_a_build_of_uvs_choice_that_does_not_load_is_fetched_again_by_pip(house: House) -> None:
+    code, _, err = house.start("songs", FAKE_MOOD="bad-uv-soxr-yaml")
+    assert code == 7 and "once more, by pip: yaml, soxr" in err
+    assert house.installed() == [*BASE, "pip:again.txt"]
+    assert (house.root / ".launch" / "again.txt").read_text().split() == ["pyyaml==6.0", "soxr==1.1"]
+
+
 def test_a_package_with_a_stand_in_of_ours_may_fail(house: House) -> None:
     code, _, err = house.start("songs", FAKE_MOOD="bad-bitsandbytes")
     assert code == 7 and "bitsandbytes does not work here: ImportError: undefined symbol" in err
