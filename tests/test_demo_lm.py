@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import bisect
+import multiprocessing
 import sys
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +18,7 @@ sys.path.insert(0, str(ROOT))
 
 from tools import train_demo  # noqa: E402
 from tools.demo import lessons, listen, lm, network, phrasebook, pictures, songs, syllables, text  # noqa: E402
-from tools.demo.trainer import Plan, Trainer  # noqa: E402
+from tools.demo.trainer import Plan, Trainer, meet  # noqa: E402
 from yuegp.lm import Setup, open_engine  # noqa: E402
 from yuegp.prompts import build  # noqa: E402
 from yuegp.song import Section  # noqa: E402
@@ -172,6 +174,19 @@ def test_a_lesson_knows_the_sixteenth_it_is_in(tokenizer: SentencePieceTokenizer
     assert clock.tolist() == [frame // song.sixteenth % 16 for frame in range(song.sections[0].stop) for _ in range(2)]
 
 
+def test_a_lesson_knows_in_which_eighth_a_code_sounds_and_a_word_is_sung(
+    tokenizer: SentencePieceTokenizer, layout: VocabLayout
+) -> None:
+    song, codes = known(range(5, 6))[0]
+    lesson = lessons.Teacher(tokenizer, layout).lesson(lessons.tokenised(song, codes, "short"), 0, 1)
+    sung = [note.frame // songs.eighth(song.genre) for note in song.notes if note.section == 0]
+    total = songs.SLOTS * songs.bars_of(song.sections[0].label, song.sections[0].words)
+    assert lesson.grid[(lesson.grid >= 0) & (lesson.clock < 0)].tolist() == [*sung, total]
+    audio = lesson.grid[lesson.clock >= 0]
+    assert (audio % songs.SLOTS == lesson.clock[lesson.clock >= 0] // 2).all()
+    assert (np.diff(audio) >= 0).all() and audio[-1] + 1 == total
+
+
 def test_disturbed_codes_are_others_of_the_same_track(tokenizer: SentencePieceTokenizer, layout: VocabLayout) -> None:
     song, codes = known(range(5, 6))[0]
     lesson = lessons.Teacher(tokenizer, layout).lesson(lessons.tokenised(song, codes, "short"), 0, 2)
@@ -244,10 +259,57 @@ def test_training_learns_and_a_resumed_run_equals_an_unbroken_one(
     again = train("resumed.pt", [])
     for name, weight in whole.state_dict().items():
         assert torch.equal(weight, again.state_dict()[name]), name
-    other = {name: 3 * weight for name, weight in whole.state_dict().items()}
-    torch.save({"model": other}, tmp_path / "other.pt")
-    between = lm.mean([tmp_path / "resumed.pt", tmp_path / "other.pt"])
-    assert all(torch.allclose(between[name], 2 * weight) for name, weight in whole.state_dict().items())
+    going_on = lm.train_stage1(
+        config,
+        lessons.Curriculum(teacher, library),
+        plan,
+        tmp_path / "on.pt",
+        "cpu",
+        [].append,
+        (),
+        tmp_path / "whole.pt",
+    )[0]
+    assert lm.heed(going_on, teacher, library)["instrumental"] < after["instrumental"]
+
+
+def _average(place: Path, rank: int, crew: int, folder: Path) -> None:
+    """A run of two batches, one for each of a crew of two; also what a lone process does, as a crew of one."""
+    torch.set_num_threads(1)
+    if crew > 1:
+        meet(place, rank, crew)
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.Linear(2, 1))
+    named = torch.nn.ModuleDict({"model": torch.nn.ModuleDict({"layers": model})})
+    trainer = Trainer(named, Plan(tokens=28), folder / f"{crew}.pt", "cpu", [].append)
+
+    def batches(rng: np.random.Generator, progress: float) -> Iterator[tuple[torch.Tensor, int, dict[str, float]]]:
+        drawn = [torch.from_numpy(rng.normal(size=(4 + n, 3)).astype(np.float32)) for n in range(3)]
+        losses = [model(batch).square().mean() for batch in drawn]
+        if crew > 1:
+            for batch, loss in trainer.share(list(zip(drawn, losses, strict=True))):  # the third is one too many
+                yield loss, 2 * len(batch) + rank, {}
+        else:
+            yield (losses[0] + losses[1]) / 2, 19, {}
+
+    trainer.run(batches)
+    torch.save(model.state_dict(), folder / f"{crew}-{rank}.pt")
+
+
+def test_processes_that_share_a_run_learn_as_one_would_from_all_their_batches(tmp_path: Path) -> None:
+    _average(tmp_path / "unused", 0, 1, tmp_path)
+    spawn = multiprocessing.get_context("spawn")
+    pair = [spawn.Process(target=_average, args=(tmp_path / "here", rank, 2, tmp_path)) for rank in range(2)]
+    for process in pair:
+        process.start()
+    for process in pair:
+        process.join(120)
+    assert [process.exitcode for process in pair] == [0, 0]
+    alone, first, second = (torch.load(tmp_path / f"{name}.pt") for name in ("1-0", "2-0", "2-1"))
+    for name in alone:
+        torch.testing.assert_close(first[name], alone[name])
+        assert torch.equal(first[name], second[name])
+    saved = torch.load(tmp_path / "2.pt", weights_only=True)
+    assert saved["where"][:2] == torch.load(tmp_path / "1.pt", weights_only=True)["where"][:2]
 
 
 def test_stage_2_learns_from_the_ids_the_product_feeds(layout: VocabLayout) -> None:
@@ -318,6 +380,5 @@ def test_the_marks_of_a_picture_stand_on_the_beat(tmp_path: Path) -> None:
 def test_every_part_of_the_training_is_made_and_every_run_has_its_own_file(tmp_path: Path) -> None:
     for part in train_demo.PARTS:
         assert callable(getattr(train_demo, f"make_{part}")), part
-    chains = (train_demo.OPENINGS, train_demo.LINES, train_demo.CLOSING, train_demo.CLOSING_TOO)
-    plans = [train_demo.STAGE1, *(plan for chain in chains for plan in chain)]
-    assert len({train_demo.run_of(tmp_path, plan) for plan in plans}) == len(plans) == 15
+    assert set(train_demo.SHARED) <= set(train_demo.PARTS)
+    assert train_demo.run_of(tmp_path, train_demo.STAGE1) != train_demo.run_of(tmp_path, train_demo.ENDINGS)

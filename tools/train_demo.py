@@ -17,9 +17,10 @@ import multiprocessing
 import os
 import shutil
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # torch's threads wait by spinning; two processes use two cores better
@@ -28,13 +29,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import numpy as np
 import soundfile
 import torch
+from sentencepiece import SentencePieceProcessor
 
 from tools.demo import example, lessons, lm, measure, network, pictures, songs, text
 from tools.demo.lessons import Curriculum, Song, Teacher, tokenised
 from tools.demo.phrasebook import Phrasebook
 from tools.demo.render import render
-from tools.demo.trainer import Plan
-from yuegp.checkpoint import LlamaConfig
+from tools.demo.trainer import Plan, meet
 from yuegp.song import Sampling
 from yuegp.stage2 import CHUNK
 from yuegp.tokenizer import SentencePieceTokenizer
@@ -42,25 +43,20 @@ from yuegp.vocab import FRAMES_PER_SECOND, VocabLayout
 
 STEPS = (
     (("codec", "codes"),),
-    (("stage1",), ("stage2", "upsamplers")),
-    (("openings",), ("lines",)),
-    (("closing",), ("closing_too",)),
-    (("mean", "report"),),
+    (("stage1", "endings"),),
+    (("stage2",), ("upsamplers",)),
+    (("report",),),
 )
 """One after the other; what stands side by side in a step is made by two processes, one for each core."""
 
 PARTS = [part for step in STEPS for lane in step for part in lane]
+SHARED = ("stage1", "endings")
+"""Parts that `CREW` processes make together on a CPU, one for each core."""
+CREW = 2
 
-STAGE1 = Plan(tokens=28_000_000, batch=2000, muon=0.003, adam=0.004, look=0.5, name=0.5, left=0.3)
-SHORT = Plan(tokens=2_000_000, batch=2000, muon=0.002, adam=0.002, hold=0.2, look=0.3, name=0.3, left=0.3)
-OPENINGS, LINES = (tuple(replace(SHORT, seed=seed) for seed in seeds) for seeds in ((2, 3, 4), (5, 6, 7)))
-"""Two chains of runs of Stage 1 from where that one ended, each run from where the one before it ended: how sections
-begin, and how lines and sections end."""
-SHORTER = replace(SHORT, tokens=1_200_000, look=0.5, name=0.5, left=0.5)
-CLOSING, CLOSING_TOO = (
-    tuple(replace(SHORTER, seed=seed) for seed in seeds) for seeds in ((8, 9, 10, 11), (12, 13, 14, 15))
-)
-"""Two more, from the mean of the six ends of these. The mean of the last three ends of both ships."""
+STAGE1 = Plan(tokens=24_000_000, batch=1600, muon=0.003, adam=0.004, look=0.5, name=0.5, left=0.3, where=0.3)
+ENDINGS = Plan(tokens=8_000_000, batch=1600, muon=0.002, adam=0.002, hold=0.2, left=0.3, where=0.3, seed=2)
+"""Goes on from where that ended: when lines and sections end. What it ends with ships."""
 STAGE2 = Plan(tokens=30_000_000, batch=3000, muon=0.004, adam=0.004)
 CONTEXT = 16384
 SECTION_SECONDS = 24.0
@@ -107,23 +103,35 @@ def main() -> None:
     started = time.monotonic()
     for step in STEPS:
         lanes = [[part for part in lane if part in (chosen.only or PARTS)] for lane in step]
-        made = [_SPAWN.Process(target=make, args=(lane, chosen.work, chosen.device, started)) for lane in lanes if lane]
-        for process in made:
-            process.start()
-        for process in made:
-            process.join()
+        with tempfile.TemporaryDirectory() as folder:
+            made = []
+            for lane in filter(None, lanes):
+                crew = CREW if chosen.device == "cpu" and set(lane) <= set(SHARED) else 1
+                for rank in range(crew):
+                    together = (Path(folder) / lane[0], rank, crew)
+                    arguments = (lane, chosen.work, chosen.device, started, *together)
+                    made.append(_SPAWN.Process(target=make, args=arguments))
+            for process in made:
+                process.start()
+            for process in made:
+                process.join()
         if any(process.exitcode for process in made):
             raise SystemExit("This part broke off, see above. Run the same command again to go on.")
     if chosen.publish:
         publish(chosen.work)
 
 
-def make(parts: Sequence[str], work: Path, device: str, started: float) -> None:
-    """Parts of the set, one after the other, in a process of their own."""
+def make(
+    parts: Sequence[str], work: Path, device: str, started: float, place: Path, rank: int = 0, crew: int = 1
+) -> None:
+    """Parts of the set, one after the other, in a process of their own, or in several that meet at `place`."""
     torch.set_num_threads(1)
+    if crew > 1:
+        meet(place, rank, crew)
 
     def say(line: str) -> None:
-        print(f"{time.monotonic() - started:6.0f} s  {line}", flush=True)
+        if not rank:
+            print(f"{time.monotonic() - started:6.0f} s  {line}", flush=True)
 
     for part in parts:
         say(f"--- {part}")
@@ -185,32 +193,11 @@ def make_stage2(work: Path, device: str, say: Say) -> None:
 
 
 def make_stage1(work: Path, device: str, say: Say) -> None:
-    learn(work, device, say, lessons.Mixture(), [STAGE1])
+    learn(work, device, say, lessons.Mixture(), STAGE1)
 
 
-def make_openings(work: Path, device: str, say: Say) -> None:
-    learn(work, device, say, lessons.OPENINGS, OPENINGS, [STAGE1])
-
-
-def make_lines(work: Path, device: str, say: Say) -> None:
-    learn(work, device, say, lessons.LINES, LINES, [STAGE1])
-
-
-def make_closing(work: Path, device: str, say: Say) -> None:
-    learn(work, device, say, lessons.CLOSING, CLOSING, [*OPENINGS, *LINES])
-
-
-def make_closing_too(work: Path, device: str, say: Say) -> None:
-    learn(work, device, say, lessons.CLOSING, CLOSING_TOO, [*OPENINGS, *LINES])
-
-
-def make_mean(work: Path, device: str, say: Say) -> None:
-    """Stage 1 as it ships."""
-    layout = text.layout_of(tokenizer_of(work).size)
-    model = lm.Stage1(stage1_config(layout))
-    model.load_state_dict(lm.mean([run_of(work, plan) for plan in (*CLOSING[1:], *CLOSING_TOO[1:])]))
-    network.export(model.llama, work / "set" / "stage1", CONTEXT)
-    write_entry(work / "set", layout)
+def make_endings(work: Path, device: str, say: Say) -> None:
+    learn(work, device, say, lessons.ENDINGS, ENDINGS, STAGE1)
 
 
 def run_of(work: Path, plan: Plan) -> Path:
@@ -218,15 +205,8 @@ def run_of(work: Path, plan: Plan) -> Path:
     return work / "runs" / f"stage1-{plan.seed}.pt"
 
 
-def stage1_config(layout: VocabLayout) -> LlamaConfig:
-    return network.stage_config(layout, 1, hidden=128, ffn=384, layers=4, heads=4, kv_heads=2)
-
-
-def learn(
-    work: Path, device: str, say: Say, mixture: lessons.Mixture, plans: Sequence[Plan], after: Sequence[Plan] = ()
-) -> None:
-    """Runs of Stage 1, each from where the one before ended, the first from the mean of the ends of `after`, or from
-    nothing."""
+def learn(work: Path, device: str, say: Say, mixture: lessons.Mixture, plan: Plan, after: Plan | None = None) -> None:
+    """A run of Stage 1, from where another ended or from nothing."""
     from tools.demo import dataset
 
     tokenizer = tokenizer_of(work)
@@ -238,10 +218,11 @@ def learn(
         for sample in itertools.islice(dataset.read(work / "data", "heldout", (size,)), ASKED_SONGS // 2)
     ]
     say(f"Stage 1: {len(curriculum.library)} songs")
-    for plan in plans:
-        begin = [run_of(work, earlier) for earlier in after]
-        lm.train_stage1(stage1_config(layout), curriculum, plan, run_of(work, plan), device, say, asked, begin)
-        after = [plan]
+    config = network.stage_config(layout, 1, hidden=128, ffn=384, layers=6, heads=4, kv_heads=2)
+    begin = run_of(work, after) if after else None
+    model, trainer = lm.train_stage1(config, curriculum, plan, run_of(work, plan), device, say, asked, begin)
+    if not trainer.rank:
+        network.export(model.llama, work / "set" / "stage1", CONTEXT)
 
 
 def make_report(work: Path, device: str, say: Say) -> None:
@@ -287,7 +268,9 @@ def publish(work: Path) -> None:
 def tokenizer_of(work: Path) -> SentencePieceTokenizer:
     """The set's tokenizer, written first if it is not there."""
     path = work / "set" / "tokenizer.model"
-    size = text.train(path).text_size
+    if not path.is_file():
+        text.train(path)
+    size = SentencePieceProcessor(model_file=str(path)).get_piece_size()
     return SentencePieceTokenizer(path, size)
 
 

@@ -24,6 +24,9 @@ NAMES = len(syllables.VOWELS) * len(syllables.CONSONANTS)
 LOOK_AHEAD = 12
 """Frames before a syllable from which on, at every second one, the guided head should look at it."""
 
+BARS = 16
+"""Of a section are told apart, the last from all later ones not."""
+
 LEFT = 7
 """Bars still to come are counted up to this."""
 
@@ -97,14 +100,17 @@ def slipped(rng: np.random.Generator, song: Song, share: float) -> Song:
 @dataclass
 class Lesson:
     """One training sequence. `weights[j]` is what predicting `ids[j]` counts; `names[j]` the kind of syllable to come
-    after j, `clock[j]` the sixteenth of the bar that j sounds in and `left[j]` how many bars of its section follow that
-    bar (at most `LEFT`), all -1 where nothing is asked; `looks` are (position, position to look at)."""
+    after j, `clock[j]` the sixteenth of the bar that j sounds in, `left[j]` how many bars of its section follow that
+    bar (at most `LEFT`). `grid[j]` is the eighth of the section that the code j sounds in, or that the piece of text j
+    is sung in; what follows the words has the eighth that would come next. All of these are -1 where nothing is asked.
+    `looks` are (position, position of the syllable to come)."""
 
     ids: np.ndarray
     weights: np.ndarray
     names: np.ndarray
     clock: np.ndarray
     left: np.ndarray
+    grid: np.ndarray
     looks: list[tuple[int, int]] = field(default_factory=list)
 
     def disturbed(self, rng: np.random.Generator, share: float) -> np.ndarray:
@@ -137,8 +143,11 @@ class Weights:
     turn_frames: int = 3
 
 
+CALM = Weights(opening=8.0, onset=2.5, end=5.0, turn=2.0)
+"""For the later part of a run, when syllables are heard and what is left to learn is to keep time."""
+
 STRICT = Weights(opening=8.0, onset=2.5, slot=2.5, bar=5.0, end=5.0, turn=5.0)
-"""For later, when syllables are heard and what is left to learn is to keep time, and when a line and a section end."""
+"""For what comes after it: when a line and a section have to end."""
 
 
 class Teacher:
@@ -167,6 +176,7 @@ class Teacher:
         names: list[int] = []
         clock: list[int] = []
         left: list[int] = []
+        grid: list[int] = []
         looks: list[tuple[int, int]] = []
 
         def say(more: Sequence[int]) -> None:
@@ -175,6 +185,7 @@ class Teacher:
             names.extend([-1] * len(more))
             clock.extend([-1] * len(more))
             left.extend([-1] * len(more))
+            grid.extend([-1] * len(more))
 
         say(prompts.head)
 
@@ -187,39 +198,44 @@ class Teacher:
             text_at, audio_at = len(ids) - 2 - len(tokens), len(ids)
             begin, stop = song.spans[first + k]
             sung = [s for s in song.sung if s.section == first + k]
-            w, n, c, bars = self._asked(song, sung, stop - begin)
+            w, n, c, bars, eighths = self._asked(song, sung, stop - begin)
             ids += [*interleave(self.layout, song.codes[:, begin:stop]), self.layout.eoa]
             weights += w
             names += n
             clock += c
             left += bars
+            grid += eighths
             words_at = len(text) - 2 - len(section.words)
             pieces = token_indices(self.tokenizer, text, [words_at + s.end for s in sung])
             onset = -1
             for s, piece in zip(sung, pieces, strict=True):
                 earliest, onset = max(onset + 1, s.frame - LOOK_AHEAD), s.frame
                 if piece >= 0:
+                    grid[text_at + piece] = _eighth(song, s.frame)
                     looks += [(audio_at + 2 * t - 1, text_at + piece) for t in range(onset, earliest - 1, -2)]
             onsets, targets = [s.frame for s in sung], [*pieces, len(tokens)]
             for frame in range(LOOK_AHEAD, (stop - begin) * self.thorough, 2):
                 target = targets[bisect.bisect_right(onsets, frame)]
                 if target >= 0:
                     looks += [(audio_at + 2 * frame + track, text_at + target) for track in (0, 1)]
-        asked = np.array(weights, np.float32), np.array(names), np.array(clock), np.array(left)
-        return Lesson(np.array(ids), *asked, looks)
+            if sung:
+                grid[text_at + len(tokens)] = _eighth(song, stop - begin)
+        answers = np.array(weights, np.float32), np.array(names), np.array(clock), np.array(left), np.array(grid)
+        return Lesson(np.array(ids), *answers, looks)
 
     def unconditional(self, song: Song, section: int) -> Lesson:
         """A section without any text before it, as guidance's second row sees it: it begins at the codec marker."""
         begin, stop = song.spans[section]
         ids = [self.layout.codec, *interleave(self.layout, song.codes[:, begin:stop]), self.layout.eoa]
-        weights, _, clock, _ = self._asked(song, [s for s in song.sung if s.section == section], stop - begin)
+        weights, _, clock, *_ = self._asked(song, [s for s in song.sung if s.section == section], stop - begin)
         nothing = np.full(len(ids), -1)
-        return Lesson(np.array(ids), np.array([0.0, *weights], np.float32), nothing, np.array([-1, *clock]), nothing)
+        asked = np.array([0.0, *weights], np.float32), nothing, np.array([-1, *clock]), nothing, nothing
+        return Lesson(np.array(ids), *asked)
 
     def _asked(
         self, song: Song, sung: Sequence[Sung], frames: int
-    ) -> tuple[list[float], list[int], list[int], list[int]]:
-        """Weights, names, clock and bars left of a section's audio ids and its end."""
+    ) -> tuple[list[float], list[int], list[int], list[int], list[int]]:
+        """Weights, names, clock, bars left and grid of a section's audio ids and its end."""
         weights = np.ones((frames, 2), np.float32)
         names = np.full((frames, 2), NAMES)
         onsets = [s.frame for s in sung]
@@ -243,12 +259,20 @@ class Teacher:
         clock = np.repeat(np.arange(frames) // sixteenth % 16, 2)
         bars = np.repeat(np.arange(frames) // (16 * sixteenth), 2)
         left = np.minimum(LEFT, bars[-1] - bars)
+        grid = np.repeat([_eighth(song, frame) for frame in range(frames)], 2)
         return (
             [*weights.reshape(-1).tolist(), self.weights.end],
             [*names.reshape(-1).tolist(), -1],
             [*clock.tolist(), -1],
             [*left.tolist(), -1],
+            [*grid.tolist(), -1],
         )
+
+
+def _eighth(song: Song, frame: int) -> int:
+    """Which eighth of the section a frame of it belongs to, at most the last of bar `BARS`."""
+    bar, eighth = divmod(frame // songs.eighth(song.alike[0]), songs.SLOTS)
+    return min(bar, BARS - 1) * songs.SLOTS + eighth
 
 
 @dataclass(frozen=True)
@@ -268,37 +292,30 @@ class Mixture:
         (0.07, {"bar": 1.0}),
         (0.14, {"bar": 0.3, "line": 0.7}),
         (0.25, {"bar": 0.1, "line": 0.3, "short": 0.6}),
-        (1.0, {"bar": 0.05, "line": 0.1, "drill": 0.2, "short": 0.3, "whole": 0.35}),
+        (1.0, {"bar": 0.05, "line": 0.1, "short": 0.35, "whole": 0.5}),
     )
     """Shares of the sizes of songs up to a point of the run; `bar` are the lines that fit one bar."""
     early: float = 0.14
     """Until when there is neither a reference nor a second section."""
     calm: float = 0.25
-    """From when on the weights are `later`, the teacher is thorough, and mistakes are made."""
-    later: Weights = STRICT
+    """From when on the weights are `later`, and mistakes are made."""
+    later: Weights = CALM
     slips: float = 0.04
     """Syllables that are sung as others."""
     noise: float = 0.02
     """Codes that are read as others."""
+    thorough: bool = False
+    """See `Teacher`."""
 
 
-OPENINGS = Mixture(
-    stages=((1.0, {"bar": 0.25, "line": 0.25, "drill": 0.2, "short": 0.2, "whole": 0.1}),),
+ENDINGS = Mixture(
+    stages=((1.0, {"bar": 0.05, "line": 0.1, "drill": 0.25, "short": 0.3, "whole": 0.3}),),
     early=0.0,
     calm=0.0,
-    later=replace(STRICT, opening=40.0, opening_frames=5),
+    later=STRICT,
+    thorough=True,
 )
-"""For runs that go on from a finished one: short lessons, so that many of them begin, and what the tags say is read."""
-
-LINES = replace(OPENINGS, stages=((1.0, {"bar": 0.1, "line": 0.15, "drill": 0.4, "short": 0.25, "whole": 0.1}),))
-"""For others that do: lines that are hard to keep apart."""
-
-CLOSING = replace(
-    OPENINGS,
-    stages=((1.0, {"bar": 0.05, "line": 0.1, "drill": 0.35, "short": 0.3, "whole": 0.2}),),
-    later=replace(STRICT, opening=20.0, opening_frames=5),
-)
-"""For the last ones."""
+"""For a run that goes on from a finished one."""
 
 
 class Curriculum:
@@ -321,8 +338,8 @@ class Curriculum:
         chances = np.array([shares[size] for size in sizes])
         song = self.library[rng.choice(self.sizes[sizes[rng.choice(len(sizes), p=chances / chances.sum())]])]
         early = progress < self.mixture.early
-        self.teacher.thorough = progress >= self.mixture.calm
-        self.teacher.weights = self.mixture.later if self.teacher.thorough else Weights()
+        self.teacher.weights = Weights() if progress < self.mixture.calm else self.mixture.later
+        self.teacher.thorough = self.mixture.thorough
         total = len(song.sections)
         if rng.random() < self.mixture.relabelled:
             song = replace(song, sections=tuple(replace(s, label=_synonym(rng, s.label)) for s in song.sections))
@@ -363,15 +380,19 @@ class Curriculum:
         """Share of codes that are read wrong at a point of the run."""
         return self.mixture.noise if progress >= self.mixture.calm else 0.0
 
-    def batches(self, rng: np.random.Generator, progress: float, positions: int, pool: int = 48) -> list[list[Lesson]]:
-        """`pool` lessons in batches of at most `positions`, padding counted, in random order."""
+    def batches(
+        self, rng: np.random.Generator, progress: float, positions: int, crew: int = 1, pool: int = 48
+    ) -> list[list[Lesson]]:
+        """`pool` lessons in batches of at most `positions`, padding counted, in random order. So many of about one size
+        stand side by side as a crew has members, who wait for each other; up to `crew - 1` short ones are left out."""
         lessons = sorted((self.draw(rng, progress) for _ in range(pool)), key=lambda lesson: len(lesson.ids))
         batches: list[list[Lesson]] = [[]]
         for lesson in lessons:
             if batches[-1] and (len(batches[-1]) + 1) * len(lesson.ids) > positions:
                 batches.append([])
             batches[-1].append(lesson)
-        return [batches[i] for i in rng.permutation(len(batches))]
+        pairs = [batches[i : i + crew] for i in range(len(batches) % crew, len(batches), crew)]
+        return [batch for i in rng.permutation(len(pairs)) for batch in pairs[i]]
 
 
 def _silence(library: Sequence[Song]) -> int:

@@ -6,7 +6,8 @@ instead of days:
 
 - *guided attention*: one head of one layer is asked to look, just before each sung syllable, at that syllable's piece
   in the section's text;
-- *auxiliary heads* name, at every code, the syllable to come, the sixteenth of the bar, and how many bars are left;
+- *auxiliary heads* name, at every code, the syllable to come, the sixteenth of the bar, and how many bars are left; one
+  tells by what enters the guided layer in which bar and eighth a code sounds, and a piece of text is sung;
 - *mistakes*: later on some codes are read, and some syllables sung, wrongly, so that it learns to go on in time;
 - *weights*: the first frames of a section (which genre?) and of a syllable (which vowel?) count more than the rest,
   which is easy, and so does the end.
@@ -29,8 +30,9 @@ from torch import Tensor, nn
 from yuegp.checkpoint import LlamaConfig
 from yuegp.vocab import VocabLayout
 
-from .lessons import LEFT, NAMES, Curriculum, Lesson, Song, Teacher
-from .network import Llama
+from . import songs
+from .lessons import BARS, LEFT, NAMES, Curriculum, Lesson, Song, Teacher
+from .network import Llama, Watched
 from .trainer import Plan, Say, Trainer
 
 # Stage 1
@@ -51,44 +53,56 @@ class Stage1(nn.Module):
         self.namer = nn.Linear(config.hidden, NAMES + 1)
         self.clock = nn.Linear(config.hidden, 16)
         self.left = nn.Linear(config.hidden, LEFT + 1)
+        self.where = nn.Linear(config.hidden, BARS + songs.SLOTS)
         self.guided_layer = guided_layer % config.layers
 
     def losses(self, lessons: Sequence[Lesson], read: Sequence[np.ndarray], device: str) -> dict[str, Tensor]:
-        """`codes` (weighted mean), `look`, `name`, `clock` and `left` of lessons whose ids are read as `read`."""
+        """`codes` (weighted mean) and `HELPS` of lessons whose ids are read as `read`."""
         ids = collate([lesson.ids for lesson in lessons], 0, device)
         weights = collate([lesson.weights for lesson in lessons], 0, device)[:, 1:]
         names = collate([lesson.names for lesson in lessons], -1, device)[:, :-1]
         clock = collate([lesson.clock for lesson in lessons], -1, device)[:, :-1]
         left = collate([lesson.left for lesson in lessons], -1, device)[:, :-1]
+        grid = collate([lesson.grid for lesson in lessons], -1, device)[:, :-1]
         asked, named, timed, counted = weights > 0, names >= 0, clock >= 0, left >= 0
         with torch.autocast(torch.device(device).type, torch.bfloat16):
             hidden, watched = self.llama(collate(read, 0, device)[:, :-1], self.guided_layer)
+            entering = F.rms_norm(watched.entering, watched.entering.shape[-1:])
             logits = hidden[asked] @ self.llama.head.T
             guesses, times, counts = self.namer(hidden[named]), self.clock(hidden[timed]), self.left(hidden[counted])
         nll = F.cross_entropy(logits.float(), ids[:, 1:][asked], reduction="none")
         zero = nll.new_zeros(())
-        looks = [(row, at, to) for row, lesson in enumerate(lessons) for at, to in lesson.looks]
         return {
             "codes": (nll * weights[asked]).sum() / weights.sum(),
-            "look": self._look(watched, looks) if looks and watched is not None else zero,
+            "look": self._look(watched, [lesson.looks for lesson in lessons]),
             "name": F.cross_entropy(guesses.float(), names[named]) if named.any() else zero,
             "clock": F.cross_entropy(times.float(), clock[timed]),
             "left": F.cross_entropy(counts.float(), left[counted]) if counted.any() else zero,
+            "where": sum((self._where(entering, grid, which) for which in (timed, ~timed)), zero),
         }
 
-    def _look(self, watched: tuple[Tensor, Tensor], looks: list[tuple[int, int, int]]) -> Tensor:
-        """Mean negative log attention of the guided head at the syllables it should look at."""
-        queries, keys = watched
+    def _where(self, entering: Tensor, grid: Tensor, which: Tensor) -> Tensor:
+        """Nats per bar and eighth, of those of `grid` (rows, n) that are asked."""
+        asked = which & (grid >= 0)
+        if not asked.any():
+            return entering.new_zeros((), dtype=torch.float32)
+        bars, eighths = self.where(entering[asked].float()).split([BARS, songs.SLOTS], -1)
+        wanted = grid[asked]
+        return F.cross_entropy(bars, wanted // songs.SLOTS) + F.cross_entropy(eighths, wanted % songs.SLOTS)
+
+    def _look(self, watched: Watched, looks: Sequence[Sequence[tuple[int, int]]]) -> Tensor:
+        """Mean negative log attention of the guided head at the syllables it should look at, by row."""
+        _, queries, keys = watched
         total = queries.new_zeros((), dtype=torch.float32)
-        for row in sorted({row for row, _, _ in looks}):
-            at, to = torch.tensor([(at, to) for r, at, to in looks if r == row], device=queries.device).T
+        for row in (row for row, asked in enumerate(looks) if asked):
+            at, to = torch.tensor(looks[row], device=queries.device).T
             scores = (queries[row, at] @ keys[row].T).float() / math.sqrt(queries.shape[-1])
             future = torch.arange(keys.shape[1], device=queries.device) > at[:, None]
             total = total + F.cross_entropy(scores.masked_fill(future, -torch.inf), to, reduction="sum")
-        return total / len(looks)
+        return total / max(1, sum(map(len, looks)))
 
 
-HELPS = ("look", "name", "clock", "left")
+HELPS = ("look", "name", "clock", "left", "where")
 """Losses beside the codes', and the plan's weights for them."""
 
 
@@ -100,33 +114,27 @@ def train_stage1(
     device: str,
     say: Say,
     heldout: Sequence[Song] = (),
-    begin: Sequence[Path] = (),
+    begin: Path | None = None,
 ) -> tuple[Stage1, Trainer]:
-    """Train Stage 1, from the mean of the finished runs in `begin` or from nothing, or finish what `file` holds.
+    """Train Stage 1, from what the finished run in `begin` learned or from nothing, or finish what `file` holds.
     `heldout` songs are only asked about on the way."""
     torch.manual_seed(plan.seed)
     model = Stage1(config)
     if begin:
-        model.load_state_dict(mean(begin))
+        model.load_state_dict(torch.load(begin, weights_only=True)["model"])
     trainer = Trainer(model, plan, file, device, say)
 
     def batches(rng: np.random.Generator, progress: float) -> Iterator[tuple[Tensor, int, dict[str, float]]]:
-        for lessons in curriculum.batches(rng, progress, plan.batch):
-            read = [lesson.disturbed(rng, curriculum.noise(progress)) for lesson in lessons]
-            losses = model.losses(lessons, read, device)
+        noise = curriculum.noise(progress)
+        drawn = curriculum.batches(rng, progress, plan.batch, trainer.crew)
+        read = [[lesson.disturbed(rng, noise) for lesson in lessons] for lessons in drawn]
+        for lessons, ids in trainer.share(list(zip(drawn, read, strict=True))):
+            losses = model.losses(lessons, ids, device)
             loss = losses["codes"] + sum(getattr(plan, name) * losses[name] for name in HELPS)
             yield loss, sum(len(lesson.ids) for lesson in lessons), {k: v.item() for k, v in losses.items()}
 
     trainer.run(batches, lambda: heed(model, curriculum.teacher, heldout, device) if heldout else {})
     return model, trainer
-
-
-def mean(files: Sequence[Path]) -> dict[str, Tensor]:
-    """Weights between those of several finished runs, which each wandered off a little."""
-    runs = [torch.load(file, weights_only=True)["model"] for file in files]
-    return {
-        name: torch.stack([run[name].double() for run in runs]).mean(0).to(weight) for name, weight in runs[0].items()
-    }
 
 
 @torch.no_grad()

@@ -6,6 +6,7 @@ import json
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +15,14 @@ from torch import Tensor, nn
 from yuegp.bench.noise import config_of
 from yuegp.checkpoint import LlamaConfig
 from yuegp.vocab import VocabLayout
+
+
+class Watched(NamedTuple):
+    """What enters a layer, (rows, n, hidden), and its first head's queries and keys, (rows, n, head_dim)."""
+
+    entering: Tensor
+    queries: Tensor
+    keys: Tensor
 
 
 class Llama(nn.Module):
@@ -40,19 +49,17 @@ class Llama(nn.Module):
         """(vocabulary, hidden)."""
         return self.model.embed_tokens.weight if self.config.tied else self.lm_head.weight
 
-    def forward(self, ids: Tensor, watch: int | None = None) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
-        """Hidden states (rows, n, hidden) after the final norm, and the first head's queries and keys
-        (rows, n, head_dim) in layer `watch`."""
+    def forward(self, ids: Tensor, watch: int = 0) -> tuple[Tensor, Watched]:
+        """Hidden states (rows, n, hidden) after the final norm, and what is to be seen of layer `watch`."""
         c = self.config
         frequencies = c.rope_theta ** -(torch.arange(0, c.head_dim, 2, device=ids.device) / c.head_dim)
         angles = torch.outer(torch.arange(ids.shape[1], device=ids.device), frequencies)
         rotation = angles.cos(), angles.sin()
-        x, watched = self.model.embed_tokens(ids), None
-        for index, layer in enumerate(self.model.layers):
-            x, seen = layer(x, rotation)
-            if index == watch:
-                watched = seen
-        return self.model.norm(x), watched
+        x, seen = self.model.embed_tokens(ids), []
+        for layer in self.model.layers:
+            entering, (x, asked) = x, layer(x, rotation)
+            seen.append(Watched(entering, *asked))
+        return self.model.norm(x), seen[watch]
 
 
 class _Layer(nn.Module):

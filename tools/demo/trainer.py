@@ -2,6 +2,9 @@
 
 Everything is drawn from one seeded generator and the schedule counts tokens, not seconds, so a run can be stopped,
 resumed and repeated.
+
+Several processes may share a run, one for each core: where they have met (`meet`), each draws the same batches, takes
+its share of them, and their gradients are averaged. torch's own threads gain little on models this small.
 """
 
 from __future__ import annotations
@@ -14,12 +17,18 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed
 from torch import Tensor, nn
 
 Say = Callable[[str], None]
 
 SAVE_SECONDS = 60.0
 """Between two savings of a training's state."""
+
+
+def meet(place: Path, rank: int, crew: int) -> None:
+    """Wait, at a file that does not exist yet, for the others of a crew that trains together."""
+    torch.distributed.init_process_group("gloo", init_method=place.resolve().as_uri(), rank=rank, world_size=crew)
 
 
 @dataclass(frozen=True)
@@ -38,6 +47,7 @@ class Plan:
     name: float = 0.3
     clock: float = 0.1
     left: float = 0.0
+    where: float = 0.0
     seed: int = 1
 
 
@@ -46,6 +56,8 @@ class Trainer:
 
     def __init__(self, model: nn.Module, plan: Plan, file: Path, device: str, say: Say) -> None:
         self.model, self.plan, self.file, self.say = model.to(device), plan, file, say
+        met = torch.distributed.is_initialized()
+        self.rank, self.crew = (torch.distributed.get_rank(), torch.distributed.get_world_size()) if met else (0, 1)
         self.rng = np.random.default_rng(plan.seed)
         self.tokens = self.steps = 0
         self.seconds = 0.0
@@ -64,9 +76,15 @@ class Trainer:
     def progress(self) -> float:
         return self.tokens / self.plan.tokens
 
+    def share(self, batches: list[Any]) -> list[Any]:
+        """What of a pool of batches falls to this process; all have equally many, so up to `crew - 1` are left out."""
+        return batches[self.rank : len(batches) // self.crew * self.crew : self.crew]
+
     def step(self, loss: Tensor, tokens: int) -> None:
         """One update."""
         loss.backward()
+        if self.crew > 1:
+            tokens = self._averaged(tokens)
         nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         scale = min(1.0, (self.steps + 1) / self.plan.warmup, max(0.0, 1 - self.progress) / (1 - self.plan.hold))
         for optimizer, rate in zip(self.optimizers, (self.plan.muon, self.plan.adam), strict=True):
@@ -77,7 +95,21 @@ class Trainer:
         self.tokens += tokens
         self.steps += 1
 
+    def _averaged(self, tokens: int) -> int:
+        """Give each weight the mean of all processes' gradients, and return how many tokens they all saw."""
+        weights = [p for group in self.optimizers for p in group.param_groups[0]["params"]]
+        grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in weights]
+        message = torch.cat([*(grad.flatten() for grad in grads), grads[0].new_tensor([tokens])])
+        torch.distributed.all_reduce(message)
+        *means, total = message.split([*(grad.numel() for grad in grads), 1])
+        for weight, mean in zip(weights, means, strict=True):
+            weight.grad = mean.view_as(weight) / self.crew
+        return round(total.item())
+
     def save(self) -> None:
+        """Keep the run's state; of a crew the first does."""
+        if self.rank:
+            return
         state = {
             "model": self.model.state_dict(),
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
@@ -106,7 +138,7 @@ class Trainer:
         self,
         batches: Callable[[np.random.Generator, float], Iterator[tuple[Tensor, int, dict[str, float]]]],
         ask: Callable[[], dict[str, float]] = dict,
-        every: float = 40.0,
+        every: float = 120.0,
     ) -> None:
         """Update until the plan's tokens are used up. `batches(rng, progress)` yields (loss, tokens, figures to show);
         the run is saved between pools of batches only, so that a resumed run draws what an unbroken one would."""
@@ -120,7 +152,7 @@ class Trainer:
                     sums.setdefault(name, []).append(value)
             now = time.monotonic()
             self.seconds += now - began
-            if now - shown > every or self.progress >= 1:
+            if not self.rank and (now - shown > every or self.progress >= 1):
                 figures = {name: float(np.mean(values)) for name, values in sums.items()} | ask()
                 self.log.append({"tokens": self.tokens, "seconds": round(self.seconds, 1), **figures})
                 left = self.seconds * max(0.0, 1 / self.progress - 1)
