@@ -259,17 +259,13 @@ def test_training_learns_and_a_resumed_run_equals_an_unbroken_one(
     again = train("resumed.pt", [])
     for name, weight in whole.state_dict().items():
         assert torch.equal(weight, again.state_dict()[name]), name
-    going_on = lm.train_stage1(
-        config,
-        lessons.Curriculum(teacher, library),
-        plan,
-        tmp_path / "on.pt",
-        "cpu",
-        [].append,
-        (),
-        tmp_path / "whole.pt",
-    )[0]
-    assert lm.heed(going_on, teacher, library)["instrumental"] < after["instrumental"]
+    curriculum = lessons.Curriculum(teacher, library)
+    on, begin = tmp_path / "on.pt", tmp_path / "whole.pt"
+    longer = lm.train_stage1(config, curriculum, plan, on, "cpu", lines.append, begin=begin)[0]
+    assert lm.heed(longer, teacher, library)["instrumental"] < after["instrumental"]
+    between = lm.mean([begin, on])
+    for name, weight in whole.state_dict().items():
+        assert torch.allclose(between[name], (weight + longer.state_dict()[name]) / 2), name
 
 
 def _average(place: Path, rank: int, crew: int, folder: Path) -> None:

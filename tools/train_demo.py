@@ -35,7 +35,7 @@ from tools.demo import example, lessons, lm, measure, network, pictures, songs, 
 from tools.demo.lessons import Curriculum, Song, Teacher, tokenised
 from tools.demo.phrasebook import Phrasebook
 from tools.demo.render import render
-from tools.demo.trainer import Plan, meet
+from tools.demo.trainer import Plan, Trainer, meet
 from yuegp.song import Sampling
 from yuegp.stage2 import CHUNK
 from yuegp.tokenizer import SentencePieceTokenizer
@@ -56,7 +56,8 @@ CREW = 2
 
 STAGE1 = Plan(tokens=24_000_000, batch=1600, muon=0.003, adam=0.004, look=0.5, name=0.5, left=0.3, where=0.3)
 ENDINGS = Plan(tokens=8_000_000, batch=1600, muon=0.002, adam=0.002, hold=0.2, left=0.3, where=0.3, seed=2)
-"""Goes on from where that ended: when lines and sections end. What it ends with ships."""
+"""Goes on from where that ended: when lines and sections end. What lies half way between the two ends ships: from the
+one some sections come out too short, from the other some too long."""
 STAGE2 = Plan(tokens=30_000_000, batch=3000, muon=0.004, adam=0.004)
 CONTEXT = 16384
 SECTION_SECONDS = 24.0
@@ -77,8 +78,8 @@ CARD = """# Demo model set
 
 A very small set of models in exactly the architecture and file formats of YuE v1, for trying the program without
 downloads: an X-Codec-shaped codec with two upsamplers, a Stage-1 and a Stage-2 Llama, and a tokenizer of its own. It
-hums along with your words to small synthetic bands, and often strays from both words and tags. It is no small YuE: the
-real voice comes with the YuE weights.
+hums the vowels of your words to small synthetic bands, and strays from them now and then. It is no small YuE: the real
+voice comes with the YuE weights.
 
 Licence: Apache-2.0. Provenance: trained from random numbers by `tools/train_demo.py` on songs that the program in
 `tools/demo/songs.py` composed and rendered; no recording, no lyrics and no weights of anybody else went into it.
@@ -197,7 +198,10 @@ def make_stage1(work: Path, device: str, say: Say) -> None:
 
 
 def make_endings(work: Path, device: str, say: Say) -> None:
-    learn(work, device, say, lessons.ENDINGS, ENDINGS, STAGE1)
+    model, trainer = learn(work, device, say, lessons.ENDINGS, ENDINGS, STAGE1)
+    if not trainer.rank:
+        model.load_state_dict(lm.mean([run_of(work, STAGE1), run_of(work, ENDINGS)]))
+        network.export(model.llama, work / "set" / "stage1", CONTEXT)
 
 
 def run_of(work: Path, plan: Plan) -> Path:
@@ -205,7 +209,9 @@ def run_of(work: Path, plan: Plan) -> Path:
     return work / "runs" / f"stage1-{plan.seed}.pt"
 
 
-def learn(work: Path, device: str, say: Say, mixture: lessons.Mixture, plan: Plan, after: Plan | None = None) -> None:
+def learn(
+    work: Path, device: str, say: Say, mixture: lessons.Mixture, plan: Plan, after: Plan | None = None
+) -> tuple[lm.Stage1, Trainer]:
     """A run of Stage 1, from where another ended or from nothing."""
     from tools.demo import dataset
 
@@ -220,9 +226,7 @@ def learn(work: Path, device: str, say: Say, mixture: lessons.Mixture, plan: Pla
     say(f"Stage 1: {len(curriculum.library)} songs")
     config = network.stage_config(layout, 1, hidden=128, ffn=384, layers=6, heads=4, kv_heads=2)
     begin = run_of(work, after) if after else None
-    model, trainer = lm.train_stage1(config, curriculum, plan, run_of(work, plan), device, say, asked, begin)
-    if not trainer.rank:
-        network.export(model.llama, work / "set" / "stage1", CONTEXT)
+    return lm.train_stage1(config, curriculum, plan, run_of(work, plan), device, say, asked, begin)
 
 
 def make_report(work: Path, device: str, say: Say) -> None:

@@ -137,6 +137,12 @@ def train_stage1(
     return model, trainer
 
 
+def mean(files: Sequence[Path]) -> dict[str, Tensor]:
+    """Weights between those of finished runs of which each went on from the one before."""
+    runs = [torch.load(file, weights_only=True)["model"] for file in files]
+    return {name: torch.stack([run[name] for run in runs]).mean(0) for name in runs[0]}
+
+
 @torch.no_grad()
 def heed(model: Stage1, teacher: Teacher, heldout: Sequence[Song], device: str = "cpu") -> dict[str, float]:
     """How well Stage 1 foretells the first section of songs it has not seen, and how much it heeds the prompt.
