@@ -78,7 +78,8 @@ CARD = """# Demo model set
 
 A very small set of models in exactly the architecture and file formats of YuE v1, for trying the program without
 downloads: an X-Codec-shaped codec with two upsamplers, a Stage-1 and a Stage-2 Llama, and a tokenizer of its own. It
-hums the vowels of your words to small synthetic bands, and strays from them now and then. It is no small YuE: the real
+hums the vowels of your words to small synthetic bands: short lines and sections mostly as they are written, while in
+sections of more than some ten seconds and in songs of more than half a minute it strays. It is no small YuE: the real
 voice comes with the YuE weights.
 
 Licence: Apache-2.0. Provenance: trained from random numbers by `tools/train_demo.py` on songs that the program in
