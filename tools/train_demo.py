@@ -4,8 +4,8 @@
 
 WORK/set is then a finished model set (`yuegp make --model WORK/set …`), WORK/data holds the tokenised songs, WORK/runs
 the state of the trainings, WORK/report what was measured, an example and pictures of songs. Every part that is already
-there is kept, and a broken-off training goes on: run the same command again. All seeds are fixed. A good two hours
-on two cores. `--publish` puts set and report into this tree.
+there is kept, and a broken-off training goes on: run the same command again. All seeds are fixed. About two and
+a half hours on two cores. `--publish` puts set and report into this tree.
 """
 
 from __future__ import annotations

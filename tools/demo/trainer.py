@@ -162,3 +162,5 @@ class Trainer:
             if now - saved > SAVE_SECONDS or self.progress >= 1:
                 self.save()
                 saved = now
+        if self.crew > 1:
+            torch.distributed.barrier()  # what one has saved, the others may read next
