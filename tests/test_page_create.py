@@ -32,6 +32,16 @@ def expect() -> Callable[..., Any]:
     return found
 
 
+SLOW_MEMORY = """
+const open = new Promise((resolve) => { window.openMemory = resolve; });
+window.yuegp = { set memory(real) {
+  const slow = { ...real, load: async (...asked) => { await open; return real.load(...asked); } };
+  Object.defineProperty(window.yuegp, "memory", { value: slow });
+} };
+"""
+"""For a browser context: what the page kept comes back when `openMemory()` is called, as on a slow machine."""
+
+
 def write(page: Any, text: str) -> None:
     """Type lyrics into the one text box."""
     page.click("#words-view-text")
@@ -246,6 +256,35 @@ def test_a_reload_finds_song_and_draft_and_stop_keeps_what_is_there(
     expect(page.locator("#running-stop")).to_be_visible()
     page.click("#running-stop")
     expect(page.locator("#running-stop")).to_be_hidden()
+
+
+def test_who_is_quicker_than_a_slow_page_keeps_what_they_wrote(
+    new_person: Callable[..., Any], expect: Callable[..., Any]
+) -> None:
+    page = new_person()
+    page.context.add_init_script(SLOW_MEMORY)
+    page.reload()
+    page.fill("#tags-line", "jazz male")
+    write(page, "[verse]\nmine\n")
+    expect(page.locator("#create-plan dt")).to_have_count(6)
+    page.evaluate("openMemory()")
+    page.wait_for_function("sessionStorage.getItem('yuegp-kept').includes('mine')")
+    page.fill("#create-title input", "Quick")
+    page.wait_for_function("sessionStorage.getItem('yuegp-kept').includes('Quick')")
+    expect(page.locator("#tags-line")).to_have_value("jazz male")
+
+    page.reload()
+    page.fill("#tags-line", "folk")
+    expect(page.locator("#tags-chips [data-tag=folk]")).to_have_attribute("aria-pressed", "true")
+    page.fill("#tags-line", "folk, ballad")
+    page.evaluate("openMemory()")
+    expect(page.locator("#create-title input")).to_have_value("Quick")
+    expect(page.locator(".y-card")).to_have_count(1)
+    assert "mine" in text_of(page)
+    expect(page.locator("#tags-line")).to_have_value("folk, ballad")
+    page.reload()
+    page.evaluate("openMemory()")
+    expect(page.locator("#tags-line")).to_have_value("folk, ballad")
 
 
 def test_a_second_tab_is_a_second_person(browser_page: Any, expect: Callable[..., Any]) -> None:

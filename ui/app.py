@@ -44,7 +44,7 @@ def build(desk: Desk, t: Texts) -> gr.Blocks:
 def _remember(blocks: gr.Blocks, shell: Shell) -> None:
     """The browser tab keeps which song is open, and brings it back after a reload."""
     blocks.load(
-        None, js="() => window.yuegp.memory.load('song', '')", outputs=shell.open_song, api_visibility="private"
+        None, js="() => window.yuegp.memory.load('song')", outputs=shell.open_song, api_visibility="private"
     )
     shell.open_song.change(
         None, shell.open_song, js="(name) => window.yuegp.memory.save('song', name)", api_visibility="private"

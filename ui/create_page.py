@@ -23,9 +23,6 @@ from .shell import Shell, plain
 from .texts import Texts
 
 ROLES = ("vocal", "instrumental", "mix")
-DRAFT = "draft"
-"""Under which name a browser tab remembers what stands in the fields."""
-
 PRIVATE: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
 """Events of the page are no part of the programming interface, and nothing is dimmed while they run."""
 
@@ -316,20 +313,15 @@ def _shown(asked: SongRequest) -> dict[str, Any]:
 def _keep(parts: Parts, mode: gr.Radio, progress: gr.HTML, shell: Shell) -> None:
     """What stands in the fields, and which song is being made, outlives a reload. Files do not: they are only lent."""
     kept = {**parts.fields, "mode": mode}
-    names = json.dumps(list(kept))
-    table = f"Object.fromEntries({names}.map((name, i) => [name, values[i]]))"
-    save = f"(...values) => window.yuegp.memory.save('{DRAFT}', {table})"
-    usual = {name: getattr(part, "value", None) for name, part in kept.items()}
-    load = (
-        f"async () => {{ const draft = {{...{json.dumps(usual)}, ...await window.yuegp.memory.load('{DRAFT}', {{}})}};"
-        f" return {names}.map((n) => draft[n]); }}"
-    )
     components = list(kept.values())
+    usual = json.dumps({name: getattr(part, "value", None) for name, part in kept.items()})
+    table = f"Object.fromEntries({json.dumps(list(kept))}.map((name, i) => [name, values[i]]))"
+    save, load = f"(...values) => window.yuegp.draft.save({table})", f"() => window.yuegp.draft.restore({usual})"
     gr.on([part.change for part in components], None, components, None, js=save, api_visibility="private")
     shell.page.load(None, None, components, js=load, api_visibility="private")
     remember = "(name) => window.yuegp.memory.save('making', name)"
     progress.change(None, progress, None, js=remember, api_visibility="private")
-    shell.page.load(None, None, progress, js="() => window.yuegp.memory.load('making', '')", api_visibility="private")
+    shell.page.load(None, None, progress, js="() => window.yuegp.memory.load('making')", api_visibility="private")
 
 
 def _blank() -> dict[str, Any]:

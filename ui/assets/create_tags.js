@@ -22,7 +22,8 @@ window.yuegp.tags = (element, props, server, trigger, watch) => {
   for (const name of Object.keys(props.vocabulary)) {
     tabs.append(el("button", { type: "button", "data-category": name, text: t[name], onclick: () => { category = name; search.value = ""; fill(); } }));
   }
-  root.append(line, hints, el("div", { class: "y-picker" }, el("div", { class: "y-picker-bar" }, tabs, search), chips));
+  // Hints come and go with every tag: they stand below, so that nothing moves under the mouse.
+  root.append(line, el("div", { class: "y-picker" }, el("div", { class: "y-picker-bar" }, tabs, search), chips), hints);
 
   // What stands in the box is the truth; the page hears of it when the typing pauses, or the box is left.
   const value = () => line.value;
@@ -76,6 +77,7 @@ window.yuegp.tags = (element, props, server, trigger, watch) => {
   watch("value", () => {
     const next = props.value || "";
     if (next === shown) return;
+    if (value() !== shown) { typed.now(); return; } // somebody is typing: their words stay
     shown = line.value = next;
     judge();
   });

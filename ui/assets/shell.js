@@ -82,3 +82,26 @@ window.yuegp.memory = (() => {
     save(key, value) { kept[key] = value; save(); },
   };
 })();
+
+// What stands in the fields, by name, outlives a reload. Whoever is quicker than the page, and writes before what was kept
+// is back, keeps what they wrote: until then nothing is saved over what was kept, and only untouched fields get it back.
+window.yuegp.draft = (() => {
+  const KEY = "draft";
+  let early = {}, restored = false;
+  return {
+    save(values) {
+      if (restored) window.yuegp.memory.save(KEY, values);
+      else early = values;
+    },
+    // Values for the fields of `usual`, which holds what each shows when nobody has touched it; undefined leaves one alone.
+    async restore(usual) {
+      const kept = await window.yuegp.memory.load(KEY, {});
+      const names = Object.keys(usual);
+      const touched = Object.fromEntries(names.filter((name) => name in early && early[name] !== usual[name])
+        .map((name) => [name, early[name]]));
+      restored = true;
+      window.yuegp.memory.save(KEY, { ...kept, ...touched });
+      return names.map((name) => (name in touched ? undefined : kept[name]));
+    },
+  };
+})();
