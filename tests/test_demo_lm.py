@@ -130,6 +130,35 @@ def test_a_lesson_is_what_the_product_would_read(tokenizer: SentencePieceTokeniz
     assert asked.tolist() == [*audio[0], layout.eoa, *audio[1], layout.eoa]
 
 
+def test_a_skipped_section_leaves_its_places_and_nothing_else(
+    tokenizer: SentencePieceTokenizer, layout: VocabLayout
+) -> None:
+    song, codes = known(range(44_000_002, 44_000_003), "long")[0]
+    ready, teacher = lessons.tokenised(song, codes, "long"), lessons.Teacher(tokenizer, layout)
+    count = len(song.sections)
+    whole, some = teacher.lesson(ready, 0, count), teacher.lesson(ready, 0, count, skipped={1, 2})
+    assert whole.places.tolist() == list(range(len(whole.ids)))
+    assert len(some.ids) < len(whole.ids) and some.places[-1] == whole.places[-1]
+    for name in ("ids", "weights", "names", "clock", "left", "grid"):
+        assert np.array_equal(getattr(some, name), getattr(whole, name)[some.places]), name
+    looks = {(int(some.places[at]), int(some.places[to])) for at, to in some.looks}
+    assert looks == {(at, to) for at, to in whole.looks if {at, to} <= set(some.places.tolist())}
+    jump = int(np.flatnonzero(np.diff(some.places) > 1)[0])
+    assert some.ids[jump] == layout.eoa and whole.ids[some.places[jump + 1] - 1] == layout.eoa
+
+
+def test_a_position_counts_as_it_is_placed(layout: VocabLayout) -> None:
+    torch.manual_seed(0)
+    model = network.Llama(network.stage_config(layout, 1, hidden=32, ffn=48, layers=2, heads=2, kv_heads=1))
+    ids = torch.tensor([[5, 6, 7, 8, 9]])
+    at_once, _ = model(ids)
+    later, _ = model(ids, places=torch.arange(300, 305)[None])
+    torch.testing.assert_close(at_once, later, rtol=1e-3, atol=1e-4)  # what counts is how far apart two are
+    apart, _ = model(ids, places=torch.tensor([[0, 1, 302, 303, 304]]))
+    torch.testing.assert_close(at_once[:, :2], apart[:, :2])
+    assert not torch.allclose(at_once[:, 2:], apart[:, 2:], atol=1e-2)
+
+
 def test_a_lesson_looks_at_the_syllable_to_come(tokenizer: SentencePieceTokenizer, layout: VocabLayout) -> None:
     song, codes = known(range(5, 6))[0]
     ready = lessons.tokenised(song, codes, "short")
@@ -261,11 +290,11 @@ def test_training_learns_and_a_resumed_run_equals_an_unbroken_one(
         assert torch.equal(weight, again.state_dict()[name]), name
     curriculum = lessons.Curriculum(teacher, library)
     on, begin = tmp_path / "on.pt", tmp_path / "whole.pt"
-    longer = lm.train_stage1(config, curriculum, plan, on, "cpu", lines.append, begin=begin)[0]
+    longer = lm.train_stage1(config, curriculum, plan, on, "cpu", lines.append, begin=lm.mean([begin], [1.0]))[0]
     assert lm.heed(longer, teacher, library)["instrumental"] < after["instrumental"]
-    between = lm.mean([begin, on])
+    between = lm.mean([begin, on], [0.25, 0.75])
     for name, weight in whole.state_dict().items():
-        assert torch.allclose(between[name], (weight + longer.state_dict()[name]) / 2), name
+        assert torch.allclose(between[name], weight / 4 + 3 * longer.state_dict()[name] / 4, atol=1e-6), name
 
 
 def _average(place: Path, rank: int, crew: int, folder: Path) -> None:
@@ -377,4 +406,5 @@ def test_every_part_of_the_training_is_made_and_every_run_has_its_own_file(tmp_p
     for part in train_demo.PARTS:
         assert callable(getattr(train_demo, f"make_{part}")), part
     assert set(train_demo.SHARED) <= set(train_demo.PARTS)
-    assert train_demo.run_of(tmp_path, train_demo.STAGE1) != train_demo.run_of(tmp_path, train_demo.ENDINGS)
+    assert len({train_demo.run_of(tmp_path, plan) for plan in train_demo.SHIPPED}) == 3
+    assert sum(train_demo.SHIPPED.values()) == 1

@@ -4,7 +4,7 @@ come in. What is done with them is in `lm.py`."""
 from __future__ import annotations
 
 import bisect
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -103,7 +103,8 @@ class Lesson:
     after j, `clock[j]` the sixteenth of the bar that j sounds in, `left[j]` how many bars of its section follow that
     bar (at most `LEFT`). `grid[j]` is the eighth of the section that the code j sounds in, or that the piece of text j
     is sung in; what follows the words has the eighth that would come next. All of these are -1 where nothing is asked.
-    `looks` are (position, position of the syllable to come)."""
+    `looks` are (j, of the syllable to come). `places[j]` is the position that ids[j] has, or would have if nothing had
+    been left out before it."""
 
     ids: np.ndarray
     weights: np.ndarray
@@ -111,6 +112,7 @@ class Lesson:
     clock: np.ndarray
     left: np.ndarray
     grid: np.ndarray
+    places: np.ndarray
     looks: list[tuple[int, int]] = field(default_factory=list)
 
     def disturbed(self, rng: np.random.Generator, share: float) -> np.ndarray:
@@ -167,8 +169,11 @@ class Teacher:
         shown: int | None = None,
         tags: str | None = None,
         reference: np.ndarray | None = None,
+        skipped: Collection[int] = (),
     ) -> Lesson:
-        """`count` sections of a song from `first` on. The head holds the words of `shown` sections, at least those."""
+        """`count` sections of a song from `first` on. The head holds the words of `shown` sections, at least those. Of
+        the `skipped` ones (counted from `first`) only the places are there: so positions that are thousands apart are
+        learned at the price of a short song (positional skip-wise training, Zhu et al. 2023)."""
         chosen = song.sections[first : first + max(count, shown or 0)]
         prompts = build(self.tokenizer, self.layout, song.tags if tags is None else tags, chosen, reference)
         ids: list[int] = []
@@ -178,6 +183,12 @@ class Teacher:
         left: list[int] = []
         grid: list[int] = []
         looks: list[tuple[int, int]] = []
+        places: list[int] = []
+        gap = 0
+
+        def place() -> None:
+            """Give a position to what has none yet."""
+            places.extend(range(len(places) + gap, len(ids) + gap))
 
         def say(more: Sequence[int]) -> None:
             ids.extend(more)
@@ -190,13 +201,17 @@ class Teacher:
         say(prompts.head)
 
         for k, section in enumerate(chosen[:count]):
+            begin, stop = song.spans[first + k]
+            place()
+            if k in skipped:
+                gap += len(prompts.close) * (k > 0) + len(prompts.openings[k]) + 2 * (stop - begin) + 1
+                continue
             if k:
                 say(prompts.close)
             text = section_text(section)
             tokens = self.tokenizer.encode(text)
             say(prompts.openings[k])
             text_at, audio_at = len(ids) - 2 - len(tokens), len(ids)
-            begin, stop = song.spans[first + k]
             sung = [s for s in song.sung if s.section == first + k]
             w, n, c, bars, eighths = self._asked(song, sung, stop - begin)
             ids += [*interleave(self.layout, song.codes[:, begin:stop]), self.layout.eoa]
@@ -220,8 +235,9 @@ class Teacher:
                     looks += [(audio_at + 2 * frame + track, text_at + target) for track in (0, 1)]
             if sung:
                 grid[text_at + len(tokens)] = _eighth(song, stop - begin)
+        place()
         answers = np.array(weights, np.float32), np.array(names), np.array(clock), np.array(left), np.array(grid)
-        return Lesson(np.array(ids), *answers, looks)
+        return Lesson(np.array(ids), *answers, np.array(places), looks)
 
     def unconditional(self, song: Song, section: int) -> Lesson:
         """A section without any text before it, as guidance's second row sees it: it begins at the codec marker."""
@@ -230,7 +246,7 @@ class Teacher:
         weights, _, clock, *_ = self._asked(song, [s for s in song.sung if s.section == section], stop - begin)
         nothing = np.full(len(ids), -1)
         asked = np.array([0.0, *weights], np.float32), nothing, np.array([-1, *clock]), nothing, nothing
-        return Lesson(np.array(ids), *asked)
+        return Lesson(np.array(ids), *asked, np.arange(len(ids)))
 
     def _asked(
         self, song: Song, sung: Sequence[Sung], frames: int
@@ -317,6 +333,12 @@ ENDINGS = Mixture(
 )
 """For a run that goes on from a finished one."""
 
+LONG = replace(
+    ENDINGS,
+    stages=((1.0, {"bar": 0.03, "line": 0.07, "drill": 0.2, "short": 0.25, "whole": 0.25, "long": 0.2}),),
+)
+"""For a run that goes on from those: about a third of what is read are sections of long songs."""
+
 
 class Curriculum:
     """Draws lessons: first one bar, then one short section, then a few, then whole songs."""
@@ -347,15 +369,25 @@ class Curriculum:
             song = slipped(rng, song, self.mixture.slips)
         if not early and rng.random() < self.mixture.wordless:
             song = self.wordless(song)
-        first = int(rng.integers(total)) if total > 1 and rng.random() < 0.3 else 0
-        count = 1 if early else int(rng.integers(1, 1 + total - first))
+        first, count, skipped = self._part(rng, total, early, song.size == "long")
         if rng.random() < self.mixture.textless:
             return self.teacher.unconditional(song, first)
         if not early and rng.random() < self.mixture.referenced and song.alike in self.alike:
-            tags = VAGUE if rng.random() < 0.5 else song.tags
-            return self.teacher.lesson(song, first, min(count, 2), None, tags, self.reference(rng, song))
+            known = VAGUE if rng.random() < 0.5 else song.tags
+            return self.teacher.lesson(song, first, min(count, 2), None, known, self.reference(rng, song))
         shown = total - first if not early and rng.random() < 0.5 else count
-        return self.teacher.lesson(song, first, count, shown, VAGUE if rng.random() < self.mixture.vague else None)
+        tags = VAGUE if rng.random() < self.mixture.vague else None
+        return self.teacher.lesson(song, first, count, shown, tags, skipped=skipped)
+
+    def _part(self, rng: np.random.Generator, total: int, early: bool, long: bool) -> tuple[int, int, set[int]]:
+        """What of `total` sections a lesson is made of: the first, how many from there on, and which of those are
+        skipped. Of long songs that are all but two neighbours and, in half of the lessons, the beginning."""
+        first = int(rng.integers(total)) if total > 1 and rng.random() < 0.3 else 0
+        count = 1 if early else int(rng.integers(1, 1 + total - first))
+        if not long:
+            return first, count, set()
+        heard = int(rng.integers(total))
+        return 0, total, set(range(total)) - {heard, heard + 1} - ({0} if rng.random() < 0.5 else set())
 
     def wordless(self, song: Song) -> Song:
         """The song as its band plays it alone."""

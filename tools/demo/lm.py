@@ -18,7 +18,7 @@ Lessons grow longer as training goes on (`lessons.py`); how a run goes is in `tr
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -66,7 +66,8 @@ class Stage1(nn.Module):
         grid = collate([lesson.grid for lesson in lessons], -1, device)[:, :-1]
         asked, named, timed, counted = weights > 0, names >= 0, clock >= 0, left >= 0
         with torch.autocast(torch.device(device).type, torch.bfloat16):
-            hidden, watched = self.llama(collate(read, 0, device)[:, :-1], self.guided_layer)
+            places = collate([lesson.places for lesson in lessons], 0, device)[:, :-1]
+            hidden, watched = self.llama(collate(read, 0, device)[:, :-1], self.guided_layer, places)
             entering = F.rms_norm(watched.entering, watched.entering.shape[-1:])
             logits = hidden[asked] @ self.llama.head.T
             guesses, times, counts = self.namer(hidden[named]), self.clock(hidden[timed]), self.left(hidden[counted])
@@ -114,14 +115,14 @@ def train_stage1(
     device: str,
     say: Say,
     heldout: Sequence[Song] = (),
-    begin: Path | None = None,
+    begin: Mapping[str, Tensor] | None = None,
 ) -> tuple[Stage1, Trainer]:
-    """Train Stage 1, from what the finished run in `begin` learned or from nothing, or finish what `file` holds.
+    """Train Stage 1, from the weights `begin` or from nothing, or finish what `file` holds.
     `heldout` songs are only asked about on the way."""
     torch.manual_seed(plan.seed)
     model = Stage1(config)
     if begin:
-        model.load_state_dict(torch.load(begin, weights_only=True)["model"])
+        model.load_state_dict(begin)
     trainer = Trainer(model, plan, file, device, say)
 
     def batches(rng: np.random.Generator, progress: float) -> Iterator[tuple[Tensor, int, dict[str, float]]]:
@@ -137,10 +138,13 @@ def train_stage1(
     return model, trainer
 
 
-def mean(files: Sequence[Path]) -> dict[str, Tensor]:
+def mean(files: Sequence[Path], shares: Sequence[float]) -> dict[str, Tensor]:
     """Weights between those of finished runs of which each went on from the one before."""
     runs = [torch.load(file, weights_only=True)["model"] for file in files]
-    return {name: torch.stack([run[name] for run in runs]).mean(0) for name in runs[0]}
+    return {
+        name: torch.stack([share * run[name] for share, run in zip(shares, runs, strict=True)]).sum(0)
+        for name in runs[0]
+    }
 
 
 @torch.no_grad()

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from yuegp import audio, models
+from yuegp import audio, lyrics, models
 from yuegp.codec import load_codec
 from yuegp.codec.layout import SAMPLE_RATE
 from yuegp.lm import Setup, open_engine
@@ -46,7 +46,11 @@ HEARD = 24
 """Prompts whose first section is also made sound."""
 REFINED = 24
 """Held-out songs of six seconds and more that are refined."""
-BUDGET_SECONDS = 20.0
+LONG = 4
+"""Songs as long as people write them, one of each genre."""
+EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "paper-lanterns.txt"
+"""A song that a person wrote; it is made in each genre."""
+BUDGET_SECONDS = 24.0
 BEAT_THRESHOLD_SHARE = 0.02
 """The beat's threshold is what all but this share of real songs reach."""
 YUE = Sampling()
@@ -95,6 +99,26 @@ def whole_songs() -> list[Case]:
         form = [("verse", words[0]), ("chorus", chorus), ("verse", other), ("chorus", chorus), ("outro", words[-1][:1])]
         song = songs.make_song(drawn.seed, genre, drawn.mood, drawn.gender, sections=form)
         cases.append(Case(song, len(form), 100 + i, song.tags))
+    return cases
+
+
+def long_songs() -> list[Case]:
+    cases = []
+    for i in range(LONG):
+        song = songs.make_song(FIRST_SEED + 8000 + i, songs.GENRES[i % 4], size="long")
+        cases.append(Case(song, len(song.sections), 300 + i, song.tags))
+    return cases
+
+
+def example_songs() -> list[Case]:
+    """The example in each genre, the moods and voices in turn."""
+    written = lyrics.parse(EXAMPLE.read_text(encoding="utf-8")).sections
+    form = [(section.label, section.words.splitlines()) for section in written]
+    cases = []
+    for i, genre in enumerate(songs.GENRES):
+        mood, gender = songs.MOODS[i % 2], songs.GENDERS[i // 2 % 2]
+        song = songs.make_song(FIRST_SEED + 8500 + i, genre, mood, gender, sections=form)
+        cases.append(Case(song, len(form), 400 + i, song.tags))
     return cases
 
 
@@ -361,6 +385,10 @@ def measure(
     whole = [product.write(case, own) for case in songs_whole]
     figures["whole"] = rate(ear, songs_whole, whole) | returns(ear, songs_whole, whole)
     done("whole")
+    for name, people in {"long": long_songs(), "example": example_songs()}.items():
+        chosen = people[: 1 if quick else len(people)]
+        figures[name] = rate(ear, chosen, [product.write(case, own) for case in chosen])
+        done(name)
     figures["variety"] = variety(ear, product, cases[: 2 if quick else VARIED], own)
     done("variety")
     figures["reference"] = steering(ear, product, referenced(heldout)[: 4 if quick else REFERENCES], own)
@@ -425,7 +453,7 @@ def report(figures: dict[str, Any]) -> str:
         aimed = value >= aim if more else value <= aim
         verdict = "aim met" if met and aimed else "gate met" if met else "**missed**"
         lines.append(f"| {name} | {unit} | {value:.4g} | {gate:g} | {aim:g} | {verdict} |")
-    columns = ("real", "defaults", "yue", "whole")
+    columns = ("real", "defaults", "yue", "whole", "long", "example")
     rows = ("prompts", "sections", "genre", "mood", "gender", "length", "ended", "syllables", "vowel_error")
     rows += ("vowel_error_shuffled", "vowel_p")
     lines += ["", "| | " + " | ".join(columns) + " |", "| --- |" + " --- |" * len(columns)]
@@ -434,6 +462,6 @@ def report(figures: dict[str, Any]) -> str:
         lines += ["", f"{part}: " + ", ".join(f"{name} {value:g}" for name, value in figures[part].items()) + "."]
     agreement = {k: v for k, v in figures["whole"].items() if k.endswith(("_melody", "_band"))}
     lines += ["", "sections of one song: " + ", ".join(f"{name} {value:g}" for name, value in agreement.items()) + "."]
-    failures = figures["defaults"]["failures"] + figures["whole"]["failures"]
+    failures = [line for name in ("defaults", "whole", "long", "example") for line in figures[name]["failures"]]
     lines += ["", f"Failures ({len(failures)}), the first twelve:", ""] + [f"- {line}" for line in failures[:12]]
     return "\n".join(lines) + "\n"

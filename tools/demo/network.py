@@ -49,11 +49,13 @@ class Llama(nn.Module):
         """(vocabulary, hidden)."""
         return self.model.embed_tokens.weight if self.config.tied else self.lm_head.weight
 
-    def forward(self, ids: Tensor, watch: int = 0) -> tuple[Tensor, Watched]:
-        """Hidden states (rows, n, hidden) after the final norm, and what is to be seen of layer `watch`."""
+    def forward(self, ids: Tensor, watch: int = 0, places: Tensor | None = None) -> tuple[Tensor, Watched]:
+        """Hidden states (rows, n, hidden) after the final norm, and what is to be seen of layer `watch`. `places` are
+        positions (rows, n); without them each row counts from 0."""
         c = self.config
         frequencies = c.rope_theta ** -(torch.arange(0, c.head_dim, 2, device=ids.device) / c.head_dim)
-        angles = torch.outer(torch.arange(ids.shape[1], device=ids.device), frequencies)
+        counted = torch.arange(ids.shape[1], device=ids.device)[None] if places is None else places
+        angles = counted[:, None, :, None] * frequencies  # one for all heads
         rotation = angles.cos(), angles.sin()
         x, seen = self.model.embed_tokens(ids), []
         for layer in self.model.layers:

@@ -40,7 +40,7 @@ FILL = 12
 """The sixteenth from which on the drums tell that a section's last words are sung. Not earlier: nobody can be asked to
 know it before most of them are."""
 
-SIZES = ("line", "short", "whole", "drill")
+SIZES = ("line", "short", "whole", "drill", "long")
 """How much of a song is drawn: see `make_song`."""
 
 SILENT_BARS = 2
@@ -104,6 +104,9 @@ TAG_WORDS = tuple(
 )
 """Of all tags."""
 
+LONGEST_SECTION = 24 * 50
+"""Frames, of a section of a long song."""
+
 _FORMS = (
     "verse chorus",
     "verse chorus outro",
@@ -113,6 +116,14 @@ _FORMS = (
     "verse chorus bridge chorus outro",
     "verse verse chorus outro",
     "intro verse chorus inst chorus outro",
+)
+_LONG_FORMS = (
+    "verse chorus verse chorus",
+    "verse chorus verse chorus outro",
+    "verse chorus bridge chorus outro",
+    "verse chorus verse chorus bridge outro",
+    "verse chorus verse chorus bridge chorus",
+    "intro verse chorus verse chorus outro",
 )
 
 
@@ -208,8 +219,8 @@ def make_song(
     """The song of a seed. What is not given is drawn; `sections` are labels with their lines of words.
 
     `size` says what is drawn in their place: `line` (one section of one or two lines), `short` (up to three sections
-    of two lines), `whole` (two to six sections of 6 to 12 s) or `drill` (short sections of lines that are hard to keep
-    apart)."""
+    of two lines), `whole` (two to six sections of 6 to 12 s), `drill` (short sections of lines that are hard to keep
+    apart) or `long` (four to six sections of up to `LONGEST_SECTION`, with lines about as long as each other)."""
     rng = np.random.default_rng([seed, 0x50A6])
     genre = genre or str(rng.choice(GENRES))
     mood = mood or str(rng.choice(MOODS))
@@ -306,6 +317,11 @@ def _lyrics(rng: np.random.Generator, genre: str, size: str) -> list[tuple[str, 
     if size == "drill":
         labels = [str(label) for label in rng.choice(LABELS[1:4], rng.integers(1, 3))]
         return [(label, [_hard_line(rng) for _ in range(rng.integers(2, 5))]) for label in labels]
+    if size == "long":
+        labels = str(rng.choice(_LONG_FORMS)).split()
+        chorus = _even_stanza(rng, genre)
+        words = {"chorus": chorus, "intro": [], "outro": _even_stanza(rng, genre)[:2]}
+        return [(label, words[label] if label in words else _even_stanza(rng, genre)) for label in labels]
     if size == "short":
         labels = [str(rng.choice(LABELS[1:4], p=(0.45, 0.4, 0.15))) for _ in range(rng.integers(1, 4))]
         bars = (2, 3)
@@ -324,6 +340,15 @@ def _stanza(rng: np.random.Generator, bars: tuple[int, int]) -> list[str]:
     lines: list[str] = []
     while sum(-(-len(syllabify(line)) // SLOTS) for line in lines) < wanted:
         lines.append(_line(rng))
+    return lines
+
+
+def _even_stanza(rng: np.random.Generator, genre: str) -> list[str]:
+    """Two to six lines of about as many syllables each, as far as they fit into `LONGEST_SECTION`."""
+    count, most = int(rng.choice([2, 4, 6], p=(0.25, 0.6, 0.15))), int(rng.choice([6, 8, 10, 12, 14, 16]))
+    lines = [_line(rng, most - 2 - int(rng.integers(2)), most) for _ in range(count)]
+    while section_frames(genre, "outro", "\n".join(lines)) > LONGEST_SECTION:
+        lines.pop()
     return lines
 
 
