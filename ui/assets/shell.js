@@ -93,7 +93,8 @@ window.yuegp.draft = (() => {
       if (restored) window.yuegp.memory.save(KEY, values);
       else early = values;
     },
-    // Values for the fields of `usual`, which holds what each shows when nobody has touched it; undefined leaves one alone.
+    // Values for the fields of `usual`, which holds what each shows when nobody has touched it; undefined leaves one
+    // alone. An empty number has to be written as well: Gradio would show a 0 when its place is opened.
     async restore(usual) {
       const kept = await window.yuegp.memory.load(KEY, {});
       const names = Object.keys(usual);
@@ -101,7 +102,7 @@ window.yuegp.draft = (() => {
         .map((name) => [name, early[name]]));
       restored = true;
       window.yuegp.memory.save(KEY, { ...kept, ...touched });
-      return names.map((name) => (name in touched ? undefined : kept[name]));
+      return names.map((name) => (name in touched ? undefined : name in kept ? kept[name] : usual[name]));
     },
   };
 })();
