@@ -337,7 +337,7 @@ LONG = replace(
     ENDINGS,
     stages=((1.0, {"bar": 0.03, "line": 0.07, "drill": 0.2, "short": 0.25, "whole": 0.25, "long": 0.2}),),
 )
-"""For a run that goes on from those: about a third of what is read are sections of long songs."""
+"""For a run that goes on from those: one lesson in five is of a long song."""
 
 
 class Curriculum:
