@@ -1,8 +1,7 @@
 """What to install on a machine, and why: facts in, decisions out. Looks at nothing and does nothing.
 
 The limits are those of the pinned packages:
-- torch 2.9.0 for CUDA 12.8 holds code for compute capability 7.0 to 12.0 (its release matrix); CUDA 12 programs run on
-  drivers from 525, cards of the Blackwell kind need 570 (NVIDIA's compatibility tables);
+- torch 2.9.0 for NVIDIA cards: `builds`;
 - torch 2.13.0 for the processor: Linux with glibc from 2.28, Windows on x86-64, macOS from 14 on Apple's processors
   (the tags of its published builds);
 - exllamav2 and flash-attn: what `requirements-fast.txt` lists; flash-attn 2 needs compute capability 8.0 (its README).
@@ -13,7 +12,8 @@ from __future__ import annotations
 import re
 from typing import NamedTuple, Sequence
 
-from .machine import PYTHONS, Card, Interpreter, Machine, fits
+from .builds import CUDA, Choice, choose_build
+from .machine import PYTHONS, Interpreter, Machine, fits
 from .words import SetupError
 
 ROOM = {"cpu": 3, "cuda": 12}
@@ -49,7 +49,7 @@ class Plan(NamedTuple):
     """None: uv brings one."""
     stack: str = "cpu"
     torch: str = ""
-    """Where torch comes from: `locked` (the plain index, with hashes), `cpu` or `cu128` (torch's own index)."""
+    """Where torch comes from: `locked` (the plain index, with hashes), `cpu`, `cu128` or `cu126` (torch's own index)."""
     installer: str = "uv"
     """`uv` or `pip`."""
     wheels: Sequence[Wheel] = ()
@@ -73,11 +73,11 @@ def fetchers(machine: Machine) -> list[Interpreter]:
     return [p for p in machine.pythons if p.bits == 64 and tuple(p.version) >= (3, 8) and p.has_pip]
 
 
-def choose_python(machine: Machine) -> tuple[Interpreter | None, str]:
+def choose_python(machine: Machine, installer: str = "uv") -> tuple[Interpreter | None, str]:
     """The Python to build on and why; None when uv has to bring one. Raises `SetupError` when there is no way."""
-    good = [python for python in machine.pythons if fits(python)]
+    good, with_uv = [python for python in machine.pythons if fits(python)], installer != "pip"
     for python in good:
-        if python.has_venv or machine.uv:
+        if python.has_venv or (machine.uv and with_uv):
             if machine.named_python:
                 return python, "named in YUEGP_PYTHON"
             return python, "the first found that every package has builds for"
@@ -93,11 +93,19 @@ def choose_python(machine: Machine) -> tuple[Interpreter | None, str]:
             f"YUEGP_PYTHON is {machine.named_python}, which is no Python 3.11, 3.12 or 3.13 (64-bit): {seen}.",
             "Name another, or unset it.",
         )
-    if machine.uv or fetchers(machine):
-        return None, f"found here: {seen}; uv fetches 3.12 into its own folder"
-    raise SetupError(
-        f"yuegp needs Python 3.11, 3.12 or 3.13 (64-bit); found here: {seen}.", how_to_get_python(machine.system)
-    )
+    if with_uv and (machine.uv or fetchers(machine)):
+        return None, f"found here: {seen}; uv fetches 3.12"
+    what = f"yuegp needs Python 3.11, 3.12 or 3.13 (64-bit); found here: {seen}."
+    if not with_uv:
+        what += " YUEGP_INSTALLER=pip keeps uv from fetching one."
+    raise SetupError(what, how_to_get_python(machine.system))
+
+
+def architecture(machine: Machine, python: Interpreter | None) -> str:
+    """Of the Python to build on; where uv brings it, of the machine, which a 32-bit Python calls by an older name."""
+    known = [found.arch for found in machine.pythons if found.bits == 64] or [p.arch for p in machine.pythons]
+    arch = python.arch if python else known[0] if known else "x86_64"
+    return {"x86": "x86_64", "i386": "x86_64", "i686": "x86_64"}.get(arch, arch)
 
 
 def check_platform(machine: Machine, arch: str) -> None:
@@ -129,66 +137,51 @@ def check_platform(machine: Machine, arch: str) -> None:
         raise SetupError(f"torch is not published for this machine ({system}, {arch}).", "Use a 64-bit PC or Mac.")
 
 
-def choose_stack(wish: str, machine: Machine) -> tuple[str, str]:
-    """`cpu` or `cuda`, and the reason."""
-    if wish == "cpu":
-        return "cpu", "as asked for"
-    if machine.system == "Darwin":
-        return "cpu", "there is no CUDA on macOS"
-    if wish == "cuda":
-        return "cuda", "as asked for"
-    if not machine.cards:
-        if "NVIDIA" in machine.unheard:
-            return "cpu", "there is an NVIDIA card, but its driver does not answer; install the driver, then --repair"
-        if machine.unheard:
-            return "cpu", f"the graphics card is from {' and '.join(machine.unheard)}; only NVIDIA's are used"
-        return "cpu", "no NVIDIA card with a working driver was found"
-    card = best(machine.cards)
-    driver = "driver " + ".".join(map(str, card.driver))
-    oldest = 570 if card.capability and card.capability >= (10, 0) else 525
-    if card.capability and card.capability < (7, 0):
-        return "cpu", f"the {card.name} is older than what current CUDA builds support"
-    if card.driver[0] < oldest:
-        return "cpu", f"{driver} of the {card.name} is older than {oldest}; update it, then start with --repair"
-    return "cuda", f"{card.name}, {driver}"
-
-
-def best(cards: Sequence[Card]) -> Card:
-    return max(cards, key=lambda card: card.capability or (0, 0))
-
-
-def choose_torch(stack: str, system: str, arch: str) -> tuple[str, str]:
+def choose_torch(choice: Choice, system: str, arch: str, installer: str) -> tuple[str, str]:
     """Where the right build of torch is, and why there.
 
     The plain package index has the CUDA 12.8 build for Linux on x86-64 only; its build for Linux without CUDA is not
-    there at all, the plain one brings several GB of CUDA. uv knows where torch publishes the others."""
-    if stack == "cuda" and (system, arch) == ("Linux", "x86_64"):
+    there at all, the plain one brings several GB of CUDA. The others are in torch's own index."""
+    way = "uv knows the way there" if installer == "uv" else "pip is told the way there"
+    if choice.build == "cpu" and system == "Linux":
+        return "cpu", f"torch's own index has the build without CUDA, which spares several GB; {way}"
+    if choice.build == "cpu":
+        return "locked", "the plain package index has the build without CUDA, checked by hashes"
+    if (choice.build, system, arch) == ("cu128", "Linux", "x86_64"):
         return "locked", "the plain package index has the build for CUDA 12.8, checked by hashes"
-    if stack == "cuda":
-        return "cu128", "torch's own index has the build for CUDA 12.8; uv knows the way there"
-    if system == "Linux":
-        return "cpu", "torch's own index has the build without CUDA, which spares several GB; uv knows the way there"
-    return "locked", "the plain package index has the build without CUDA, checked by hashes"
+    why = f"the build for {CUDA[choice.build]}"
+    if choice.build != next(iter(CUDA)) and choice.card:
+        why += f", the newest with code for the {choice.card.name}"
+    return choice.build, f"torch's own index has {why}; {way}"
 
 
-def choose_wheels(urls: Sequence[str], stack: str, machine: Machine, tag: str, arch: str) -> list[Wheel]:
+def choose_wheels(urls: Sequence[str], choice: Choice, machine: Machine, tag: str, arch: str) -> list[Wheel]:
     """For each optional package: its ready-built file for this machine, or why there is none. `tag` as in cp312."""
-    out = []
-    for name in dict.fromkeys(url.rsplit("/", 1)[-1].split("-")[0] for url in urls):
-        title = name.replace("_", "-")
+    out: list[Wheel] = []
+    for name in dict.fromkeys(file_name(url).split("-")[0] for url in urls):
+        title, card = name.replace("_", "-"), choice.card
         platform = {"Linux": "linux_", "Windows": "win_"}.get(machine.system, "none_")
         platform += {"x86_64": "x86_64" if machine.system == "Linux" else "amd64", "arm64": "aarch64"}.get(arch, arch)
-        found = [url for url in urls if re.search(rf"/{name}-[^/]*-{tag}-{tag}-{platform}\.whl$", url)]
-        card = best(machine.cards) if machine.cards else None
-        if stack == "cpu":
+        published = [url for url in urls if re.match(rf"{name}-[^/]*-{tag}-{tag}-{platform}\.whl$", file_name(url))]
+        found = [url for url in published if choice.build in file_name(url)]
+        if choice.build == "cpu":
             out.append(Wheel(title, "", "it needs an NVIDIA card"))
-        elif not found:
+        elif not published:
             out.append(Wheel(title, "", f"not published ready-built for {machine.system}, {arch}, Python {tag}"))
+        elif not found:
+            out.append(Wheel(title, "", f"not published ready-built for {CUDA[choice.build]}"))
         elif title == "flash-attn" and card and card.capability and card.capability < (8, 0):
             out.append(Wheel(title, "", f"the {card.name} is older than what it supports"))
+        elif title == "flash-attn" and not any(wheel.url for wheel in out):
+            out.append(Wheel(title, "", "only exllamav2 uses it"))
         else:
-            out.append(Wheel(title, found[0], "ready-built for this Python and torch"))
+            checked = ", checked by its hash" if "#" in found[0] else ""
+            out.append(Wheel(title, found[0], f"ready-built for this Python and torch{checked}"))
     return out
+
+
+def file_name(url: str) -> str:
+    return url.split("#")[0].rsplit("/", 1)[-1]
 
 
 def decide(machine: Machine, wish: str, urls: Sequence[str], installer: str = "uv") -> Plan:
@@ -197,23 +190,27 @@ def decide(machine: Machine, wish: str, urls: Sequence[str], installer: str = "u
     `wish`: auto, cpu or cuda; `urls`: of the optional packages' files; `installer`: uv or pip."""
     said: list[Decision] = []
     try:
-        python, reason = choose_python(machine)
+        python, reason = choose_python(machine, installer)
         said.append(Decision("Python", describe(python) if python else "3.12 by uv", reason))
-        arch = python.arch if python else machine.pythons[0].arch if machine.pythons else "x86_64"
+        arch = architecture(machine, python)
         check_platform(machine, arch)
     except SetupError as problem:
         return Plan(said, problem)
     tag = "cp{}{}".format(*(python.version if python else PYTHONS[0]))
-    stack, reason = choose_stack(wish, machine)
-    said.append(Decision("Computes on", "an NVIDIA card" if stack == "cuda" else "the processor", reason))
-    torch, reason = choose_torch(stack, machine.system, arch)
-    version = {"cuda": "2.9.0 for CUDA 12.8", "cpu": "2.13.0 without CUDA"}[stack]
+    choice = choose_build(wish, machine, arch)
+    stack = "cpu" if choice.build == "cpu" else "cuda"
+    said.append(Decision("Computes on", "an NVIDIA card" if stack == "cuda" else "the processor", choice.reason))
+    torch, reason = choose_torch(choice, machine.system, arch, installer)
+    version = "2.13.0 without CUDA" if stack == "cpu" else f"2.9.0 for {CUDA[choice.build]}"
     said.append(Decision("torch", version, reason))
-    wheels = choose_wheels(urls, stack, machine, tag, arch)
+    wheels = choose_wheels(urls, choice, machine, tag, arch)
     for wheel in wheels:
         said.append(Decision(wheel.name, "yes" if wheel.url else "no", wheel.reason))
     reason = "fetched into the environment; where it fails, pip takes over" if installer == "uv" else "as asked for"
     said.append(Decision("Installer", installer, reason))
+    if machine.synced:
+        reason = "it would copy several GB to its servers; a folder outside of it spares that"
+        said.append(Decision("Folder", f"inside {machine.synced}", reason))
     plan = Plan(said, None, python, stack, torch, installer, wheels)
     if machine.free is not None and machine.free < ROOM[stack] * 10**9:
         return plan._replace(

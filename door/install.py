@@ -14,10 +14,23 @@ import time
 from pathlib import Path
 from typing import Any, Mapping, Sequence
 
-from .choose import Plan, decide, fetchers
-from .machine import ROOT, Machine, ask, look, probe
+from .choose import Plan, decide, fetchers, how_to_get_python
+from .machine import ROOT, Machine, ask, is_uv, look, probe
+from .own_folders import clear_fetched, own_folders
 from .record import is_ours, make_record, needed, read_record, venv_folder, write_record
-from .steps import PIP, Step, Tools, again, package_steps, pip_settings, setup_env, test_step, uv_step, venv_python
+from .steps import (
+    PIP,
+    Step,
+    Tools,
+    again,
+    check_step,
+    package_steps,
+    pip_settings,
+    setup_env,
+    test_step,
+    uv_step,
+    venv_python,
+)
 from .words import SetupError, say
 
 NETWORK = (
@@ -26,9 +39,10 @@ NETWORK = (
 )
 
 
-def explain(label: str, output: str, log: Path, quiet: bool = False) -> SetupError:
-    """Why a step failed, from what it printed (pip's and uv's own words); shows its last lines unless `quiet`."""
-    again = "Then start again: the set-up begins anew."
+def explain(label: str, output: str, log: Path, quiet: bool = False, hint: str = "") -> SetupError:
+    """Why a step failed, from what it printed (pip's and uv's own words); shows its last lines unless `quiet`. `hint`
+    is what the step itself knows to do."""
+    again = "Then start again: what is fetched is not fetched twice."
     if re.search(r"No space left on device|rr(no|or) 28\b|not enough space on the disk|os error 112\b", output):
         return SetupError(f"The disk is full: {log.parent.parent} has no room for {label}.", f"Free a few GB. {again}")
     if re.search(r"CERTIFICATE_VERIFY_FAILED|invalid peer certificate|SSLCertVerificationError", output):
@@ -39,7 +53,21 @@ def explain(label: str, output: str, log: Path, quiet: bool = False) -> SetupErr
     if re.search(NETWORK, output):
         return SetupError(
             f"The package index could not be reached while installing {label}.",
-            f"Connect to the internet (behind a proxy, set HTTPS_PROXY). {again} The output is in {log}.",
+            f"Connect to the internet (behind a proxy, set HTTPS_PROXY). {again}{' ' + hint if hint else ''} "
+            f"The output is in {log}.",
+        )
+    if (
+        re.search(r"\[Errno (1|95)\][^\n]*' -> '|symlink[^\n]*\((1|95)\)|os error (1|95)\b", output)
+        and os.name == "posix"
+    ):
+        return SetupError(
+            f"The disk of {log.parent.parent} cannot hold links, which a Python environment needs.",
+            "Disks for exchange (exFAT, FAT32) and some in a network cannot: put the folder on another one.",
+        )
+    if re.search(r"WinError 225\b|os error 225\b", output):
+        return SetupError(
+            f"The virus protection of Windows took a file away while installing {label}.",
+            f"Allow the folder {log.parent.parent} there. {again}",
         )
     lines = [line for line in output.splitlines() if line.strip()]
     for line in [] if quiet else lines[-15:]:
@@ -47,11 +75,12 @@ def explain(label: str, output: str, log: Path, quiet: bool = False) -> SetupErr
     missing = re.search(r"No matching distribution found for (\S+)", output)
     if missing:
         what = f"There is no {missing[1]} for this machine ({platform.system()}, {platform.machine()})."
-        return SetupError(what, f"The whole output is in {log}; another Python can be named in YUEGP_PYTHON.")
+        hint = hint or "Another Python can be named in YUEGP_PYTHON."
+        return SetupError(what, f"{hint} The whole output is in {log}.")
     what = f"Installing {label} did not work; the last lines are above."
-    if quiet:
+    if quiet or not lines:
         what = (lines or [f"Installing {label} did not work and said nothing."])[-1].strip()
-    return SetupError(what, f"The whole output is in {log}.")
+    return SetupError(what, f"{hint} The whole output is in {log}.".strip())
 
 
 def last_line(log: Path, start: int) -> str:
@@ -99,13 +128,14 @@ def run_way(command: Sequence[str], log: Path, env: Mapping[str, str]) -> tuple[
 
 def run_step(step: Step, log: Path, env: Mapping[str, str]) -> str:
     """Do a step one way or another. Empty when it worked; for an optional one also a sentence why not."""
+    check_step(step)
     say(f"  installing {step.label}")
     output = ""
     for way in step.ways:
         code, output = run_way(way, log, env)
         if code == 0:
             return ""
-    problem = explain(step.label, output, log, quiet=bool(step.optional))
+    problem = explain(step.label, output, log, quiet=bool(step.optional), hint=step.hint)
     if step.optional:
         return problem.what
     raise problem
@@ -122,6 +152,12 @@ def own_settings(python: Sequence[str]) -> dict[str, str]:
         return pip_settings(ask([*python, "-m", "pip", "config", "list"]))
     except (OSError, subprocess.TimeoutExpired):
         return {}
+
+
+def make_env(root: Path, python: Sequence[str]) -> dict[str, str]:
+    """The environment of pip and uv, with pip's settings as this Python's pip tells them."""
+    settings = own_settings(python)
+    return setup_env({**os.environ, **own_folders(root, os.environ, settings)}, settings)
 
 
 def clear(root: Path, venv: Path) -> None:
@@ -173,6 +209,11 @@ def fetch_uv(root: Path, python: Sequence[str], log: Path, env: Mapping[str, str
     programs = [path for path in folder.glob("*/uv*") if path.stem == "uv" and path.suffix in ("", ".exe")]
     if code or not programs:
         raise explain("uv", output, log)
+    if not is_uv([str(programs[0])]):
+        raise SetupError(
+            "uv, which would fetch Python, does not start here: it hangs, or a virus scanner keeps it from it.",
+            how_to_get_python(platform.system()),
+        )
     return str(programs[0])
 
 
@@ -184,9 +225,11 @@ def get_tools(root: Path, venv: Path, plan: Plan, uv: str, log: Path, env: Mappi
     step = uv_step(root, python)
     say(f"  installing {step.label}")
     code, output = run_way(step.ways[0], log, env)
-    if code == 0:
+    if code == 0 and is_uv((python, "-m", "uv")):
         return Tools(python, (python, "-m", "uv"))
-    if re.search(NETWORK, output):
+    if code == 0:
+        say("  uv does not start here; pip does its work")
+    elif re.search(NETWORK, output):
         raise explain(step.label.split(",")[0], output, log)
     return Tools(python, (uv,) if uv else ())
 
@@ -201,9 +244,14 @@ for name in sys.argv[1:]:
         importlib.import_module(name)
     except Exception as exc:
         failed[name] = "%s: %s" % (type(exc).__name__, str(exc).split("\\n")[0])
-torch = sys.modules.get("torch")
-print("\\n" + json.dumps({"failed": failed, "torch": getattr(torch, "__version__", ""),
-                         "card": bool(torch and torch.cuda.is_available())}))
+torch, card, error = sys.modules.get("torch"), False, ""
+if torch and torch.cuda.is_available():
+    try:  # a build without code for the card says that it is available, too
+        ones = torch.ones(2, 2, device="cuda")
+        card = float((ones @ ones)[0, 0]) == 2
+    except Exception as exc:
+        error = "%s: %s" % (type(exc).__name__, str(exc).split("\\n")[0])
+print("\\n" + json.dumps({"failed": failed, "torch": getattr(torch, "__version__", ""), "card": card, "error": error}))
 """
 IMPORTS = {"pyyaml": "yaml", "flash-attn": "flash_attn"}
 """Import names that are not the package's name with underscores."""
@@ -224,7 +272,8 @@ def try_imports(python: Path, names: Sequence[str], log: Path, env: Mapping[str,
     try:
         return dict(json.loads(output.strip().splitlines()[-1]))
     except (ValueError, IndexError):
-        return {"failed": {name: f"the process ended with {code}" for name in names}, "torch": "", "card": False}
+        failed = {name: f"the process ended with {code}" for name in names}
+        return {"failed": failed, "torch": "", "card": False, "error": ""}
 
 
 def verify(root: Path, tools: Tools, stack: str, log: Path, env: Mapping[str, str]) -> dict[str, Any]:
@@ -249,7 +298,9 @@ def verify(root: Path, tools: Tools, stack: str, log: Path, env: Mapping[str, st
         else:
             hint = f"Start with --repair; if it stays so, the whole output is in {log}."
         raise SetupError(f"{name} was installed but does not work: {error}.", hint)
-    if stack == "cuda" and not found["card"]:
+    if stack == "cuda" and found["error"]:
+        say(f"  The card does not compute with this torch: {found['error']}. `python launch.py --cpu` does without it.")
+    elif stack == "cuda" and not found["card"]:
         say("  torch sees no NVIDIA card: yuegp will compute on the processor. `python launch.py doctor` says more.")
     return found
 
@@ -268,9 +319,14 @@ def try_wheels(plan: Plan, tools: Tools, results: dict[str, str], log: Path, env
 
 
 def wheel_urls(root: Path) -> list[str]:
-    """Addresses of the optional packages' files."""
+    """Addresses of the optional packages' files, with their hashes where those are known: `#sha256=…` at the end."""
     path = root / "requirements-fast.txt"
-    return re.findall(r"(?m)^[\w-]+ @ (\S+\.whl)", path.read_text("utf-8")) if path.exists() else []
+    return re.findall(r"(?m)^[\w-]+ @ (\S+\.whl\S*)", path.read_text("utf-8")) if path.exists() else []
+
+
+def installer(env: Mapping[str, str]) -> str:
+    """`uv`, or what YUEGP_INSTALLER asks for."""
+    return env.get("YUEGP_INSTALLER", "").strip().lower() or "uv"
 
 
 def make_plan(root: Path, venv: Path, wish: str, task: str) -> tuple[Plan, Machine]:
@@ -280,7 +336,7 @@ def make_plan(root: Path, venv: Path, wish: str, task: str) -> tuple[Plan, Machi
         own = probe([str(venv_python(venv))])
         machine = machine._replace(pythons=[own] if own else [], named_python="", free=None)
         wish = read_record(venv)["stack"]
-    return decide(machine, wish, wheel_urls(root), os.environ.get("YUEGP_INSTALLER", "uv")), machine
+    return decide(machine, wish, wheel_urls(root), installer(os.environ)), machine
 
 
 def install(root: Path, wish: str, task: str, tests: bool) -> None:
@@ -291,13 +347,14 @@ def install(root: Path, wish: str, task: str, tests: bool) -> None:
     if task == "tests":
         python = str(venv_python(venv))
         tools = Tools(python, (python, "-m", "uv") if record.get("installer") == "uv" else ())
-        run_step(test_step(root, tools), log, setup_env(os.environ, own_settings([python])))
+        run_step(test_step(root, tools), log, make_env(root, [python]))
         write_record(venv, {**record, **make_record(root, venv, record["stack"], tests=True)})
+        clear_fetched(root)
         return
     plan, machine = make_plan(root, venv, wish, task)
     if plan.problem:
         raise plan.problem
-    env = setup_env(os.environ, own_settings(plan.python.command if plan.python else [sys.executable]))
+    env = make_env(root, plan.python.command if plan.python else [sys.executable])
     if task == "everything":
         announce(root, venv, plan)
         make_venv(root, venv, plan, machine, log, env)
@@ -307,6 +364,7 @@ def install(root: Path, wish: str, task: str, tests: bool) -> None:
         (venv / "yuegp.json").unlink()
     tests = tests or "tests" in record
     write_record(venv, fill(root, venv, plan, machine.uv, tests, log, env))
+    clear_fetched(root)
     say(f"Ready after {time.monotonic() - started:.0f} s.")
 
 
@@ -314,7 +372,7 @@ def fill(root: Path, venv: Path, plan: Plan, uv: str, tests: bool, log: Path, en
     """The packages into an environment: what is to be remembered of it."""
     tools = get_tools(root, venv, plan, uv, log, env)
     results = {wheel.name: wheel.reason for wheel in plan.wheels if not wheel.url}
-    for step in package_steps(root, plan, tools, tests):
+    for step in package_steps(root, plan, tools, tests, os.environ):
         problem = run_step(step, log, env)
         if step.optional:
             results[step.optional] = problem
@@ -345,7 +403,7 @@ def announce(root: Path, venv: Path, plan: Plan) -> None:
     size, takes = ("1 to 2 GB", "about a minute") if plan.stack == "cpu" else ("several GB", "some minutes")
     say(f"Setting up yuegp in {venv}, once: {size}, {takes} on a fast connection.")
     for decision in plan.decisions:
-        if decision.what in ("Python", "Computes on"):
+        if decision.what in ("Python", "Computes on", "Folder"):
             say(f"  {decision.what} {decision.value}: {decision.reason}")
 
 

@@ -34,12 +34,15 @@ class Interpreter(NamedTuple):
 
 
 class Card(NamedTuple):
-    """An NVIDIA card as its driver describes it; versions are (major, minor)."""
+    """An NVIDIA card as its driver describes it."""
 
     name: str
-    driver: tuple[int, int]
+    driver: str
+    """Such as 525.60.13."""
     capability: tuple[int, int] | None
     """None: a driver so old that it cannot be asked."""
+    memory: float | None = None
+    """GB (2^30 bytes); None where the driver does not say, as with memory shared with the processor."""
 
 
 class Machine(NamedTuple):
@@ -56,14 +59,20 @@ class Machine(NamedTuple):
     """On Linux: glibc, or another (musl)."""
     release: tuple[int, int] | None = None
     """Of glibc on Linux, of macOS on Darwin; None when unknown or of no importance."""
+    wsl: bool = False
+    """Linux inside Windows, which brings the card's driver."""
+    jetson: bool = False
+    """One of NVIDIA's boards with a kernel and a CUDA of their own."""
     uv: str = ""
-    """A uv on the PATH."""
+    """A uv on the PATH that starts."""
     named_python: str = ""
     """The Python that YUEGP_PYTHON asks for."""
     free: int | None = None
     """Bytes free where the environment goes."""
     path_length: int = 0
     """Characters in the path of the environment, where Windows limits it; else 0."""
+    synced: str = ""
+    """The service that copies the folder to other computers: OneDrive, Dropbox …"""
 
 
 PROBE = """
@@ -94,12 +103,24 @@ def clean_env(env: Mapping[str, str]) -> dict[str, str]:
     return out
 
 
+TIME_LIMIT = 30.0
+"""Seconds that a short command may take."""
+
+
 def ask(command: Sequence[str]) -> str:
     """What a short command prints. Raises OSError or subprocess.TimeoutExpired."""
     answer = subprocess.run(
-        command, stdin=subprocess.DEVNULL, capture_output=True, timeout=30, env=clean_env(os.environ), cwd=ROOT
+        command, stdin=subprocess.DEVNULL, capture_output=True, timeout=TIME_LIMIT, env=clean_env(os.environ), cwd=ROOT
     )
     return answer.stdout.decode("utf-8", "replace")
+
+
+def is_uv(command: Sequence[str]) -> bool:
+    """Whether this starts uv: a name on the PATH may lead nowhere, and virus scanners take programs away."""
+    try:
+        return ask([*command, "--version"]).startswith("uv ")
+    except (OSError, subprocess.TimeoutExpired):
+        return False
 
 
 def probe(command: Sequence[str]) -> Interpreter | None:
@@ -146,9 +167,20 @@ def find_pythons(commands: Iterator[list[str]]) -> list[Interpreter]:
 
 
 def parse_cards(text: str) -> list[Card]:
-    """Cards from the lines of `nvidia-smi --query-gpu=name,driver_version[,compute_cap] --format=csv,noheader`."""
-    rows = re.findall(r"(?m)^([^,\n]+?), (\d+)\.(\d+)[\d.]*(?:, (\d+)\.(\d+))?\s*$", text)
-    return [Card(name, (int(a), int(b)), (int(c), int(d)) if c else None) for name, a, b, c, d in rows]
+    """Cards from what nvidia-smi prints of `FIELDS`, or of the first two; sizes in MiB, without units."""
+    rows = re.findall(r"(?m)^([^,\n]+?), (\d+(?:\.\d+)+)(?:, (\d+)\.(\d+), (\S+))?\s*$", text)
+    return [
+        Card(
+            name,
+            driver,
+            (int(major), int(minor)) if major else None,
+            int(memory) / 1024 if memory.isdigit() else None,
+        )
+        for name, driver, major, minor, memory in rows
+    ]
+
+
+FIELDS = "name,driver_version,compute_cap,memory.total"
 
 
 def find_cards() -> list[Card]:
@@ -157,9 +189,9 @@ def find_cards() -> list[Card]:
     program = shutil.which("nvidia-smi") or shutil.which("nvidia-smi", path=os.pathsep.join(places))
     if not program:
         return []
-    for fields in ("name,driver_version,compute_cap", "name,driver_version"):  # old drivers do not know the third
+    for fields in (FIELDS, "name,driver_version"):  # old drivers do not know the capability
         try:
-            cards = parse_cards(ask([program, f"--query-gpu={fields}", "--format=csv,noheader"]))
+            cards = parse_cards(ask([program, f"--query-gpu={fields}", "--format=csv,noheader,nounits"]))
         except (OSError, subprocess.TimeoutExpired):
             return []
         if cards:
@@ -194,11 +226,23 @@ def long_paths() -> bool:
     return True
 
 
+def synced_by(folder: Path, env: Mapping[str, str]) -> str:
+    """The service that copies a folder to other computers, by the folder's name or by what Windows says of OneDrive."""
+    for key in ("OneDrive", "OneDriveConsumer", "OneDriveCommercial"):
+        if env.get(key) and Path(env[key]) in folder.parents:
+            return "OneDrive"
+    names = ("OneDrive", "Dropbox", "Google Drive", "iCloudDrive", "Mobile Documents", "Nextcloud")
+    parts = [part.split(" - ")[0] for part in folder.parts]
+    return next((name for name in names if name in parts), "")
+
+
 def look(env: Mapping[str, str], home: Path) -> Machine:
     """The machine this runs on; `home` is where the environment goes."""
     system = platform.system()
     libc, text = platform.libc_ver() if system == "Linux" else ("glibc", platform.mac_ver()[0])
-    release = re.match(r"(\d+)\.(\d+)", text)
+    # 10.16 is what newer systems tell a Python that was built for older ones.
+    release = None if text == "10.16" else re.match(r"(\d+)\.(\d+)", text)
+    kernel, uv = platform.release().lower(), shutil.which("uv") or ""
     try:
         free = shutil.disk_usage(home.parent).free
     except OSError:
@@ -210,8 +254,11 @@ def look(env: Mapping[str, str], home: Path) -> Machine:
         unheard=makers() if system == "Linux" else (),
         libc=libc or "another",
         release=(int(release[1]), int(release[2])) if release else None,
-        uv=shutil.which("uv") or "",
+        wsl=system == "Linux" and "microsoft" in kernel,
+        jetson=system == "Linux" and ("tegra" in kernel or Path("/etc/nv_tegra_release").exists()),
+        uv=uv if uv and is_uv([uv]) else "",
         named_python=env.get("YUEGP_PYTHON", ""),
         free=free,
         path_length=0 if long_paths() else len(str(home)),
+        synced=synced_by(home, env),
     )

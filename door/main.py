@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Mapping, NamedTuple, Sequence
 
 from .choose import Plan, decide
-from .install import clear, prepare, venv_command, wheel_urls
+from .install import clear, installer, prepare, venv_command, wheel_urls
 from .machine import Machine, look
+from .own_folders import clear_fetched
 from .pretend import pretend
 from .record import is_ours, needed, read_record, venv_folder
 from .steps import Tools, app_env, package_steps, uv_step, venv_python
@@ -37,6 +38,7 @@ before any of them:
   YUEGP_STACK         auto, cpu or cuda: which torch to install
   YUEGP_PYTHON        the Python to build on, when the one found is not the one wanted
   YUEGP_INSTALLER     pip: do without uv
+  YUEGP_TORCH_INDEX   a mirror of torch's own package index, for those who cannot reach it
 """
 
 
@@ -55,6 +57,8 @@ def read(argv: Sequence[str], env: Mapping[str, str]) -> Request:
     args, request = list(argv), Request([], env.get("YUEGP_STACK", "auto").lower())
     if request.wish not in ("auto", "cpu", "cuda"):
         raise SetupError(f"YUEGP_STACK is {request.wish!r}.", "Set it to auto, cpu or cuda.")
+    if installer(env) not in ("uv", "pip"):
+        raise SetupError(f"YUEGP_INSTALLER is {installer(env)!r}.", "Set it to pip, or unset it.")
     while args and args[0] in ("--cpu", "--repair", "--dry-run", "--pretend"):
         option = args.pop(0)
         if option == "--cpu":
@@ -76,7 +80,7 @@ def read(argv: Sequence[str], env: Mapping[str, str]) -> Request:
 def tell(root: Path, request: Request, machine: Machine, real: bool) -> str:
     """Every decision with its reason, and the commands that would be run."""
     venv = venv_folder(root)
-    plan = decide(machine, request.wish, wheel_urls(root), os.environ.get("YUEGP_INSTALLER", "uv"))
+    plan = decide(machine, request.wish, wheel_urls(root), installer(os.environ))
     lines = [f"{'This machine' if real else 'A machine'}: {facts(machine)}", ""]
     rows = [(*decision,) for decision in plan.decisions]
     if real:
@@ -99,15 +103,20 @@ def tell(root: Path, request: Request, machine: Machine, real: bool) -> str:
 
 
 def facts(machine: Machine) -> str:
-    system = machine.system
+    system = "macOS" if machine.system == "Darwin" else machine.system
     if machine.release:
-        system += " {}.{}".format(*machine.release) if system == "Darwin" else ", glibc {}.{}".format(*machine.release)
+        system += (" {}.{}" if system == "macOS" else ", glibc {}.{}").format(*machine.release)
+    if machine.wsl or machine.jetson:
+        system += " (WSL)" if machine.wsl else " (Jetson)"
     cards = [
-        f"{card.name} (driver {card.driver[0]}.{card.driver[1]}, "
+        f"{card.name} (driver {card.driver}, "
+        + (f"{card.memory:.0f} GB, " if card.memory else "")
         + ("compute capability {}.{})".format(*card.capability) if card.capability else "too old to be asked)")
         for card in machine.cards
     ]
-    return "; ".join([system, *(cards or ["no NVIDIA card that answers"])])
+    if machine.system != "Darwin":
+        cards = cards or ["no NVIDIA card that answers"]
+    return "; ".join([system, *cards])
 
 
 def commands(root: Path, venv: Path, plan: Plan) -> list[str]:
@@ -115,7 +124,7 @@ def commands(root: Path, venv: Path, plan: Plan) -> list[str]:
     python = str(venv_python(venv))
     tools = Tools("python", ("uv",) if plan.installer == "uv" else ())
     lines = ["  an environment: " + " ".join(venv_command(plan, "uv", venv)).replace(str(venv), venv.name)]
-    steps = package_steps(root, plan, tools, tests=False)
+    steps = package_steps(root, plan, tools, tests=False, env=os.environ)
     for step in [uv_step(root, "python"), *steps] if plan.installer == "uv" else steps:
         for number, way in enumerate(step.ways):
             start = f"  {step.label}: " if number == 0 else "    or, where that fails: "
@@ -147,6 +156,7 @@ def reset(root: Path) -> None:
         say("There is no environment to remove.")
     elif is_ours(venv):
         clear(root, venv)
+        clear_fetched(root, everything=True)
         say(f"{venv} is removed. Songs and models are untouched; the next start sets up anew.")
     else:
         say(f"{venv} was not made by launch.py and stays.")

@@ -11,9 +11,11 @@ import re
 from pathlib import Path
 from typing import Mapping, NamedTuple, Sequence
 
+from .builds import index_of
 from .choose import Plan
 from .machine import clean_env
 from .record import lock_fits, named
+from .words import SetupError
 
 PIP = ("-m", "pip", "install", "--no-input", "--disable-pip-version-check", "--only-binary", ":all:")
 UV = ("pip", "install", "--only-binary", ":all:")
@@ -22,11 +24,12 @@ UV = ("pip", "install", "--only-binary", ":all:")
 class Step(NamedTuple):
     """One thing to do: what it is called on screen, and the ways to do it, each a command; the first that works counts.
 
-    `optional` names the package that is done without when no way works."""
+    `optional` names the package that is done without when no way works; `hint` is what to do when none does."""
 
     label: str
     ways: Sequence[Sequence[str]]
     optional: str = ""
+    hint: str = ""
 
 
 class Tools(NamedTuple):
@@ -41,36 +44,53 @@ class Tools(NamedTuple):
         return [*by_uv, [self.python, *PIP, *args]]
 
 
-def torch_step(root: Path, plan: Plan, tools: Tools) -> Step:
+def torch_step(root: Path, plan: Plan, tools: Tools, env: Mapping[str, str]) -> Step:
     """torch, first and exactly, so that nothing after it can bring another build."""
     version = named(root / f"requirements-{plan.stack}.txt")["torch"]
     lock = root / "locks" / f"torch-{plan.stack}.txt"
     plain = ["-r", str(lock), "--require-hashes", "--no-deps"]
     if not lock_fits(root, lock):
         plain = ["-r", str(root / f"requirements-{plan.stack}.txt")]
-    ways: list[list[str]] = []
-    own_index = [*tools.uv, *UV, "--python", tools.python, "--torch-backend", plan.torch]
+    if plan.torch == "locked":
+        return Step("torch", tools.ways(*plain))
+    exact, index = f"torch=={version}+{plan.torch}", index_of(plan.torch, env)
+    # What the build without CUDA needs besides comes with the other packages, checked by hashes.
+    alone = ["--no-deps"] if plan.torch == "cpu" and lock_fits(root, root / "locks" / "packages.txt") else []
+    # First where the user's settings lead, at no cost: a company's index or a folder of files may have the build.
+    ways = tools.ways(*alone, exact)
+    if tools.uv and not env.get("YUEGP_TORCH_INDEX"):
+        own = ["--python", tools.python, "--torch-backend", plan.torch, *alone, f"torch=={version}"]
+        ways.append([*tools.uv, *UV, *own])
+    # Beside the user's index, not in its place: what torch needs still comes from there.
+    by_index = tools.ways("--extra-index-url", index, *alone, exact)
+    ways += by_index if env.get("YUEGP_TORCH_INDEX") else by_index[-1:]
     if plan.torch == "cpu":
-        # What this build needs besides comes with the other packages, checked by hashes.
-        alone = ["--no-deps"] if lock_fits(root, root / "locks" / "packages.txt") else []
-        # First where pip's settings lead, at no cost: a company's index or a folder of files may have the small build.
-        ways += tools.ways(*alone, f"torch=={version}+cpu")
-        if tools.uv:
-            ways.append([*own_index, *alone, f"torch=={version}"])
-    if plan.torch == "cu128" and tools.uv:
-        ways.append([*own_index, f"torch=={version}"])
-    if plan.torch != "cu128":
-        ways += tools.ways(*plain)
-    return Step("torch", ways)
+        return Step("torch", ways + tools.ways(*plain))
+    hint = f"It was looked for in {index}. YUEGP_TORCH_INDEX names another place with such builds; --cpu does without."
+    return Step("torch", ways, hint=hint)
 
 
-def package_steps(root: Path, plan: Plan, tools: Tools, tests: bool) -> list[Step]:
-    """Everything, torch first."""
-    steps = [torch_step(root, plan, tools), locked_step(root, "the other packages", "packages", "requirements", tools)]
+def package_steps(root: Path, plan: Plan, tools: Tools, tests: bool, env: Mapping[str, str]) -> list[Step]:
+    """Everything, torch first. Raises `SetupError` when there is no way to do one of them."""
+    steps = [torch_step(root, plan, tools, env)]
+    steps.append(locked_step(root, "the other packages", "packages", "requirements", tools))
     for wheel in plan.wheels:
         if wheel.url:
             steps.append(Step(wheel.name, tools.ways("--no-deps", wheel.url), wheel.name))
-    return [*steps, test_step(root, tools)] if tests else steps
+    if tests:
+        steps.append(test_step(root, tools))
+    for step in steps:
+        check_step(step)
+    return steps
+
+
+def check_step(step: Step) -> None:
+    """Raises `SetupError` for a step without a way."""
+    if not step.ways:
+        raise SetupError(
+            f"There is no way to install {step.label} on this machine.",
+            step.hint or "Start again with --cpu, which needs the least.",
+        )
 
 
 def locked_step(root: Path, label: str, lock: str, requirements: str, tools: Tools) -> Step:
@@ -117,7 +137,9 @@ def pip_settings(text: str) -> dict[str, str]:
 def setup_env(env: Mapping[str, str], settings: Mapping[str, str]) -> dict[str, str]:
     """The environment for pip and uv: nothing foreign, and pip's settings for uv too, which does not read them.
 
-    What the user has set for uv stays. Proxies (HTTPS_PROXY and the like) both read by themselves."""
+    What the user has set for uv stays. Proxies (HTTPS_PROXY and the like) both read by themselves. On a slow line a
+    large file waits long for its next bytes: uv gives up after 30 seconds, pip after 15. What broke off is taken up
+    again by pip (from 25.1) within the file, by uv with the file; several at once would all be broken off."""
     out = clean_env(env)
     out["PIP_USER"] = "0"
     words = {name: " ".join(value.split()) for name, value in settings.items()}
@@ -135,6 +157,14 @@ def setup_env(env: Mapping[str, str], settings: Mapping[str, str]) -> dict[str, 
     if "UV_INDEX" in out:
         out.setdefault("UV_INDEX_STRATEGY", "unsafe-best-match")  # what pip does with several indexes
     out.setdefault("UV_SYSTEM_CERTS", "1")  # a company's own certificates are the system's
+    if not {"UV_HTTP_TIMEOUT", "UV_REQUEST_TIMEOUT", "HTTP_TIMEOUT"} & set(out):
+        out["UV_HTTP_TIMEOUT"] = "300"
+    if not {"timeout", "default-timeout"} & set(settings) and "PIP_TIMEOUT" not in out:
+        out.setdefault("PIP_DEFAULT_TIMEOUT", "120")
+    if "resume-retries" not in settings:
+        out.setdefault("PIP_RESUME_RETRIES", "20")
+    out.setdefault("UV_HTTP_RETRIES", "5")
+    out.setdefault("UV_CONCURRENT_DOWNLOADS", "4")
     out.setdefault("UV_LINK_MODE", "copy")  # a rebuilt or edited environment must not reach into the cache
     return out
 

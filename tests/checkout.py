@@ -59,12 +59,19 @@ tool = os.path.basename(os.path.dirname(__file__))
 site = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 if args[:2] == ["config", "list"]:
     sys.exit()
+if args == ["--version"]:
+    sys.exit("taken away" if mood == "quarantined-uv" else print("uv 9"))
 if "uninstall" in args:
     os.remove(os.path.join(site, args[-1].replace("-", "_") + ".py"))
     sys.exit()
 what = args[args.index("-r") + 1] if "-r" in args else args[-1]
-short = os.path.basename(what)
+short = os.path.basename(what).split("#")[0]
 how = tool + (" " + args[args.index("--torch-backend") + 1] if "--torch-backend" in args else "")
+how += " " + args[args.index("--extra-index-url") + 1] if "--extra-index-url" in args else ""
+cache = os.environ.get("PIP_CACHE_DIR", "")
+if ".launch" in cache:  # what both leave behind
+    os.makedirs(os.path.dirname(cache), exist_ok=True)
+    open(os.path.join(os.path.dirname(cache), "fetched"), "w").close()
 with open(os.environ["FAKE_NOTES"], "a") as notes:
     print(how + ":" + short, file=notes)
 event()
@@ -72,7 +79,10 @@ if mood == "offline":
     sys.exit("WARNING: Retrying after NewConnectionError: Failed to establish a new connection")
 if mood == "no-uv" and short == "setup.txt" or mood == "broken" and short == "packages.txt":
     sys.exit("ERROR: Failed to build something")
-if mood == "uv-fails" and tool == "uv" or mood == "no-cpu-torch" and ("+cpu" in short or "--torch-backend" in args):
+no_torch = mood == "no-cpu-torch" and ("+cpu" in short or "--torch-backend" in args)
+if mood == "uv-fails" and tool == "uv" or no_torch or mood == "own-index" and "+" in short and "torch" in short and (
+    "--extra-index-url" not in args
+):
     sys.exit("ERROR: No matching distribution found for " + short)
 if mood == "no-wheels" and "://" in what:
     sys.exit("ERROR: HTTP error 404 while getting " + what)

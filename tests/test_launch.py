@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from checkout import House
 
-from door import main
+from door import builds, main
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -111,7 +111,7 @@ def test_dry_run_tells_and_does_nothing(house: House) -> None:
     described = ["--dry-run", "--pretend", "windows,rtx4090,driver=560,python=3.12"]
     code, out, err = house.start(*described, YUEGP_STACK="auto")
     assert code == 0 and err == "" and not (house.root / ".venv").exists()
-    for text in ("A machine: Windows; RTX4090 (driver 560.0, compute capability 8.9)", "cu128", "exllamav2    yes"):
+    for text in ("A machine: Windows; RTX4090 (driver 560, compute capability 8.9)", "cu128", "exllamav2    yes"):
         assert text in out, out
     code, out, err = house.start("--dry-run")
     assert code == 0 and "This machine:" in out and "named in YUEGP_PYTHON" in out and "to be made" in out
@@ -171,11 +171,51 @@ def test_where_uv_fails_pip_takes_over(house: House) -> None:
     ]
 
 
+@pytest.mark.parametrize("mood", ["quarantined-uv", "uv-fails"])
+def test_a_uv_that_is_taken_away_leaves_the_work_to_pip(house: House, mood: str) -> None:
+    """Right after it was fetched, or while it is at work."""
+    code, _, err = house.start("install", FAKE_MOOD=mood, YUEGP_STACK="cuda")
+    assert code == 0, err
+    by_pip = [name for name in house.installed() if name.startswith("pip")]
+    assert by_pip[:3] == [UV, "pip:torch-cuda.txt", "pip:packages.txt"] and "Ready" in err
+    assert ("uv does not start here" in err) is (mood == "quarantined-uv")
+
+
+def test_pip_alone_is_told_torchs_own_index_and_another_one_when_that_is_wished(house: House) -> None:
+    """The small torch stands in for those with CUDA: one way for all."""
+    code, _, err = house.start("install", FAKE_MOOD="own-index", YUEGP_INSTALLER="pip")
+    assert code == 0, err
+    assert house.installed()[:2] == [
+        "pip:torch==2.13.0+cpu",
+        f"pip {builds.TORCH_INDEX}/cpu:torch==2.13.0+cpu",
+    ]
+    env = {"YUEGP_INSTALLER": "pip", "YUEGP_TORCH_INDEX": "https://mirror.example/whl"}
+    assert house.start("--repair", "install", FAKE_MOOD="own-index", **env)[0] == 0
+    assert house.installed()[1] == "pip https://mirror.example/whl/cpu:torch==2.13.0+cpu"
+
+
+def test_an_unknown_installer_is_refused(house: House) -> None:
+    code, _, err = house.start("install", YUEGP_INSTALLER="conda")
+    assert code == 4 and "YUEGP_INSTALLER is 'conda'." in err and house.installed() == []
+
+
+def test_nothing_outside_the_folder_is_touched_and_what_was_fetched_goes(house: House, tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    code, _, err = house.start("install", HOME=str(home), XDG_CACHE_HOME="", XDG_DATA_HOME="", FAKE_MOOD="broken")
+    assert code == 4 and (house.root / ".launch" / "cache" / "fetched").exists(), "kept for the next start"
+    code, _, err = house.start("install", HOME=str(home), XDG_CACHE_HOME="", XDG_DATA_HOME="")
+    assert code == 0, err
+    assert list(home.iterdir()) == []
+    assert sorted(path.name for path in (house.root / ".launch").iterdir()) == ["install.log", "lock"]
+
+
 def test_where_the_small_torch_cannot_be_had_the_large_one_serves(house: House) -> None:
     code, _, err = house.start(FAKE_MOOD="no-cpu-torch")
     assert code == 7, err
     tried = [name for name in house.installed() if "torch" in name]
-    assert tried[-2:] == ["uv cpu:torch==2.13.0", "uv:torch-cpu.txt"] and len(tried) == 4
+    own = f"pip {builds.TORCH_INDEX}/cpu:torch==2.13.0+cpu"
+    assert tried[-3:] == ["uv cpu:torch==2.13.0", own, "uv:torch-cpu.txt"] and len(tried) == 5
     assert "the one with CUDA, 4 GB larger" in err
 
 
@@ -202,8 +242,7 @@ def test_a_flash_attn_that_does_not_load_is_removed(house: House) -> None:
     assert code == 7, err
     optional = house.record()["optional"]
     assert isinstance(optional, dict) and optional["exllamav2"] == "installed"
-    if sys.version_info[:2] != (3, 13):  # no address is known for it
-        assert "undefined symbol" in optional["flash-attn"]
+    assert "undefined symbol" in optional["flash-attn"]
     assert "flash_attn.py" not in house.modules() and "exllamav2.py" in house.modules()
 
 

@@ -86,20 +86,22 @@ def test_optional_wheels_are_for_exactly_the_pinned_torch() -> None:
     for url in urls:
         assert re.search(rf"cu128\.?torch{re.escape(version[:3])}", url), url
     lines = [line for line in (ROOT / "requirements-fast.txt").read_text("utf-8").splitlines() if " @ " in line]
+    assert len(lines) == len(urls) == 12, "three Pythons, two systems, two packages"
+    hashed = [url for url in urls if re.search(r"/flash_attn-[^#]*\.whl#sha256=[0-9a-f]{64}$", url)]
+    assert len(hashed) == 6 and all(re.search(r"  # \d{9} bytes$", line) for line in lines if "flash" in line[:6])
     for line in lines:  # the marker says what the file's name says
         tag = re.search(r"-cp3(\d+)-cp3\1-(linux|win)", line)
         assert tag and f'python_version == "3.{tag[1]}"' in line and f'sys_platform == "{tag[2]}' in line
 
 
-def test_no_file_names_a_package_index() -> None:
-    """Which one is used is the user's setting."""
+def test_no_file_names_a_package_index_but_one_that_names_torchs_own() -> None:
+    """Which one is used is the user's setting. pip does not know where the CUDA builds for Windows are, uv does."""
     files = [*ROOT.glob("requirements*.txt"), *(ROOT / "locks").glob("*.txt"), *(ROOT / "door").glob("*.py")]
     files += [ROOT / name for name in ("launch.py", "Dockerfile", "run.sh", "run.bat", "pyproject.toml", ".ci/run")]
     files += list(ROOT.glob("*.js"))
-    for path in files:
-        assert not re.search(
-            r"--(extra-)?index-url|--find-links|pypi\.|pythonhosted|download\.pytorch", path.read_text("utf-8")
-        )
+    named = r"--index-url|--find-links|pypi\.|pythonhosted|download\.pytorch"
+    found = {path.name: hits for path in files if (hits := re.findall(named, path.read_text("utf-8")))}
+    assert found == {"builds.py": ["download.pytorch"]}
 
 
 # ---- Licences --------------------------------------------------------------------------------------------------------
