@@ -49,7 +49,7 @@ class Plan(NamedTuple):
     """None: uv brings one."""
     stack: str = "cpu"
     torch: str = ""
-    """Where torch comes from: `locked` (the plain index, with hashes), `cpu`, `cu128` or `cu126` (torch's own index)."""
+    """Where torch comes from: `locked` (the plain index, with hashes), or its own index: `cpu`, `cu128`, `cu126`."""
     installer: str = "uv"
     """`uv` or `pip`."""
     wheels: Sequence[Wheel] = ()

@@ -56,10 +56,7 @@ def explain(label: str, output: str, log: Path, quiet: bool = False, hint: str =
             f"Connect to the internet (behind a proxy, set HTTPS_PROXY). {again}{' ' + hint if hint else ''} "
             f"The output is in {log}.",
         )
-    if (
-        re.search(r"\[Errno (1|95)\][^\n]*' -> '|symlink[^\n]*\((1|95)\)|os error (1|95)\b", output)
-        and os.name == "posix"
-    ):
+    if re.search(r"\[Errno (1|95)\][^\n]*' -> '|symlink[^\n]*\(os error (1|95)\)", output):
         return SetupError(
             f"The disk of {log.parent.parent} cannot hold links, which a Python environment needs.",
             "Disks for exchange (exFAT, FAT32) and some in a network cannot: put the folder on another one.",

@@ -18,39 +18,29 @@ KEPT = ("python", "uv")
 
 
 def usual(env: Mapping[str, str], system: str = sys.platform) -> dict[str, Path]:
-    """Where uv and pip keep things when nobody tells them (their documentation)."""
+    """Where uv and pip keep their caches when nobody tells them (their documentation)."""
     home = Path(env.get("HOME") or os.path.expanduser("~"))
     if system == "win32":
-        home = Path(env.get("USERPROFILE") or home)
-        local = Path(env.get("LOCALAPPDATA") or home / "AppData" / "Local")
-        roaming = Path(env.get("APPDATA") or home / "AppData" / "Roaming")
-        return {
-            "UV_CACHE_DIR": local / "uv" / "cache",
-            "PIP_CACHE_DIR": local / "pip" / "Cache",
-            "UV_PYTHON_INSTALL_DIR": roaming / "uv" / "data" / "python",
-        }
-    cache, data = (
-        Path(env.get("XDG_CACHE_HOME") or home / ".cache"),
-        Path(env.get("XDG_DATA_HOME") or home / ".local/share"),
-    )
-    return {
-        "UV_CACHE_DIR": cache / "uv",
-        "PIP_CACHE_DIR": home / "Library/Caches/pip" if system == "darwin" else cache / "pip",
-        "UV_PYTHON_INSTALL_DIR": data / "uv" / "python",
-    }
+        local = Path(env.get("LOCALAPPDATA") or Path(env.get("USERPROFILE") or home) / "AppData" / "Local")
+        return {"UV_CACHE_DIR": local / "uv" / "cache", "PIP_CACHE_DIR": local / "pip" / "Cache"}
+    cache = Path(env.get("XDG_CACHE_HOME") or home / ".cache")
+    pip = home / "Library" / "Caches" / "pip" if system == "darwin" else cache / "pip"
+    return {"UV_CACHE_DIR": cache / "uv", "PIP_CACHE_DIR": pip}
 
 
 def own_folders(root: Path, env: Mapping[str, str], settings: Mapping[str, str]) -> dict[str, str]:
     """Additions to the environment of pip and uv. `settings`: pip's, as `steps.pip_settings` reads them."""
     ours, theirs = root / ".launch", usual(env)
-    out = {"UV_PYTHON_INSTALL_REGISTRY": "0", "UV_PYTHON_INSTALL_BIN": "0"}
+    out = {
+        "UV_PYTHON_INSTALL_DIR": str(ours / "python"),
+        "UV_PYTHON_INSTALL_REGISTRY": "0",
+        "UV_PYTHON_INSTALL_BIN": "0",
+    }
     for key, folder in (("UV_CACHE_DIR", "uv"), ("PIP_CACHE_DIR", "pip")):
         if not theirs[key].is_dir():
             out[key] = str(ours / "cache" / folder)
     if "cache-dir" in settings:
         out.pop("PIP_CACHE_DIR", None)
-    if not theirs["UV_PYTHON_INSTALL_DIR"].is_dir():
-        out["UV_PYTHON_INSTALL_DIR"] = str(ours / "python")
     out = {key: env.get(key) or value for key, value in out.items()}
     if out.get("UV_CACHE_DIR") == str(ours / "cache" / "uv"):
         out["UV_LINK_MODE"] = env.get("UV_LINK_MODE") or "hardlink"  # that cache goes afterwards: no second copy

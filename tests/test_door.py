@@ -370,7 +370,7 @@ def test_a_cache_that_is_there_already_is_shared(tmp_path: Path, system: str, mo
         assert folder.is_relative_to(tmp_path)
         folder.mkdir(parents=True)
     inside = own_folders.own_folders(tmp_path / "y", env, {})
-    assert not [key for key in inside if key.endswith("_DIR")]
+    assert [key for key in inside if key.endswith("_DIR")] == ["UV_PYTHON_INSTALL_DIR"], "nothing is installed outside"
     assert steps.setup_env(inside, {})["UV_LINK_MODE"] == "copy", "what is changed here must not change there"
 
 
@@ -398,6 +398,7 @@ def test_the_users_own_places_stay(tmp_path: Path) -> None:
         ("", "said nothing"),
         ("Error: [Errno 1] Operation not permitted: 'lib' -> '/mnt/stick/y/.venv/lib64'", "cannot hold links"),
         ("Error: [Errno 95] Operation not supported: 'lib' -> '/nas/y/.venv/lib64'", "cannot hold links"),
+        ("error: failed to symlink file from a to b: Operation not permitted (os error 1)", "cannot hold links"),
         ("  Caused by: the file contains a virus (os error 225)", "virus protection"),
     ],
 )
