@@ -14,7 +14,7 @@ the unpacking in quant/qdq_*.cuh of ExLlamaV2 0.3.2.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,11 +45,19 @@ class ModelFolder:
     def layer_bytes(self) -> int:
         """Bytes of everything but embedding and output layer on the card: packed matrices as they are, floats at 2."""
         total = 0
-        for name, (_, place) in self.places.items():
-            if name != EMBEDDING and not name.startswith(HEAD + "."):
-                floats = place.dtype in ("F16", "BF16", "F32")
-                total += 2 * int(np.prod(place.shape)) if floats else place.stop - place.start
+        for _, (_, place) in self._layers():
+            floats = place.dtype in ("F16", "BF16", "F32")
+            total += 2 * int(np.prod(place.shape)) if floats else place.stop - place.start
         return total
+
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes of the same in the files."""
+        return sum(place.stop - place.start for name, (_, place) in self._layers())
+
+    def _layers(self) -> Iterator[tuple[str, Place]]:
+        ends = (EMBEDDING, HEAD + ".")
+        return ((name, place) for name, place in self.places.items() if not name.startswith(ends))
 
     def embedding_rows(self, ids: Sequence[int]) -> Tensor:
         """Rows of the embedding, float16 (n, hidden), read from the file."""
