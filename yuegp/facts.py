@@ -24,6 +24,7 @@ from . import __version__, disk, library, models, places, shelf
 from .errors import YueGPError
 from .jobs import Job, Queue
 from .lm.flash import probe
+from .lm.nf4_kernels import trial
 from .registry import Checkpoint
 
 PATIENCE_SECONDS = 90.0
@@ -106,6 +107,8 @@ class Facts:
     cards: tuple[Card, ...] = ()
     flash: str = ""
     """What is wrong with flash-attn although it can be imported: tried on the card, it may still give wrong numbers."""
+    nf4: str = ""
+    """The same of bitsandbytes, which multiplies nf4 weights on a card."""
     engine: str = ""
     """How YuE's Stage 1 would be held on the card, for six sections of half a minute."""
     misfit: str = ""
@@ -148,9 +151,12 @@ def look(port: int = PORT) -> Facts:
     entries, broken = _songs()
     interrupted, failed, queue_error = _queue()
     flash = probe() if torch.get("ready") and packages["flash_attn"].version else None
+    tried = torch.get("ready") and packages["bitsandbytes"].version and not packages["bitsandbytes"].error
+    nf4 = trial("cuda:0", "float16") if tried else None
     engine, misfit = _foreseen()
     return Facts(
         flash="" if flash is None or flash.works else flash.why,
+        nf4="" if nf4 is None or nf4.works else nf4.why,
         engine=engine,
         misfit=misfit,
         system=f"{platform.system()} {platform.release()}, {platform.machine()}",
