@@ -12,7 +12,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Iterator, Mapping, NamedTuple, Sequence
+from typing import Iterator, Mapping, NamedTuple, Optional, Sequence
 
 ROOT = Path(__file__).resolve().parent.parent
 PYTHONS = ((3, 12), (3, 11), (3, 13))
@@ -151,10 +151,26 @@ def parse_cards(text: str) -> list[Card]:
     return [Card(name, (int(a), int(b)), (int(c), int(d)) if c else None) for name, a, b, c, d in rows]
 
 
+def smi_folders(env: Mapping[str, str] = os.environ) -> list[str]:
+    """Where the driver's tool lies besides the PATH: the same list as in `offload/smi.py`, which this cannot use."""
+    folders = ["/usr/lib/wsl/lib"]
+    if env.get("SystemRoot"):
+        folders.append(env["SystemRoot"] + r"\System32")
+    names = ("ProgramW6432", "ProgramFiles")
+    return folders + [env[name] + r"\NVIDIA Corporation\NVSMI" for name in names if env.get(name)]
+
+
+def nvidia_smi() -> Optional[str]:
+    """The driver's own tool."""
+    found = shutil.which("nvidia-smi")
+    for folder in smi_folders():
+        found = found or shutil.which("nvidia-smi", path=folder)
+    return found
+
+
 def find_cards() -> list[Card]:
     """The NVIDIA cards whose driver answers; none when there is no driver."""
-    places = ["/usr/lib/wsl/lib", r"C:\Windows\System32", r"C:\Program Files\NVIDIA Corporation\NVSMI"]
-    program = shutil.which("nvidia-smi") or shutil.which("nvidia-smi", path=os.pathsep.join(places))
+    program = nvidia_smi()
     if not program:
         return []
     for fields in ("name,driver_version,compute_cap", "name,driver_version"):  # old drivers do not know the third

@@ -225,29 +225,25 @@ def _foreseen() -> tuple[str, str]:
 
 
 def cards() -> tuple[Card, ...]:
-    """What nvidia-smi tells; nothing without it."""
+    """What nvidia-smi tells of the cards that CUDA shows, in its order; nothing without it."""
+    from offload.smi import seen
+
     rows = _nvidia_smi("--query-gpu=uuid,name,memory.total,memory.free,driver_version")
-    held = _nvidia_smi("--query-compute-apps=gpu_uuid,process_name,used_memory")
+    held = [(row[0], ", ".join(row[1:-1]), row[-1]) for row in
+            _nvidia_smi("--query-compute-apps=gpu_uuid,process_name,used_memory") if len(row) > 2]  # fmt: skip
     cards = []
-    for row in rows:
+    for place in seen(range(len(rows)), os.environ.get("CUDA_VISIBLE_DEVICES"), {i: r[0] for i, r in enumerate(rows)}):
         with contextlib.suppress(ValueError):
-            uuid, name, total, free, driver = row
+            uuid, name, total, free, driver = rows[place]
             users = [(Path(who).name, int(much) << 20) for gpu, who, much in held if gpu == uuid and much.isdigit()]
             cards.append(Card(name, int(total) << 20, int(free) << 20, driver, tuple(users)))
     return tuple(cards)
 
 
 def _nvidia_smi(query: str) -> list[list[str]]:
-    program = shutil.which("nvidia-smi")
-    if not program:
-        return []
-    try:
-        done = subprocess.run(
-            [program, query, "--format=csv,noheader,nounits"], capture_output=True, text=True, timeout=20
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return []
-    return [[part.strip() for part in line.split(",")] for line in done.stdout.splitlines() if line.strip()]
+    from offload.smi import ask
+
+    return [[part.strip() for part in line.split(",")] for line in ask(query, 20).splitlines() if line.strip()]
 
 
 def _ram_free() -> int:
