@@ -12,7 +12,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Iterator, Mapping, NamedTuple, Optional, Sequence
+from typing import Iterator, Mapping, NamedTuple, Sequence
 
 ROOT = Path(__file__).resolve().parent.parent
 PYTHONS = ((3, 12), (3, 11), (3, 13))
@@ -160,7 +160,7 @@ def smi_folders(env: Mapping[str, str] = os.environ) -> list[str]:
     return folders + [env[name] + r"\NVIDIA Corporation\NVSMI" for name in names if env.get(name)]
 
 
-def nvidia_smi() -> Optional[str]:
+def nvidia_smi() -> str | None:
     """The driver's own tool."""
     found = shutil.which("nvidia-smi")
     for folder in smi_folders():

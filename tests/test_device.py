@@ -105,8 +105,10 @@ def test_two_equal_cards_are_told_apart_by_their_place() -> None:
     """One of them may drive the screen."""
     text = "0, RTX 3090, 24576, 9, 8.6, Disabled, 4, 16\n1, RTX 3090, 24576, 9, 8.6, Enabled, 4, 8\n"
 
+    alike = SimpleNamespace(name="RTX 3090", total_memory=9, major=8, minor=6)
+
     class Cuda:
-        get_device_properties = staticmethod(lambda i: SimpleNamespace(name="RTX 3090", total_memory=9, major=8, minor=6))
+        get_device_properties = staticmethod(lambda i: alike)
         mem_get_info = staticmethod(lambda i: (1, 9))
         memory_reserved = staticmethod(lambda i: 0)
 
@@ -128,7 +130,7 @@ def test_the_tool_is_looked_for_in_the_same_places_by_everybody(
     for place in places:
         asked: list[str | None] = []
 
-        def which(name: str, path: str | None = None, wanted: str = place, asked: list[str | None] = asked) -> str | None:
+        def which(name: str, path: str | None = None, wanted: str = place, asked: list = asked) -> str | None:
             asked.append(path)
             return f"{path}/{name}" if path == wanted else None
 

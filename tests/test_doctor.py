@@ -117,4 +117,5 @@ def test_nvidia_smi_is_read_with_who_holds_the_memory(tmp_path: Path, monkeypatc
     program.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
     (card,) = facts.cards()
-    assert card == Card("NVIDIA GeForce RTX 3060", 12 * GIB, 2 * GIB, "560.94", (("game", 9000 << 20), ("maya", 50 << 20)))
+    held = (("game", 9000 << 20), ("maya", 50 << 20))
+    assert card == Card("NVIDIA GeForce RTX 3060", 12 * GIB, 2 * GIB, "560.94", held)

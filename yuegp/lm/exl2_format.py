@@ -24,7 +24,7 @@ from torch import Tensor
 
 from ..checkpoint import LlamaConfig, read_config
 from ..errors import ModelError
-from ..verify import weight_files
+from ..verify import safetensors_header, weight_files
 from .stored import Place, format_of, tensors
 
 READS = ("exl2", "float16", "bfloat16", "float32")
@@ -95,8 +95,8 @@ class ModelFolder:
 
 
 def look_into(folder: Path, weights: str) -> ModelFolder:
-    """The folder, checked for what would make ExLlamaV2 load something else than it holds. `weights` is what it is
-    wanted as: exl2, or float16 or bfloat16 for weights that are not packed."""
+    """The folder, checked for all that would make ExLlamaV2 compute something else than it holds. `weights` is what it
+    is wanted as: exl2, or float16 or bfloat16 for weights that are not packed."""
     config = read_config(folder)
     places = tensors(folder)
     kind = format_of(folder, places)
@@ -105,13 +105,7 @@ def look_into(folder: Path, weights: str) -> ModelFolder:
             f"The weights in {folder} are stored as {kind}; the ExLlamaV2 engine was asked to hold them as {weights}.",
             "Choose the torch engine for this folder, or an EXL2 version of the model.",
         )
-    listed, found = weight_files(folder), sorted(folder.glob("*.safetensors"))
-    if more := [path.name for path in found if path not in listed]:
-        raise ModelError(
-            f"{folder} holds weight files that do not belong to the model: {', '.join(more)}.",
-            "Move these files out of the folder: ExLlamaV2 would load them too.",
-        )
-    if len(places) < (stored := sum(len(_names(path)) for path in found)):
+    if len(places) < (stored := sum(len(safetensors_header(path)) for path in weight_files(folder))):
         raise ModelError(
             f"{stored - len(places)} tensors are stored more than once in {folder}.",
             "Keep one copy of the model in this folder: delete it and download it again.",
@@ -121,15 +115,15 @@ def look_into(folder: Path, weights: str) -> ModelFolder:
             f"The model in {folder} has no output layer of its own, which the ExLlamaV2 engine needs.",
             "Use the torch engine for this model.",
         )
-    found_whole = ModelFolder(folder, config, kind, places)
+    found = ModelFolder(folder, config, kind, places)
     for name, shape in config.tensors().items():
         if name in places:
-            _check_stored(found_whole, name, FLOATING, shape)
+            _check_stored(found, name, FLOATING, shape)
         elif name.removesuffix("weight") + PARTS[0] in places:
-            _check_packed(found_whole, name.removesuffix("weight"), *shape)
+            _check_packed(found, name.removesuffix("weight"), *shape)
         else:
             raise ModelError(f"The tensor {name} is missing from {folder}.", "Download the model again.")
-    return found_whole
+    return found
 
 
 def _check_packed(folder: ModelFolder, stem: str, columns: int, rows: int) -> None:
@@ -168,12 +162,6 @@ def _check_stored(
 
 def _damaged(folder: ModelFolder, name: str, said: str) -> ModelError:
     return ModelError(f"{folder.places[name][0]}: the tensor {name} {said}.", "Download the model again.")
-
-
-def _names(path: Path) -> list[str]:
-    from ..models import safetensors_header
-
-    return list(safetensors_header(path))
 
 
 PARTS = ("q_weight", "q_groups", "q_scale", "q_scale_max", "q_invperm")
