@@ -183,10 +183,26 @@ def parse_cards(text: str) -> list[Card]:
 FIELDS = "name,driver_version,compute_cap,memory.total"
 
 
+def smi_folders(env: Mapping[str, str] = os.environ) -> list[str]:
+    """Where the driver's tool lies besides the PATH: the same list as in `offload/smi.py`, which this cannot use."""
+    folders = ["/usr/lib/wsl/lib"]
+    if env.get("SystemRoot"):
+        folders.append(env["SystemRoot"] + r"\System32")
+    names = ("ProgramW6432", "ProgramFiles")
+    return folders + [env[name] + r"\NVIDIA Corporation\NVSMI" for name in names if env.get(name)]
+
+
+def nvidia_smi() -> str | None:
+    """The driver's own tool."""
+    found = shutil.which("nvidia-smi")
+    for folder in smi_folders():
+        found = found or shutil.which("nvidia-smi", path=folder)
+    return found
+
+
 def find_cards() -> list[Card]:
     """The NVIDIA cards whose driver answers; none when there is no driver."""
-    places = ["/usr/lib/wsl/lib", r"C:\Windows\System32", r"C:\Program Files\NVIDIA Corporation\NVSMI"]
-    program = shutil.which("nvidia-smi") or shutil.which("nvidia-smi", path=os.pathsep.join(places))
+    program = nvidia_smi()
     if not program:
         return []
     for fields in (FIELDS, "name,driver_version"):  # old drivers do not know the capability

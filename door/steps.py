@@ -174,8 +174,9 @@ def app_env(env: Mapping[str, str], root: Path) -> dict[str, str]:
 
     OMP_WAIT_POLICY: threads of torch that wait by spinning made decoding 5 to 20 times slower on a busy two-core
     machine (measured). It is read before Python starts, so it can only be set here. GRADIO_ANALYTICS_ENABLED: nothing
-    calls out unasked."""
+    calls out unasked. CUDA_DEVICE_ORDER: CUDA counts the cards as the driver's tool does, not the fastest first."""
     out = {"YUEGP_HOME": str(root), "OMP_WAIT_POLICY": "PASSIVE", "GRADIO_ANALYTICS_ENABLED": "False"}
+    out["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
     out.update((key, value) for key, value in env.items() if key != "PYTHONHOME")
     out.update(PYTHONUTF8="1", PYTHONPATH=str(root))
     return out

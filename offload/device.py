@@ -7,19 +7,18 @@ is no card, it invents one to plan with.
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import os
 import re
-import shutil
-import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from yuegp.errors import DeviceError, RequestError
+
+from . import smi
 
 SMALL = 500_000_000
 """Parameters up to which a CPU computes in float32: 2 GB, exact, and fast enough. Above, bfloat16 halves the RAM."""
@@ -151,25 +150,22 @@ QUERY = "index,name,memory.total,memory.free,compute_cap,display_active,pcie.lin
 
 
 def _cards() -> tuple[Card, ...]:
-    """From nvidia-smi; from torch where that tool is absent and torch is loaded anyway."""
+    """From nvidia-smi; from torch where it is loaded anyway."""
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available():
-        known = {card.name: card for card in _smi_cards()}
+        known = _smi_cards()
         return tuple(_torch_card(torch, i, known) for i in range(torch.cuda.device_count()))
     return _smi_cards()
 
 
 def _smi_cards() -> tuple[Card, ...]:
-    program = shutil.which("nvidia-smi")
-    if program is None:
-        return ()
-    with contextlib.suppress(OSError, subprocess.SubprocessError):
-        answer = subprocess.run(
-            [program, f"--query-gpu={QUERY}", "--format=csv,noheader,nounits"],
-            capture_output=True, text=True, timeout=10, check=True,
-        )  # fmt: skip
-        return visible(parse_smi(answer.stdout), os.environ.get("CUDA_VISIBLE_DEVICES"))
-    return ()
+    chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
+    cards = parse_smi(smi.ask(f"--query-gpu={QUERY}"))
+    uuids = {}
+    if cards and chosen and "GPU-" in chosen:
+        rows = (line.partition(",") for line in smi.ask("--query-gpu=index,uuid").splitlines())
+        uuids = {int(index): uuid.strip() for index, _, uuid in rows if index.strip().isdigit()}
+    return visible(cards, chosen, uuids)
 
 
 def parse_smi(text: str) -> tuple[Card, ...]:
@@ -189,22 +185,20 @@ def parse_smi(text: str) -> tuple[Card, ...]:
     return tuple(cards)
 
 
-def visible(cards: tuple[Card, ...], chosen: str | None) -> tuple[Card, ...]:
-    """The cards in the order CUDA sees them, given CUDA_VISIBLE_DEVICES: numbers are followed, other forms are not."""
-    if chosen is None or not re.fullmatch(r"\s*(\d+\s*(,\s*\d+\s*)*)?", chosen):
-        return cards
-    by_index = {card.index: card for card in cards}
-    order = [int(part) for part in chosen.split(",") if part.strip()]
-    return tuple(replace(by_index[old], index=new) for new, old in enumerate(order) if old in by_index)
+def visible(cards: tuple[Card, ...], chosen: str | None, uuids: Mapping[int, str] | None = None) -> tuple[Card, ...]:
+    """The cards in the order CUDA sees them, given CUDA_VISIBLE_DEVICES and, by index, what the driver calls them."""
+    order = smi.seen([card.index for card in cards], chosen, uuids)
+    return tuple(replace(cards[place], index=new) for new, place in enumerate(order))
 
 
-def _torch_card(torch: Any, index: int, known: Mapping[str, Card]) -> Card:
+def _torch_card(torch: Any, index: int, known: Sequence[Card]) -> Card:
     """A card as torch sees it. What this process holds already counts as free: it is ours to use again."""
     properties = torch.cuda.get_device_properties(index)
     free = torch.cuda.mem_get_info(index)[0] + torch.cuda.memory_reserved(index) + CONTEXT
     plain = Card(index, properties.name, properties.total_memory, min(free, properties.total_memory),
                  (properties.major, properties.minor), _bandwidth(properties.name))  # fmt: skip
-    more = known.get(plain.name)
+    alike = [card for card in known if card.name == plain.name]
+    more = next((card for card in alike if card.index == index), alike[-1] if alike else None)
     return replace(plain, display=more.display, link=more.link) if more else plain
 
 

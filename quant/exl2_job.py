@@ -3,8 +3,9 @@
     python -m quant.exl2_job ROWS HELD -- arguments of the converter
 
 The converter takes text only, and cuts it up with a tokenizer that does not know YuE's vocabulary. All it needs later
-is a file of ids. So the module that reads text is taken by one that writes our rows, and the tokenizer by nothing;
-everything else is the package's own. Source: exllamav2 0.3.2, conversion/convert_exl2.py and tokenize.py.
+is a file of ids. So the module that reads text is taken by one that writes our rows, the tokenizer by nothing, and
+weights are read by our reader (`exl2_weights`); everything else is the package's own. Source: exllamav2 0.3.2,
+conversion/convert_exl2.py and tokenize.py.
 """
 
 from __future__ import annotations
@@ -15,6 +16,9 @@ import sys
 import types
 from pathlib import Path
 from typing import Any
+
+from yuegp.errors import YueGPError
+from yuegp.lm.exl2_weights import replace_loader
 
 CONVERTER = "exllamav2.conversion.convert_exl2"
 READER = "exllamav2.conversion.tokenize"
@@ -50,11 +54,16 @@ def main() -> None:
     rows, held, _, *arguments = sys.argv[1:]
     os.environ["EXLLAMA_NO_SDPA"] = "1"  # without flash-attn its other attention looks into the future
     import exllamav2
+    from exllamav2 import config, stloader
 
+    replace_loader(stloader, config)
     sys.modules[READER] = reader(Path(rows), Path(held))
     exllamav2.ExLlamaV2Tokenizer = NoTokenizer
     sys.argv = [CONVERTER, *arguments]
-    runpy.run_module(CONVERTER, run_name="__main__")
+    try:
+        runpy.run_module(CONVERTER, run_name="__main__")
+    except YueGPError as exc:
+        raise SystemExit(exc.what) from exc
 
 
 if __name__ == "__main__":

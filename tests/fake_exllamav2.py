@@ -1,4 +1,5 @@
 """A stand-in for the part of ExLlamaV2 that the exl2 engine uses, whose arithmetic is real, in float32 on the CPU.
+It opens no weight file: what the engine does not hand over, it does not have.
 
 It keeps the package's ways where they matter: modules that add into the hidden states in place, one pool as a cache of
 batch size 1, a description of a paged pass that must be made of CPU tensors, keys written straight into the pool when
@@ -20,16 +21,16 @@ from torch import Tensor
 from yuegp.checkpoint import read_config
 from yuegp.lm import Setup
 from yuegp.lm.exl2_attention import PagedAttention
-from yuegp.lm.exl2_format import ModelFolder, look_into
+from yuegp.lm.exl2_format import PARTS, look_into, unpack
 from yuegp.lm.exl2_lm import Exl2LM
 from yuegp.lm.exl2_package import Package
-from yuegp.lm.stored import stored_as, tensors
+from yuegp.lm.stored import stored_as
 
 
 class Config:
     def __init__(self, folder: str) -> None:
         read = read_config(Path(folder))
-        self.folder = Path(folder)
+        self.tensor_file_map: dict[str, Any] = {}
         self.num_hidden_layers, self.num_attention_heads = read.layers, read.heads
         self.num_key_value_heads, self.head_dim, self.hidden_size = read.kv_heads, read.head_dim, read.hidden
         self.norm_eps = read.eps
@@ -50,7 +51,6 @@ class Model:
 
     def load(self, gpu_split: list[float], callback: Any) -> None:
         c = self.config
-        self.folder = ModelFolder(c.folder, read_config(c.folder), stored_as(c.folder), tensors(c.folder))
         half = torch.arange(0, c.head_dim, 2) / c.head_dim
         self.angles = torch.outer(torch.arange(c.max_seq_len), 1.0 / c.rotary_embedding_base**half)
         for index, module in enumerate(self.modules):
@@ -70,16 +70,39 @@ class _Refused:
         raise AssertionError(f"the whole {self.what} must never be loaded")
 
 
+class Matrix:
+    """What reads a weight in the package. Its own reader must never be touched: under some folders it hangs."""
+
+    def __init__(self, model: Model, key: str) -> None:
+        self.model, self.key = model, key
+
+    def device(self) -> str:
+        return "cpu"
+
+    def load_multi(self, key: str, keys: list[str], measure: bool = False, cpu: bool = False) -> Any:
+        raise AssertionError("the package's own reader was called")
+
+    def load(self) -> Tensor:
+        there = self.model.config.tensor_file_map
+        kinds = list(PARTS) if f"{self.key}.q_weight" in there else ["weight"]
+        read = self.load_multi(self.key, [*kinds, "bias"])
+        assert sum(part.nbytes for part in read.values()) and read.keys() == set(kinds)
+        if kinds == ["weight"]:
+            return read["weight"].float()
+        parts = {name: part.numpy() for name, part in read.items()}
+        return torch.from_numpy(unpack(parts, range(parts["q_weight"].shape[1]))).float()
+
+
 class _Module:
     names: tuple[str, ...] = ()
 
     def __init__(self, model: Model, layer: int = 0) -> None:
         self.model, self.layer = model, layer
         self.weights: list[Tensor] = []
+        self.submodules = [Matrix(model, name.format(layer)) for name in self.names]
 
     def load(self) -> None:
-        names = [name.format(self.layer) + ".weight" for name in self.names]
-        self.weights = [self.model.folder.floats(name).float() for name in names]
+        self.weights = [matrix.load() for matrix in self.submodules]
 
     def norm(self, x: Tensor, weight: Tensor) -> Tensor:
         return F.rms_norm(x, (x.shape[-1],), weight, self.model.config.norm_eps)

@@ -277,3 +277,12 @@ def test_help_names_every_command() -> None:
     text = build_parser().format_help()
     for command in ("lyrics", "make", "resume", "bench"):
         assert f"    {command}" in text
+
+
+def test_cards_are_counted_as_the_drivers_tool_counts_them(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Also where nobody went through launch.py. Without it CUDA puts the fastest card first, nvidia-smi does not."""
+    monkeypatch.setenv("YUEGP_HOME", str(tmp_path))
+    monkeypatch.setenv("CUDA_DEVICE_ORDER", "FASTEST_FIRST")
+    assert main(["songs"]) == 0 and os.environ["CUDA_DEVICE_ORDER"] == "FASTEST_FIRST"
+    monkeypatch.delenv("CUDA_DEVICE_ORDER")
+    assert main(["songs"]) == 0 and os.environ["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"

@@ -110,10 +110,12 @@ def test_nvidia_smi_is_read_with_who_holds_the_memory(tmp_path: Path, monkeypatc
     program.write_text(
         "#!/bin/sh\ncase $1 in\n"
         "*query-gpu*) echo 'GPU-1, NVIDIA GeForce RTX 3060, 12288, 2048, 560.94';;\n"
-        "*) echo 'GPU-1, /usr/bin/game, 9000'; echo 'GPU-2, other, 5'; echo 'GPU-1, hidden, [N/A]';;\nesac\n",
+        "*) echo 'GPU-1, /usr/bin/game, 9000'; echo 'GPU-2, other, 5'; echo 'GPU-1, hidden, [N/A]';\n"
+        "   echo 'GPU-1, /opt/Maya, 2026/maya, 50';;\nesac\n",
         encoding="utf-8",
     )
     program.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
     (card,) = facts.cards()
-    assert card == Card("NVIDIA GeForce RTX 3060", 12 * GIB, 2 * GIB, "560.94", (("game", 9000 << 20),))
+    held = (("game", 9000 << 20), ("maya", 50 << 20))
+    assert card == Card("NVIDIA GeForce RTX 3060", 12 * GIB, 2 * GIB, "560.94", held)

@@ -303,6 +303,8 @@ def test_the_environment_of_the_program() -> None:
     fresh = steps.app_env({}, Path("/y z"))
     assert fresh["YUEGP_HOME"] == str(Path("/y z")) and fresh["OMP_WAIT_POLICY"] == "PASSIVE"
     assert fresh["GRADIO_ANALYTICS_ENABLED"] == "False"
+    assert fresh["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID", "else CUDA counts the cards otherwise than nvidia-smi"
+    assert steps.app_env({"CUDA_DEVICE_ORDER": "FASTEST_FIRST"}, Path("/y"))["CUDA_DEVICE_ORDER"] == "FASTEST_FIRST"
 
 
 def test_uv_is_told_what_pip_is_set_to() -> None:

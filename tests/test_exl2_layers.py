@@ -17,6 +17,7 @@ from yuegp.lm import Setup
 from yuegp.lm.exl2_check import LIMITS, disagreement, self_test
 from yuegp.lm.exl2_format import look_into
 from yuegp.lm.exl2_lm import Exl2LM
+from yuegp.lm.exl2_weights import Weights
 from yuegp.lm.torch_lm import TorchLM
 
 VOCAB = 1344
@@ -115,9 +116,12 @@ def test_the_packages_own_attention_without_flash_attn_is_wrong_and_ours_is_not(
     """The fault this engine is built around, shown in the package itself: its forward without flash-attn and with
     SDPA left on, against the same without SDPA."""
     package, attn, _ = parts
-    config = package.config(str(folders["plain"]))
+    config, places = package.config(str(folders["plain"])), look_into(folders["plain"], "float16").places
     attn.has_lower_right_sdpa, config.no_flash_attn, config.max_input_len = True, True, 512
+    weights = Weights(places, 1, lambda done, total: None)
+    config.tensor_file_map = dict.fromkeys(places, weights)
     model = package.model(config)
+    weights.serve(model.modules)
     model.load()
     ids = torch.tensor([some_ids(60)])
     logits = {}

@@ -120,7 +120,19 @@ def _lora(model: Any, rank: int = 4) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("strength", [0.0, 0.5, 1.0])
 @pytest.mark.parametrize(
-    "more", [{}, {"use_rslora": True}, {"alpha_pattern": {"v_proj": 3, "layers.1.mlp.down_proj": 5}}]
+    "more",
+    [
+        {},
+        {"use_rslora": True},
+        {"alpha_pattern": {"v_proj": 3, "layers.1.mlp.down_proj": 5}},
+        {"alpha_pattern": {r"layers\.[01]\..*_proj": 3, "q_proj": 5}, "use_rslora": True},
+        {"fan_in_fan_out": True},  # PEFT corrects it for a Llama's layers
+        {"layers_to_transform": [0, 1, 2], "layers_pattern": "layers"},
+        {"init_lora_weights": "gaussian", "modules_to_save": []},
+        {"init_lora_weights": "eva", "eva_config": {"rho": 2.0}},
+        {"init_lora_weights": "orthogonal"},
+        {"init_lora_weights": False, "corda_config": None, "loftq_config": {}, "megatron_core": "megatron.core"},
+    ],
 )
 def test_an_adapter_is_merged_like_peft_does(tmp_path: Path, strength: float, more: dict[str, Any]) -> None:
     peft = pytest.importorskip("peft")
@@ -136,6 +148,72 @@ def test_an_adapter_is_merged_like_peft_does(tmp_path: Path, strength: float, mo
     setup = Setup(adapters=((str(folder), strength),))
     assert off(logits(tmp_path / "base", setup), wanted) < 1e-5
     assert (off(logits(tmp_path / "base"), wanted) > 0.01) is (strength > 0)
+
+
+@pytest.mark.parametrize("strength", [0.5, 1.0])
+def test_ranks_of_its_own_and_weights_trained_whole(tmp_path: Path, strength: float) -> None:
+    """`rank_pattern` and `modules_to_save`, as PEFT itself saves and as it computes."""
+    peft = pytest.importorskip("peft")
+    model = tiny_llama().float()
+    model.save_pretrained(tmp_path / "base")
+    config = peft.LoraConfig(
+        r=4, lora_alpha=6, target_modules=["q_proj", "down_proj"], rank_pattern={"down_proj": 2, "layers.1.*q_proj": 8},
+        alpha_pattern={"down_proj": 3}, modules_to_save=["lm_head", "embed_tokens", "post_attention_layernorm"],
+        task_type="CAUSAL_LM", init_lora_weights=False,
+    )  # fmt: skip
+    trained = peft.get_peft_model(model, config)
+    for name, weight in trained.named_parameters():
+        if weight.requires_grad and "lora_" not in name:
+            weight.data += torch.randn(weight.shape, generator=torch.Generator().manual_seed(1)) * 0.1
+    trained.save_pretrained(tmp_path / "lora")
+    with torch.inference_mode():
+        wanted = trained(torch.tensor([IDS])).logits[0, -1]
+    ours = logits(tmp_path / "base", Setup(adapters=((str(tmp_path / "lora"), strength),)))
+    assert (off(ours, wanted) < 1e-5) is (strength == 1.0)
+    assert off(logits(tmp_path / "base"), wanted) > 0.01
+
+
+def test_weights_trained_whole_are_taken_by_strength(tmp_path: Path) -> None:
+    """W + strength (trained - W), and only where the configuration says that there are such."""
+    model = tiny_llama()
+    model.save_pretrained(tmp_path / "base")
+    folder = adapter(tmp_path / "lora", _lora(model), modules_to_save=["lm_head"])
+    file, head = folder / "adapter_model.safetensors", model.lm_head.weight.detach()
+    trained = torch.randn(head.shape, generator=torch.Generator().manual_seed(2)).to(head.dtype)
+    save_file(load_file(file) | {"base_model.model.lm_head.weight": trained}, file)
+    engine = TorchLM.load(tmp_path / "base", Setup(adapters=((str(folder), 0.25),)))
+    assert torch.allclose(engine._network.head.t(), head.float() * 0.75 + trained.float() * 0.25, atol=1e-6)
+    save_file(load_file(file) | {"base_model.model.lm_head.weight": trained[1:].contiguous()}, file)
+    with pytest.raises(ModelError, match=r"changes lm_head\.weight by .* but the model has the shape"):
+        logits(tmp_path / "base", Setup(adapters=((str(folder), 1.0),)))
+
+
+@pytest.mark.parametrize("begun", ["pissa", "pissa_niter_16", "olora", "OLoRA"])
+def test_what_peft_does_to_the_base_is_why_it_is_refused(tmp_path: Path, begun: str) -> None:
+    """Made by PEFT itself: its base is not the released one any more, so B A added to the released one is wrong; saved
+    as PEFT converts it, it is a plain adapter again, and right."""
+    peft = pytest.importorskip("peft")
+    model = tiny_llama().float()
+    model.save_pretrained(tmp_path / "base")
+    config = peft.LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "v_proj"], init_lora_weights=begun)
+    trained = peft.get_peft_model(model, config)
+    trained.peft_config["default"].init_lora_weights = True
+    trained.save_pretrained(tmp_path / "before")
+    trained.peft_config["default"].init_lora_weights = begun
+    for name, weight in trained.named_parameters():
+        if "lora_" in name:
+            weight.data += torch.randn(weight.shape, generator=torch.Generator().manual_seed(1)) * 0.05
+    trained.save_pretrained(tmp_path / "lora")
+    with torch.inference_mode():
+        wanted = trained(torch.tensor([IDS])).logits[0, -1]
+    with pytest.raises(ModelError, match=r"was begun with (PiSSA|OLoRA), which changes the model's own weights"):
+        logits(tmp_path / "base", Setup(adapters=((str(tmp_path / "lora"), 1.0),)))
+    trained.save_pretrained(tmp_path / "plain", path_initial_model_for_weight_conversion=str(tmp_path / "before"))
+    ours = logits(tmp_path / "base", Setup(adapters=((str(tmp_path / "plain"), 1.0),)))
+    assert off(ours, wanted) < 1e-4
+    changed = json.loads((tmp_path / "lora" / "adapter_config.json").read_text()) | {"init_lora_weights": True}
+    (tmp_path / "lora" / "adapter_config.json").write_text(json.dumps(changed))
+    assert off(logits(tmp_path / "base", Setup(adapters=((str(tmp_path / "lora"), 1.0),))), wanted) > 0.01
 
 
 def test_recorded_logits_of_peft(tmp_path: Path) -> None:
@@ -176,7 +254,32 @@ def test_two_adapters_add_up(tmp_path: Path) -> None:
     [
         ({"use_dora": True}, "uses DoRA"),
         ({"bias": "all"}, "uses biases"),
-        ({"peft_type": "LOHA"}, "does not describe a LoRA"),
+        ({"peft_type": "LOHA"}, "does not describe a LoRA adapter: it says LOHA"),
+        ({"peft_type": "XLORA"}, "does not describe a LoRA adapter: it says XLORA"),
+        ({"peft_type": None}, "does not describe a LoRA adapter"),
+        ({"init_lora_weights": "pissa"}, "begun with PiSSA"),
+        ({"init_lora_weights": "pissa_niter_4"}, "begun with PiSSA"),
+        ({"init_lora_weights": "olora"}, "begun with OLoRA"),
+        ({"init_lora_weights": "corda"}, "begun with CorDA"),
+        ({"init_lora_weights": "loftq"}, "begun with LoftQ"),
+        ({"init_lora_weights": "lora_ga"}, "begun with LoRA-GA"),
+        ({"init_lora_weights": "of_the_future"}, "begun with 'of_the_future'"),
+        ({"lora_bias": True}, "uses biases"),
+        ({"layer_replication": [[0, 2], [1, 3]]}, "uses repeated layers"),
+        ({"target_parameters": ["mlp.experts.down_proj"]}, "uses bare parameters"),
+        ({"trainable_token_indices": [5, 6]}, "uses trained tokens"),
+        ({"alora_invocation_tokens": [1]}, "uses activated LoRA"),
+        ({"velora_config": {"rank": 1}}, "uses VeLoRA"),
+        ({"use_bdlora": {"nblocks": 2}}, "uses block-diagonal LoRA"),
+        ({"enable_lora": [True, False, True]}, "uses LoRA on parts of fused weights"),
+        ({"use_melora": True, "nolora_config": {"a": 1}}, "uses use_melora and nolora_config"),
+        ({"lora_alpha": "much"}, "no usable scale"),
+        ({"lora_alpha": None}, "no usable scale"),
+        ({"lora_alpha": float("nan")}, "no usable scale"),
+        ({"alpha_pattern": {"(": 3}}, "no usable scale"),
+        ({"alpha_pattern": ["q_proj"]}, "no usable scale"),
+        ({"alpha_pattern": {"q_proj": [1]}}, "no usable scale"),
+        ({"lora_alpha": 1e42}, "becomes too large for float32"),
     ],
 )
 def test_an_adapter_of_another_kind_is_refused(tmp_path: Path, change: dict[str, Any], said: str) -> None:

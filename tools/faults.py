@@ -119,6 +119,13 @@ FAULTS = [
         "no bitsandbytes", replace(GPU, packages=packages(bitsandbytes=Package())), "bitsandbytes", WARN, "run slowly"
     ),
     Fault(
+        "bitsandbytes that gives wrong numbers",
+        replace(GPU, nf4="bitsandbytes does not work here: its product of 1 rows is off by 100%"),
+        "bitsandbytes",
+        WARN,
+        "off by 100%",
+    ),
+    Fault(
         "card taken by a game",
         replace(GPU, cards=(replace(CARD, free=2 * GIB, held=(("game.exe", 9 * GIB),)),)),
         "card",

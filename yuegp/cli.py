@@ -26,6 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     # libgomp reads this once, when torch is first imported: without it two threads on a busy machine wait on each
     # other for longer than they compute.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")  # CUDA counts cards as nvidia-smi does; read at its start
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(encoding="utf-8", errors="replace")

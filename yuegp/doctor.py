@@ -171,8 +171,15 @@ def _bitsandbytes(facts: Facts) -> Iterator[Finding]:
         yield Finding(
             "bitsandbytes",
             WARN,
-            f"nf4 and 8-bit bitsandbytes models run slowly here: bitsandbytes cannot be used ({why}).",
+            f"nf4 models run slowly here: bitsandbytes cannot be used ({why}).",
             REPAIR,
+        )
+    elif facts.nf4:
+        yield Finding(
+            "bitsandbytes",
+            WARN,
+            f"nf4 models run slowly here: {facts.nf4}.",
+            "Nothing to do: our own way takes its place. `python launch.py --repair` installs it anew.",
         )
     else:
         yield Finding("bitsandbytes", OK, f"bitsandbytes {package.version} is installed.")

@@ -24,6 +24,7 @@ from . import __version__, disk, library, models, places, shelf
 from .errors import YueGPError
 from .jobs import Job, Queue
 from .lm.flash import probe
+from .lm.nf4_kernels import trial
 from .registry import Checkpoint
 
 PATIENCE_SECONDS = 90.0
@@ -106,6 +107,8 @@ class Facts:
     cards: tuple[Card, ...] = ()
     flash: str = ""
     """What is wrong with flash-attn although it can be imported: tried on the card, it may still give wrong numbers."""
+    nf4: str = ""
+    """The same of bitsandbytes, which multiplies nf4 weights on a card."""
     engine: str = ""
     """How YuE's Stage 1 would be held on the card, for six sections of half a minute."""
     misfit: str = ""
@@ -148,9 +151,12 @@ def look(port: int = PORT) -> Facts:
     entries, broken = _songs()
     interrupted, failed, queue_error = _queue()
     flash = probe() if torch.get("ready") and packages["flash_attn"].version else None
+    tried = torch.get("ready") and packages["bitsandbytes"].version and not packages["bitsandbytes"].error
+    nf4 = trial("cuda:0", "float16") if tried else None
     engine, misfit = _foreseen()
     return Facts(
         flash="" if flash is None or flash.works else flash.why,
+        nf4="" if nf4 is None or nf4.works else nf4.why,
         engine=engine,
         misfit=misfit,
         system=f"{platform.system()} {platform.release()}, {platform.machine()}",
@@ -219,29 +225,25 @@ def _foreseen() -> tuple[str, str]:
 
 
 def cards() -> tuple[Card, ...]:
-    """What nvidia-smi tells; nothing without it."""
+    """What nvidia-smi tells of the cards that CUDA shows, in its order; nothing without it."""
+    from offload.smi import seen
+
     rows = _nvidia_smi("--query-gpu=uuid,name,memory.total,memory.free,driver_version")
-    held = _nvidia_smi("--query-compute-apps=gpu_uuid,process_name,used_memory")
+    held = [(row[0], ", ".join(row[1:-1]), row[-1]) for row in
+            _nvidia_smi("--query-compute-apps=gpu_uuid,process_name,used_memory") if len(row) > 2]  # fmt: skip
     cards = []
-    for row in rows:
+    for place in seen(range(len(rows)), os.environ.get("CUDA_VISIBLE_DEVICES"), {i: r[0] for i, r in enumerate(rows)}):
         with contextlib.suppress(ValueError):
-            uuid, name, total, free, driver = row
+            uuid, name, total, free, driver = rows[place]
             users = [(Path(who).name, int(much) << 20) for gpu, who, much in held if gpu == uuid and much.isdigit()]
             cards.append(Card(name, int(total) << 20, int(free) << 20, driver, tuple(users)))
     return tuple(cards)
 
 
 def _nvidia_smi(query: str) -> list[list[str]]:
-    program = shutil.which("nvidia-smi")
-    if not program:
-        return []
-    try:
-        done = subprocess.run(
-            [program, query, "--format=csv,noheader,nounits"], capture_output=True, text=True, timeout=20
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return []
-    return [[part.strip() for part in line.split(",")] for line in done.stdout.splitlines() if line.strip()]
+    from offload.smi import ask
+
+    return [[part.strip() for part in line.split(",")] for line in ask(query, 20).splitlines() if line.strip()]
 
 
 def _ram_free() -> int:

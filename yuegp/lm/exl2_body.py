@@ -23,6 +23,7 @@ from .exl2_attention import sight
 from .exl2_format import ModelFolder
 from .exl2_package import Package
 from .exl2_pages import Pages
+from .exl2_weights import Weights
 
 ROWS = 1024
 """Positions of all rows that one pass takes at most: sizes the package's scratch memory."""
@@ -66,7 +67,7 @@ class Body:
         loaded: Callable[[int, int], None],
     ) -> None:
         """`layer_graphs` lets the package record parts of layers as CUDA graphs, which excludes recording whole steps.
-        `loaded(done, total)` counts modules; what it raises ends the loading and is passed on."""
+        `loaded(done, total)` counts bytes read; what it raises ends the loading and is passed on."""
         self.device, self.dtype = device, package.dtype
         self.stop = threading.Event()
         self._package, self._folder, self._layer_graphs = package, folder, layer_graphs
@@ -83,6 +84,12 @@ class Body:
 
     def _read(self, loaded: Callable[[int, int], None]) -> Any:
         wanted = self._folder.config
+
+        def heard(done: int, total: int) -> None:
+            if self.stop.is_set():
+                raise Cancelled
+            loaded(done, total)
+
         with self.lane(), _load_errors(self._folder):
             settings = self._package.config(str(self._folder.path))
             read = (settings.num_hidden_layers, settings.num_key_value_heads, settings.head_dim, settings.hidden_size)
@@ -95,13 +102,22 @@ class Body:
             settings.no_sdpa = settings.no_xformers = True  # never the attention without a causal mask
             settings.no_flash_attn = self._package.attention is not None
             settings.no_graphs = not self._layer_graphs
+            weights = Weights(self._folder.places, self._folder.stored_bytes, heard)
+            settings.tensor_file_map = dict.fromkeys(self._folder.places, weights)
             model = self._package.model(settings)
             model.modules = model.modules[1:-1]
+            weights.serve(model.modules)
+
+            def module_loaded(done: int, total: int) -> None:
+                heard(weights.total if done == total else weights.done, weights.total)
+
             try:
-                model.load([0.0] * (self.device.index or 0) + [99999.0], callback=loaded)
+                model.load([0.0] * (self.device.index or 0) + [99999.0], callback=module_loaded)
             except BaseException:
                 model.unload()
                 raise
+            finally:
+                weights.close()
         return model
 
     def pool(self, positions: int, kind: str) -> Any:
@@ -174,15 +190,20 @@ class Body:
     def lane(self) -> Iterator[None]:
         """Work on ExLlamaV2's stream, in order with what was queued before and with what will be queued after."""
         with torch.inference_mode():
-            stream = self.stream
-            if stream is None:
+            if self.device.type != "cuda":
                 yield
                 return
-            outside = torch.cuda.current_stream(self.device)
+            stream, outside = self.stream, torch.cuda.current_stream(self.device)
+            if stream is None:  # the package makes one as it loads its first model, on the card that is current
+                with torch.cuda.device(self.device):
+                    yield
+                return
             stream.wait_stream(outside)
-            with torch.cuda.device(self.device), torch.cuda.stream(stream):
-                yield
-            outside.wait_stream(stream)
+            try:
+                with torch.cuda.device(self.device), torch.cuda.stream(stream):
+                    yield
+            finally:  # also after a cancel: what was queued is still under way
+                outside.wait_stream(stream)
 
 
 @contextlib.contextmanager

@@ -14,7 +14,7 @@ the unpacking in quant/qdq_*.cuh of ExLlamaV2 0.3.2.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,10 +24,11 @@ from torch import Tensor
 
 from ..checkpoint import LlamaConfig, read_config
 from ..errors import ModelError
-from ..verify import weight_files
+from ..verify import safetensors_header, weight_files
 from .stored import Place, format_of, tensors
 
 READS = ("exl2", "float16", "bfloat16", "float32")
+FLOATING = ("F16", "BF16", "F32")
 _NUMPY = {"F16": "<f2", "BF16": "<u2", "F32": "<f4", "I16": "<i2", "I32": "<i4"}
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head"
 
@@ -45,11 +46,18 @@ class ModelFolder:
     def layer_bytes(self) -> int:
         """Bytes of everything but embedding and output layer on the card: packed matrices as they are, floats at 2."""
         total = 0
-        for name, (_, place) in self.places.items():
-            if name != EMBEDDING and not name.startswith(HEAD + "."):
-                floats = place.dtype in ("F16", "BF16", "F32")
-                total += 2 * int(np.prod(place.shape)) if floats else place.stop - place.start
+        for _, (_, place) in self._layers():
+            total += 2 * int(np.prod(place.shape)) if place.dtype in FLOATING else place.stop - place.start
         return total
+
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes of the same in the files."""
+        return sum(place.stop - place.start for name, (_, place) in self._layers())
+
+    def _layers(self) -> Iterator[tuple[str, Place]]:
+        ends = (EMBEDDING, HEAD + ".")
+        return ((name, place) for name, place in self.places.items() if not name.startswith(ends))
 
     def embedding_rows(self, ids: Sequence[int]) -> Tensor:
         """Rows of the embedding, float16 (n, hidden), read from the file."""
@@ -72,7 +80,12 @@ class ModelFolder:
         if name not in self.places:
             raise ModelError(f"The tensor {name} is missing from {self.path}.", "Download the model again.")
         path, place = self.places[name]
-        return np.memmap(path, _NUMPY[place.dtype], "r", offset=place.start, shape=place.shape)
+        try:
+            return np.memmap(path, _NUMPY[place.dtype], "r", offset=place.start, shape=place.shape)
+        except (OSError, ValueError) as exc:  # gone or cut short since its header was read
+            raise ModelError(
+                f"{path} cannot be read at the tensor {name}: {exc}.", "Download this file again."
+            ) from exc
 
     def _rows(self, name: str, ids: Sequence[int]) -> Tensor:
         rows = torch.from_numpy(self.read(name)[np.fromiter(ids, np.int64, len(ids))])
@@ -82,8 +95,8 @@ class ModelFolder:
 
 
 def look_into(folder: Path, weights: str) -> ModelFolder:
-    """The folder, checked for what would make ExLlamaV2 load something else than it holds. `weights` is what it is
-    wanted as: exl2, or float16 or bfloat16 for weights that are not packed."""
+    """The folder, checked for all that would make ExLlamaV2 compute something else than it holds. `weights` is what it
+    is wanted as: exl2, or float16 or bfloat16 for weights that are not packed."""
     config = read_config(folder)
     places = tensors(folder)
     kind = format_of(folder, places)
@@ -92,13 +105,7 @@ def look_into(folder: Path, weights: str) -> ModelFolder:
             f"The weights in {folder} are stored as {kind}; the ExLlamaV2 engine was asked to hold them as {weights}.",
             "Choose the torch engine for this folder, or an EXL2 version of the model.",
         )
-    listed, found = weight_files(folder), sorted(folder.glob("*.safetensors"))
-    if more := [path.name for path in found if path not in listed]:
-        raise ModelError(
-            f"{folder} holds weight files that do not belong to the model: {', '.join(more)}.",
-            "Move these files out of the folder: ExLlamaV2 would load them too.",
-        )
-    if len(places) < (stored := sum(len(_names(path)) for path in found)):
+    if len(places) < (stored := sum(len(safetensors_header(path)) for path in weight_files(folder))):
         raise ModelError(
             f"{stored - len(places)} tensors are stored more than once in {folder}.",
             "Keep one copy of the model in this folder: delete it and download it again.",
@@ -108,13 +115,53 @@ def look_into(folder: Path, weights: str) -> ModelFolder:
             f"The model in {folder} has no output layer of its own, which the ExLlamaV2 engine needs.",
             "Use the torch engine for this model.",
         )
-    return ModelFolder(folder, config, kind, places)
+    found = ModelFolder(folder, config, kind, places)
+    for name, shape in config.tensors().items():
+        if name in places:
+            _check_stored(found, name, FLOATING, shape)
+        elif name.removesuffix("weight") + PARTS[0] in places:
+            _check_packed(found, name.removesuffix("weight"), *shape)
+        else:
+            raise ModelError(f"The tensor {name} is missing from {folder}.", "Download the model again.")
+    return found
 
 
-def _names(path: Path) -> list[str]:
-    from ..models import safetensors_header
+def _check_packed(folder: ModelFolder, stem: str, columns: int, rows: int) -> None:
+    """ModelError where a packed matrix (in, out) is not one that a kernel can follow: to read outside of its tensors is
+    garbage there, or the end of all work on the card."""
+    columns += -columns % 32  # the converter pads them
+    groups = _check_stored(folder, stem + "q_groups", ("I16",), None).reshape(-1).astype(int)
+    words = _check_stored(folder, stem + "q_weight", ("I32",), None).shape[0]
+    bits, firsts = groups[::2], groups[1::2]
+    ends = np.append(firsts[1:], words)
+    regular = len(groups) % 2 == 0 and firsts[:1].tolist() == [0] and np.isin(bits, (8, 6, 5, 4, 3, 2)).all()
+    if not regular or (ends <= firsts).any() or ((ends - firsts) % bits).any() or (
+        int(((ends - firsts) // bits).sum()) * 32 != rows
+    ):
+        raise _damaged(folder, stem + "q_groups", f"does not divide {rows} inputs in {words} words into groups")
+    _check_stored(folder, stem + "q_weight", ("I32",), (words, columns))
+    _check_stored(folder, stem + "q_scale", ("I32",), (len(bits), columns // 8))
+    _check_stored(folder, stem + "q_scale_max", ("F16",), (len(bits),))
+    order = _check_stored(folder, stem + "q_invperm", ("I32",), (rows,))
+    if (np.sort(order) != np.arange(rows)).any():
+        raise _damaged(folder, stem + "q_invperm", f"does not name each of {rows} inputs once")
 
-    return list(safetensors_header(path))
+
+def _check_stored(
+    folder: ModelFolder, name: str, dtypes: Sequence[str], shape: tuple[int, ...] | None
+) -> np.ndarray:
+    """The tensor, mapped, if it is of one of these types and of this shape; None: of any that has values."""
+    if name in folder.places:
+        place = folder.places[name][1]
+        if place.dtype not in dtypes or 0 in place.shape or (shape or place.shape) != place.shape:
+            wanted = f" and shape {shape}" if shape else ""
+            said = f"is {place.dtype} of shape {place.shape}; {' or '.join(dtypes)}{wanted} is expected"
+            raise _damaged(folder, name, said)
+    return folder.read(name)
+
+
+def _damaged(folder: ModelFolder, name: str, said: str) -> ModelError:
+    return ModelError(f"{folder.places[name][0]}: the tensor {name} {said}.", "Download the model again.")
 
 
 PARTS = ("q_weight", "q_groups", "q_scale", "q_scale_max", "q_invperm")

@@ -32,6 +32,7 @@ _TORCH = "Use the torch engine instead."
 class Package:
     """The part of ExLlamaV2 this engine uses: its classes, and what they compute with.
 
+    `config` makes settings of a folder's name, and opens no weight file.
     `attention` is ours where flash-attn does not work, None where it does. `stream` gives the stream ExLlamaV2 works
     on for a card, None on a CPU."""
 
@@ -64,7 +65,7 @@ def take_in(card: int) -> Package:
         attention = there if isinstance(there, PagedAttention) else PagedAttention()  # one for all loaded models
         attn.flash_attn_with_kvcache = attention  # type: ignore[attr-defined]
     return Package(
-        config=root.ExLlamaV2Config,
+        config=lambda folder: prepared(root.ExLlamaV2Config, folder),
         model=root.ExLlamaV2,
         caches={
             "fp16": root.ExLlamaV2Cache,
@@ -76,6 +77,15 @@ def take_in(card: int) -> Package:
         attention=attention,
         stream=device.get_device_stream,
     )
+
+
+def prepared(kind: Callable[[], Any], folder: str) -> Any:
+    """The package's settings for a model folder. Weight files it does not look for: `exl2_weights` hands them over."""
+    settings = kind()
+    settings.model_dir = folder
+    settings.prepare(no_tensors=True)
+    settings.tensor_file_map, settings.checkpoint_fused_mlp, settings.vision_model_type = {}, False, None
+    return settings
 
 
 def check(version: str, attn: Any, flash: Probe) -> None:

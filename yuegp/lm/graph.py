@@ -73,6 +73,8 @@ class Decoder:
             torch.cuda.current_stream().wait_stream(side)
             graph = torch.cuda.CUDAGraph()
             first = next(iter(self._graphs.values()), None)
-            with torch.cuda.graph(graph, pool=None if first is None else first[0].pool()):
+            pool = None if first is None else first[0].pool()
+            # Of this thread only: another that touches the card meanwhile must not end the recording.
+            with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
                 hidden = self._run(key)
         return graph, hidden

@@ -1,42 +1,28 @@
 """LoRA adapters as PEFT saves them, merged into the weights while these are read.
 
 A folder holds `adapter_config.json` and `adapter_model.safetensors` with, per adapted weight, A (rank, in) and B (out,
-rank): the weight becomes W + strength * scale * B A. Only what changes a Llama's matrices is taken; anything else an
-adapter might bring is refused by name, because leaving it out silently would be another model.
+rank): the weight becomes W + strength * scale * B A. Weights that were trained whole beside (`modules_to_save`) become
+W + strength * (trained - W). Only what changes a Llama's tensors so is taken; anything else an adapter might bring is
+refused by name, because leaving it out silently would be another model (`lora_config`).
 """
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..errors import ModelError
 from ..models import safetensors_header
+from .lora_config import read_lora_config, scale
 from .packed import Matrix
 from .reader import Reader, read_tensor
 
 _NAME = re.compile(r"^base_model\.model\.(?P<module>.+)\.lora_(?P<side>[AB])\.(?:default\.)?weight$")
-
-UNKNOWN = {
-    "use_dora": "DoRA",
-    "use_qalora": "QA-LoRA",
-    "use_bdlora": "block-diagonal LoRA",
-    "kasa_config": "KaSA",
-    "arrow_config": "Arrow",
-    "alora_invocation_tokens": "activated LoRA",
-    "trainable_token_indices": "trained tokens",
-    "target_parameters": "bare parameters",
-    "layer_replication": "repeated layers",
-    "lora_bias": "biases",
-    "fan_in_fan_out": "turned weights",
-}
-"""Entries of adapter_config.json that change the arithmetic in ways not known here."""
+_WHOLE = re.compile(r"^base_model\.model\.(?P<name>(?!.*\.(?:lora_|base_layer\.)).+\.weight)$")
 
 
 class Adapter:
@@ -44,14 +30,22 @@ class Adapter:
 
     def __init__(self, folder: Path, strength: float = 1.0) -> None:
         self.folder, self.strength = folder, strength
-        self._config = _config(folder)
+        self._config = read_lora_config(folder)
         self._file = folder / "adapter_model.safetensors"
+        if not self._file.exists() and (folder / "adapter_model.bin").exists():
+            raise ModelError(
+                f"The adapter {folder} holds its weights in adapter_model.bin, which yuegp does not read.",
+                "Load it with PEFT and save it again: it writes adapter_model.safetensors.",
+            )
         self._where = safetensors_header(self._file)
         self._pairs: dict[str, dict[str, str]] = {}
+        self._whole: dict[str, str] = {}
         foreign = []
         for name in self._where:
             if match := _NAME.match(name):
                 self._pairs.setdefault(match["module"] + ".weight", {})[match["side"]] = name
+            elif self._config.get("modules_to_save") and (match := _WHOLE.match(name)):
+                self._whole[match["name"]] = name
             else:
                 foreign.append(name)
         halves = [name for name, pair in self._pairs.items() if len(pair) != 2]
@@ -65,50 +59,40 @@ class Adapter:
         """Refuse an adapter that was made for a model of other tensors."""
         for name, pair in self._pairs.items():
             a, b = (self._where[pair[side]].shape for side in "AB")
-            wanted = shapes.get(name)
-            if wanted is None or len(a) != 2 or len(b) != 2 or (b[0], a[1]) != wanted or a[0] != b[1]:
-                here = "has no such weight" if wanted is None else f"has the shape {wanted}"
-                raise ModelError(
-                    f"The adapter {self.folder} changes {name} by {b} times {a}, but the model {here}.",
-                    "Use an adapter that was trained for this model.",
-                )
+            fits = len(a) == len(b) == 2 and a[0] == b[1] > 0 and (b[0], a[1]) == shapes.get(name)
+            self._require(fits, name, f"{b} times {a}", shapes)
+        for name, stored in self._whole.items():
+            there = self._where[stored].shape
+            self._require(there == shapes.get(name), name, f"{there}", shapes)
+
+    def _require(self, fits: bool, name: str, change: str, shapes: dict[str, tuple[int, ...]]) -> None:
+        if not fits:
+            here = f"has the shape {shapes[name]}" if name in shapes else "has no such weight"
+            raise ModelError(
+                f"The adapter {self.folder} changes {name} by {change}, but the model {here}.",
+                "Use an adapter that was trained for this model.",
+            )
 
     def touches(self, name: str) -> bool:
-        return name in self._pairs
+        return name in self._pairs or name in self._whole
 
     def add_(self, name: str, weight: Tensor) -> None:
         """Add this adapter's part to a weight (out, in) in place, computed in single precision."""
-        pair = self._pairs[name]
-        a, b = (
-            read_tensor(pair[side], self._file, self._where[pair[side]], weight.device, torch.float32) for side in "AB"
-        )
-        change = (b @ a).mul_(self.strength * self._scale(name.removesuffix(".weight"), a.shape[0]))
+        if name in self._whole:
+            change = self._read(self._whole[name], weight).sub_(weight).mul_(self.strength)
+        else:
+            a, b = (self._read(self._pairs[name][side], weight) for side in "AB")
+            change = (b @ a).mul_(self.strength * scale(self._config, name.removesuffix(".weight"), a.shape[0]))
         weight.copy_(change.add_(weight))
+        if not bool(weight.isfinite().all()):
+            kind = str(weight.dtype).removeprefix("torch.")
+            raise ModelError(
+                f"With the adapter {self.folder} {name} becomes too large for {kind}.",
+                "Choose a smaller strength, or another adapter.",
+            )
 
-    def _scale(self, module: str, rank: int) -> float:
-        patterns = self._config.get("alpha_pattern") or {}
-        own = [alpha for key, alpha in patterns.items() if re.match(rf"(.*\.)?({key})$", module)]
-        alpha = float((own or [self._config.get("lora_alpha", 8)])[0])
-        return alpha / (rank**0.5 if self._config.get("use_rslora") else rank)
-
-
-def _config(folder: Path) -> dict[str, Any]:
-    path = folder / "adapter_config.json"
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as exc:
-        raise ModelError(f"{path} cannot be read as JSON: {exc}.", "Name the folder of a PEFT LoRA adapter.") from exc
-    if not isinstance(config, dict) or config.get("peft_type") != "LORA":
-        raise ModelError(f"{path} does not describe a LoRA adapter.", "Name the folder of a PEFT LoRA adapter.")
-    odd = [said for key, said in UNKNOWN.items() if config.get(key)]
-    if config.get("bias", "none") != "none":
-        odd.append("biases")
-    if odd:
-        raise ModelError(
-            f"The adapter {folder} uses {' and '.join(odd)}, which yuegp does not know.",
-            "Use an adapter trained with plain LoRA.",
-        )
-    return config
+    def _read(self, stored: str, like: Tensor) -> Tensor:
+        return read_tensor(stored, self._file, self._where[stored], like.device, torch.float32)
 
 
 class Adapted:

@@ -1,6 +1,6 @@
 """Weights in four bits: NF4, sixteen levels that are equally likely under a normal distribution, times the largest
-weight of every block. Level table and format: QLoRA (arXiv 2305.14314) and bitsandbytes, which is used on a card when
-it is installed; decoding here is plain torch, gives the same numbers, and is what a processor uses.
+weight of every block. Level table and format: QLoRA (arXiv 2305.14314) and bitsandbytes, which is used on a card where
+it computes right (`nf4_kernels`); decoding here is plain torch, gives the same numbers, and is what a processor uses.
 
 A stored weight is, by bitsandbytes' names: `X.weight` uint8, two levels per byte, the first in the high half, along the
 flattened (out, in) weight; `.absmax`, per block, float32, or uint8 when it is quantized once more (`.nested_absmax`,
@@ -10,7 +10,6 @@ flattened (out, in) weight; `.absmax`, per block, float32, or uint8 when it is q
 from __future__ import annotations
 
 import functools
-import importlib.util
 import json
 import math
 from collections.abc import Callable
@@ -22,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import ModelError
+from .nf4_kernels import kernels
 
 BLOCK = 64
 """Weights per block when we press; others are read."""
@@ -43,9 +43,9 @@ class Nf4:
     peaks: Tensor
 
     @classmethod
-    def press(cls, weight: Tensor) -> Nf4:
-        """A weight (out, in) of which `in` is a multiple of 64."""
-        blocks = weight.float().view(len(weight), -1, BLOCK)
+    def press(cls, weight: Tensor, block: int = BLOCK) -> Nf4:
+        """A weight (out, in) of which `in` is a multiple of `block`."""
+        blocks = weight.float().view(len(weight), -1, block)
         peaks = blocks.abs().amax(-1)
         scaled = (blocks / peaks.clamp(min=1e-38)[..., None]).clamp_(-1, 1)
         levels = torch.tensor(LEVELS, device=weight.device)
@@ -58,18 +58,8 @@ class Nf4:
         return 2 * self.codes.shape[1] // self.peaks.shape[1]
 
     def times(self, x: Tensor) -> Tensor:
-        kernels = _bitsandbytes() if x.is_cuda else None
-        if kernels is None:
-            return F.linear(x, self.floats(x.dtype))
-        state = kernels.functional.QuantState(
-            absmax=self.peaks.view(-1),
-            shape=torch.Size((self.codes.shape[0], 2 * self.codes.shape[1])),
-            code=_levels(x.device),
-            blocksize=self.block,
-            quant_type="nf4",
-            dtype=x.dtype,
-        )
-        return kernels.matmul_4bit(x, self.codes.view(-1, 1).t(), state)
+        library = kernels(x.device, x.dtype, self.block)
+        return F.linear(x, self.floats(x.dtype)) if library is None else multiply(library, x, self)
 
     def floats(self, dtype: torch.dtype) -> Tensor:
         return (_unpack(self.codes).view(*self.peaks.shape, -1) * self.peaks[..., None]).to(dtype).flatten(1)
@@ -104,14 +94,18 @@ def _unpack(codes: Tensor) -> Tensor:
     return F.embedding(codes.reshape(-1).int(), _pairs(codes.device)).view(-1)
 
 
-@functools.cache
-def _bitsandbytes() -> Any:
-    """The library, if this Python has it; decoding with plain torch is the way without."""
-    if importlib.util.find_spec("bitsandbytes") is None:
-        return None
-    import bitsandbytes
-
-    return bitsandbytes
+def multiply(library: Any, x: Tensor, weight: Nf4) -> Tensor:
+    """`Nf4.times` by bitsandbytes. Which is given, because it has to be trusted first (`nf4_kernels`)."""
+    state = library.functional.QuantState(
+        absmax=weight.peaks.view(-1),
+        shape=torch.Size((weight.codes.shape[0], 2 * weight.codes.shape[1])),
+        code=_levels(x.device),
+        blocksize=weight.block,
+        quant_type="nf4",
+        dtype=x.dtype,
+    )
+    product: Tensor = library.matmul_4bit(x, weight.codes.view(-1, 1).t(), state)
+    return product
 
 
 def stored(name: str, shape: tuple[int, ...], raw: Callable[[str], Tensor]) -> Tensor | Nf4:

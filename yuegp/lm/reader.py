@@ -6,6 +6,7 @@ target. Main memory never holds more than that buffer and what is meant to stay 
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from io import FileIO
 from pathlib import Path
@@ -27,8 +28,15 @@ DTYPES = {
     "F32": torch.float32,
     "F16": torch.float16,
     "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
     "I8": torch.int8,
+    "U64": torch.uint64,
+    "U32": torch.uint32,
+    "U16": torch.uint16,
     "U8": torch.uint8,
+    "BOOL": torch.bool,
 }
 
 
@@ -79,7 +87,7 @@ class Reader:
 
     def raw(self, name: str) -> Tensor:
         """A tensor as it is stored, on the device."""
-        return self._read(name, self.device, DTYPES[self._place(name)[1].dtype])
+        return self._read(name, self.device, torch_dtype(name, *self._place(name)))
 
     def _place(self, name: str) -> Place:
         if name not in self._where:
@@ -89,12 +97,31 @@ class Reader:
     def _read(self, name: str, device: torch.device, dtype: torch.dtype) -> Tensor:
         path, place = self._place(name)
         if self._buffer is None:
-            self._buffer = torch.empty(PIECE, dtype=torch.uint8, pin_memory=self.device.type == "cuda")
+            self._buffer = staging(self.device)
         return read_tensor(name, path, place, device, dtype, self._buffer, self._advance)
 
     def _advance(self, count: int) -> None:
         self._done += count
         self._progress("loading", self._done, self._total)
+
+
+def staging(device: torch.device) -> Tensor:
+    """A buffer for `read_tensor`, pinned if a card is to be fed from it and the system has pinned memory to give:
+    WSL and Windows have little at times."""
+    if device.type == "cuda":
+        with contextlib.suppress(RuntimeError):
+            return torch.empty(PIECE, dtype=torch.uint8, pin_memory=True)
+    return torch.empty(PIECE, dtype=torch.uint8)
+
+
+def torch_dtype(name: str, path: Path, place: StoredTensor) -> torch.dtype:
+    """The type a tensor is stored as. ModelError for one that nothing here computes with, such as eight-bit floats."""
+    if place.dtype not in DTYPES:
+        raise ModelError(
+            f"{path}: the tensor {name} is stored as {place.dtype}, which yuegp does not read.",
+            "Use the released bfloat16 model.",
+        )
+    return DTYPES[place.dtype]
 
 
 def read_tensor(
@@ -106,27 +133,33 @@ def read_tensor(
     buffer: Tensor | None = None,
     advance: Callable[[int], None] = lambda count: None,
 ) -> Tensor:
-    """One tensor of a safetensors file, piece by piece through `buffer` (uint8); `advance` is told of bytes read."""
-    stored, size = DTYPES[place.dtype], DTYPES[place.dtype].itemsize
+    """One tensor of a safetensors file, piece by piece through `buffer` (uint8); `advance` is told of bytes read, and
+    what it raises ends the reading. ModelError, with file and tensor, when bytes are missing or are no numbers.
+
+    Files are opened by Python: whatever letters a path has, on every system."""
+    stored = torch_dtype(name, path, place)
+    size = stored.itemsize
     tensor = torch.empty(place.shape, dtype=dtype, device=device)
     flat, sound = tensor.view(-1), torch.ones((), dtype=torch.bool, device=device)
     direct = device.type == "cpu" and dtype == stored
     if buffer is None:
-        buffer = torch.empty(PIECE, dtype=torch.uint8)
+        buffer = torch.empty(min(PIECE, flat.numel() * size), dtype=torch.uint8)
     try:
         with path.open("rb", buffering=0) as file:
             file.seek(place.start)
             for start in range(0, flat.numel(), PIECE // size):
                 piece = flat[start : start + PIECE // size]
                 source = piece if direct else buffer[: piece.numel() * size].view(stored)
-                _fill(file, source, path)
-                if not direct:
-                    piece.copy_(source.to(device))  # first there, then converted: a card converts faster
+                _fill(file, source, path, name)
+                if not direct:  # first there, then converted: a card converts faster
+                    piece.copy_(source if dtype == stored else source.to(device))
                 if dtype.is_floating_point:
                     sound &= torch.isfinite(torch.stack(torch.aminmax(piece))).all()  # NaN is both extremes
                 advance(piece.numel() * size)
     except OSError as exc:
-        raise ModelError(f"{path} cannot be read: {exc.strerror or exc}.", "Download this file again.") from exc
+        raise ModelError(
+            f"{path} cannot be read at the tensor {name}: {exc.strerror or exc}.", "Download this file again."
+        ) from exc
     if not bool(sound):
         raise ModelError(
             f"{path}: the tensor {name} contains values that are not numbers.",
@@ -135,11 +168,14 @@ def read_tensor(
     return tensor
 
 
-def _fill(file: FileIO, target: Tensor, path: Path) -> None:
+def _fill(file: FileIO, target: Tensor, path: Path, name: str) -> None:
     """Read as many bytes as `target` has."""
     view = memoryview(target.view(torch.uint8).numpy().data)
     while view:
         count = file.readinto(view)
         if not count:
-            raise ModelError(f"{path} is cut short: {len(view):,} bytes are missing.", "Download this file again.")
+            raise ModelError(
+                f"{path} is cut short: {len(view):,} bytes of the tensor {name} are missing.",
+                "Download this file again.",
+            )
         view = view[count:]

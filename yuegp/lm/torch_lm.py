@@ -22,6 +22,8 @@ from .cache import KVBank, Spans
 from .graph import Decoder
 from .llama import Layer, Llama
 from .lora import Adapted, Adapter
+from .nf4 import BLOCK
+from .nf4_kernels import missing
 from .reader import Reader
 from .stream import StreamedLayers
 
@@ -55,6 +57,8 @@ def assemble(config: LlamaConfig, source: Source, setup: Setup, progress: Progre
             return list(layers)
         return StreamedLayers(layers, resident, device)
 
+    if setup.weights == "nf4" and (why := missing(device, compute_type(setup), BLOCK)) and progress:
+        progress(f"{why}. Four-bit weights are multiplied by our own way, which is slower", 1, 1)
     with torch.no_grad():
         head_device = torch.device("cpu") if device.type == "cuda" else None
         network = build(config, source, setup.weights, place, head_device)
