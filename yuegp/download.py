@@ -94,7 +94,7 @@ def _listing(checkpoint: Checkpoint, commit: str | None) -> Listing:
         ) from exc
     if commit and listing.commit != commit:
         raise ModelError(
-            f"{hub.endpoint()} answers with revision {listing.commit[:12]} of {checkpoint.repo} instead of {commit[:12]}.",
+            f"{hub.endpoint()} has revision {listing.commit[:12]} of {checkpoint.repo} in the place of {commit[:12]}.",
             f"If HF_ENDPOINT names a mirror, unset it. Or take what it has: {_again(checkpoint)} --newest",
         )
     return listing

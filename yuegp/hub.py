@@ -244,7 +244,7 @@ def _begin(answer: Any, file: HubFile, start: int, packed: bool) -> int:
         for known in (file.sha256, file.blob):
             if known and len(said) == (64 if known is file.sha256 else 40) and not said.startswith(known):
                 raise ModelError(
-                    f"{host} has another {file.source} than was listed: checksum {said[:12]}… instead of {known[:12]}….",
+                    f"{host} has another {file.source} than was listed: checksum {said[:12]}…, not {known[:12]}….",
                     "If HF_ENDPOINT names a mirror, unset it or choose another. Or try again later.",
                 )
     length = headers.get("content-length", "")
@@ -284,13 +284,12 @@ def session() -> Any:
     try:
         return get_session()
     except (ImportError, ValueError, InvalidURL) as exc:
-        missing = isinstance(exc, ImportError)
-        reason = "the package socksio, which speaks SOCKS, is not installed" if missing else "that is no proxy's address"
-        raise HubUnreachable(
-            f"The network settings name the proxy {_proxies()}, and {reason}.",
-            "Start yuegp with python launch.py, which installs it, or name an http:// proxy." if missing
-            else "Correct HTTPS_PROXY, HTTP_PROXY or ALL_PROXY, or unset it.",
-        ) from exc  # fmt: skip
+        if isinstance(exc, ImportError):
+            reason = "the package socksio, which speaks SOCKS, is not installed"
+            hint = "Start yuegp with python launch.py, which installs it, or name an http:// proxy."
+        else:
+            reason, hint = "that is no proxy's address", "Correct HTTPS_PROXY, HTTP_PROXY or ALL_PROXY, or unset it."
+        raise HubUnreachable(f"The network settings name the proxy {_proxies()}, and {reason}.", hint) from exc
 
 
 def _proxies() -> str:

@@ -223,7 +223,7 @@ def _exl2(base: Checkpoint, name: str, repo: str, bits: float, **where: str) -> 
         licence=None,
         bytes=None,
         good_for="the fast engine (ExLlamaV2, NVIDIA); pressed with text, not with music",
-        **where,  # type: ignore[arg-type]
+        **where,
     )
 
 

@@ -158,10 +158,9 @@ class Digest:
         """What does not agree with the hub's listing; empty when all does."""
         if self.size != self.file.size:
             return f"{self.size:,} bytes instead of {self.file.size:,}"
-        announced = self.file.sha256 or self.file.blob
+        announced = self.file.sha256 or self.file.blob or ""
         have = self.sha256.hexdigest() if self.file.sha256 else self.blob.hexdigest()
-        right = not announced or have.startswith(announced)
-        return "" if right else f"checksum {have[:12]}… instead of {announced[:12]}…"
+        return "" if have.startswith(announced) else f"checksum {have[:12]}… instead of {announced[:12]}…"
 
 
 def _pointer(repo: str, file: HubFile) -> ModelError:

@@ -33,6 +33,9 @@ TRIAL = 64_000_000
 QUEUED = 4
 """Blocks that may wait to be written; one is of at most 64 MB (the size of the storage's containers)."""
 
+BUFFERED = 256_000_000
+"""Bytes that the package may hold in memory for all files together."""
+
 
 class Failed(Exception):
     """This way does not lead to the file, or not now."""
@@ -61,7 +64,7 @@ class Ways:
         with self._guard:
             if self._lost is None:
                 self._lost = not installed()
-            if self._lost or left < 2 * TRIAL and len(self.rates) < 2:
+            if self._lost or (left < 2 * TRIAL and len(self.rates) < 2):
                 return HTTP, left
             if untried := [way for way in (XET, HTTP) if way not in self.rates]:
                 way = next((way for way in untried if way not in self._trying), untried[0])
@@ -165,7 +168,6 @@ def _session() -> Any:
             os.environ.setdefault("HF_XET_LOG_DEST", os.devnull)
             from hf_xet import XetConfig, XetSession
 
-            memory = dict.fromkeys(("download_buffer_size", "download_buffer_limit", "min_prefetch_buffer"), 256_000_000)
             settings: dict[str, object] = {
                 "telemetry.enabled": False,
                 "client.connect_timeout": timedelta(seconds=hub.CONNECT),
@@ -173,7 +175,10 @@ def _session() -> Any:
                 "client.retry_max_attempts": 2,
                 "client.retry_base_delay": timedelta(seconds=1),
                 "client.retry_max_duration": timedelta(seconds=hub.READ),
-                "reconstruction.download_buffer_perfile_size": 128_000_000,
+                "reconstruction.download_buffer_size": BUFFERED,
+                "reconstruction.download_buffer_limit": BUFFERED,
+                "reconstruction.download_buffer_perfile_size": BUFFERED // 2,
+                "reconstruction.min_prefetch_buffer": BUFFERED // 2,
             }
-            _held.append(XetSession(XetConfig().with_config(settings | {f"reconstruction.{k}": v for k, v in memory.items()})))
+            _held.append(XetSession(XetConfig().with_config(settings)))
         return _held[0]
