@@ -391,14 +391,14 @@ def _refused(exc: Any, repo: str, revision: str | None) -> ModelError:
     """What an HTTP status means here."""
     from huggingface_hub.errors import EntryNotFoundError, GatedRepoError, RevisionNotFoundError
 
-    status, where, host = exc.response.status_code, page(repo), exc.response.url.host
+    status, where, host = exc.response.status_code, page(repo), urlsplit(str(exc.response.url)).netloc
     if status == 429 or (status == 503 and "retry-after" in exc.response.headers):
         after = _asked_to_wait(exc.response.headers)
         wait = f"Wait {after:.0f} seconds" if after else "Wait some minutes"
         return HubUnreachable(
             f"The hub asks us to slow down ({status}).", f"{wait}, then try again; what has arrived is kept.", after
         )
-    if status < 500 and host != urlsplit(endpoint()).hostname:  # the address it gave us for this file has run out
+    if status < 500 and host != urlsplit(endpoint()).netloc:  # the address it gave us for this file has run out
         return HubUnreachable(
             f"{host}, where the hub keeps the files of {repo}, refuses (HTTP {status}).",
             "Check this computer's clock and try again later; what has arrived is kept.",
@@ -432,7 +432,8 @@ def _asked_to_wait(headers: Any) -> float:
     value = headers.get("retry-after", "").strip()
     if re.fullmatch(r"\d{1,9}", value):
         return float(value)
+    if limit := re.search(r"\bt=(\d{1,9})\b", headers.get("ratelimit", "")):
+        return float(limit[1])
     with contextlib.suppress(ValueError):
-        return max(0.0, parsedate_to_datetime(value).timestamp() - time.time()) if value else 0.0
-    limit = re.search(r"\bt=(\d{1,9})\b", headers.get("ratelimit", ""))
-    return float(limit[1]) if limit else 0.0
+        return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
+    return 0.0
