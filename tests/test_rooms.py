@@ -31,9 +31,9 @@ def read_table(page: str) -> dict[str, int]:
 
 RANKS = read_table((ROOT / "docs" / "house.md").read_text("utf-8"))
 
-FOREIGN = {0: {"numpy"}, 1: {"numpy", "sentencepiece", "huggingface_hub", "httpx2"}}
+FOREIGN = {0: {"numpy"}, 1: {"numpy", "sentencepiece", "huggingface_hub", "httpx2", "hf_xet"}}
 """What ranks may use besides the standard library. Ranks not named here may use anything that is installed."""
-ONLY_INSIDE_FUNCTIONS = {"sentencepiece", "huggingface_hub", "httpx2"}
+ONLY_INSIDE_FUNCTIONS = {"sentencepiece", "huggingface_hub", "httpx2", "hf_xet"}
 
 
 class Import(NamedTuple):
@@ -180,9 +180,10 @@ def fresh(code: str, *args: str) -> subprocess.CompletedProcess[str]:
 
 WITHOUT_TORCH = """
 import sys, importlib
+ABSENT = "torch transformers sentencepiece huggingface_hub httpx2 hf_xet soundfile soxr".split()
 class Block:
     def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in "torch transformers sentencepiece huggingface_hub httpx2 soundfile soxr".split():
+        if name.split(".")[0] in ABSENT:
             raise ModuleNotFoundError("blocked: " + name, name=name)
 sys.meta_path.insert(0, Block())
 for name in sys.argv[1:]:

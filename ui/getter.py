@@ -54,7 +54,7 @@ class Getting:
     left: float | None = None
     """Seconds until this part is there; None while nobody can say."""
     message: str = ""
-    """Why it failed, and what to do."""
+    """Why it failed, and what to do; when it is `offered`, what is taken in another's place, and why."""
 
 
 class Getter:
@@ -148,12 +148,13 @@ def main(name: str) -> None:
         order = supply.order(choice.checkpoints)
         if order.plans:
             parts = [plan.checkpoint.id for plan in order.plans]
-            _say(state="offered", parts=parts, missing=order.missing, free=order.free)
+            said = " ".join(map(str, order.instead))
+            _say(state="offered", parts=parts, missing=order.missing, free=order.free, message=said)
             go.wait()
         if over.is_set():
             raise Cancelled
         supply.carry_out(order, _Report(over))
-        supply.settle(choice)
+        supply.settle(choice, order)
         _say(state="done")
     except Cancelled:
         _say(state="stopped")

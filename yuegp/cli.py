@@ -290,12 +290,14 @@ def _models_options(p: argparse.ArgumentParser) -> None:
         choices=tuple(weights.ACTIONS),
         default="list",
         help="list: what there is, and where. get NAME: download and check. check [NAME]: read all that is here. "
-        "add FOLDER or OWNER/NAME. remove NAME: delete what was downloaded",
+        "add FOLDER, or OWNER/NAME with @BRANCH and :FOLDER where it has several. "
+        "remove NAME: delete what was downloaded",
     )
     p.add_argument("words", nargs="*", help="a set (yue-en-cot), a checkpoint (s2-nf4), a repository or a folder")
     p.add_argument("--language", choices=("en", "zh", "jp-kr", "ja", "ko"), help="get: for lyrics in this language")
     p.add_argument("--mode", choices=("cot", "icl"), help="get: cot needs no reference (default), icl follows one")
     p.add_argument("--for-card", metavar="SIZE", help="get: choose for a card of this size, such as 12GB")
+    p.add_argument("--newest", action="store_true", help="get: the newest revision, not the one yuegp is made for")
     p.add_argument("--name", help="add: call it so")
     p.add_argument("--all", action="store_true", help="list: smaller copies too")
     p.add_argument("--yes", action="store_true", help="do not ask")

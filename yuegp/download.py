@@ -14,17 +14,18 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from . import hub
+from . import filenames, hub, pinned
 from .errors import LibraryError, ModelError
-from .hub import HubFile, HubUnreachable
+from .hub import HubFile, HubUnreachable, Listing, NotOffered, RevisionGone
 from .locks import song_lock
 from .places import Pin, files_named, own_folder, read_pin, unfinished, write_pin
 from .registry import Checkpoint
 from .transfer import Digest, Transfer, cannot, part_of, set_aside, writing
 from .verify import is_pointer
+from .xet import Ways
 
 Progress = Callable[[str, int, int], None]
 """progress(checkpoint, done, total) in bytes, some ten times a second, from the calling thread. Raising `Cancelled`
@@ -59,15 +60,81 @@ class Plan:
         return sum(file.size for file in self.files)
 
 
-def plan(checkpoint: Checkpoint) -> Plan:
-    """Ask the hub what there is to fetch. HubUnreachable or another ModelError when it does not tell."""
+def plan(checkpoint: Checkpoint, newest: bool | None = None) -> Plan:
+    """Ask the hub what there is to fetch: at the commit that was begun with, else the pinned one, else the newest.
+    `newest` (or YUEGP_NEWEST=1, when it is None) passes over both. HubUnreachable when the hub does not tell;
+    NotOffered when it does not have this checkpoint; another ModelError when it has something else in its place."""
     if not checkpoint.repo:
         raise ModelError(f"{checkpoint.id} is a folder of yours, not a repository.", "Put the folder back.")
     pin, folder = read_pin(checkpoint), own_folder(checkpoint)
-    goes_on = pin is not None and pin.repo == checkpoint.repo and pin.revision == checkpoint.revision
-    listing = hub.listing(checkpoint.repo, pin.commit if pin and goes_on else checkpoint.revision)
-    files = tuple(listing.files[name] for name in checkpoint.wanted(sorted(listing.files)))
+    commit = pin.commit if pin and (pin.repo, pin.revision) == (checkpoint.repo, checkpoint.revision) else None
+    if newest:
+        commit = None
+    elif newest is None:
+        newest = os.environ.get("YUEGP_NEWEST", "") not in ("", "0")
+    if not newest:
+        commit = commit or checkpoint.commit
+    listing = _listing(checkpoint, commit)
+    held = not newest and checkpoint.commit in (None, listing.commit)
+    files = tuple(_wanted(checkpoint, listing, path, held) for path in _paths(checkpoint, listing))
     return Plan(checkpoint, folder, listing.commit, files, sum(f.size - _present(folder / f.name, f) for f in files))
+
+
+def _listing(checkpoint: Checkpoint, commit: str | None) -> Listing:
+    """What the hub lists at a commit, or else at the checkpoint's branch."""
+    try:
+        listing = hub.listing(checkpoint.repo, commit or checkpoint.revision)
+    except RevisionGone as exc:
+        if not commit or commit == checkpoint.revision:
+            raise
+        why = "this yuegp is made for" if commit == checkpoint.commit else "a download was begun with"
+        raise ModelError(
+            f"The hub has {checkpoint.repo}, but no revision {commit[:12]} of it any more, which {why}.",
+            f"Take the newest instead: {_again(checkpoint)} --newest",
+        ) from exc
+    if commit and listing.commit != commit:
+        raise ModelError(
+            f"{hub.endpoint()} has revision {listing.commit[:12]} of {checkpoint.repo} in the place of {commit[:12]}.",
+            f"If HF_ENDPOINT names a mirror, unset it. Or take what it has: {_again(checkpoint)} --newest",
+        )
+    return listing
+
+
+def _paths(checkpoint: Checkpoint, listing: Listing) -> list[str]:
+    """Which files of a repository are needed. NotOffered when they are not there, ModelError for names that could not
+    be written."""
+    try:
+        paths = checkpoint.wanted(sorted(listing.files.keys() | listing.odd.keys()))
+    except ModelError as exc:
+        raise NotOffered(exc.what, exc.hint) from exc
+    faults = [listing.odd[path] for path in paths if path in listing.odd]
+    if same := filenames.collisions(paths):
+        faults.append(f"{' and '.join(same[:3])}, which are one file on Windows and macOS")
+    if faults:
+        raise ModelError(
+            f"The repository {checkpoint.repo} lists {faults[0]}.",
+            "Nothing was downloaded. Tell its owner, or choose another copy: python launch.py models list --all.",
+        )
+    return paths
+
+
+def _wanted(checkpoint: Checkpoint, listing: Listing, path: str, held: bool) -> HubFile:
+    """One file to fetch; one that is `held` to what was published must be announced as that. ModelError when not."""
+    file = listing.files[path]
+    if file.size == hub.UNKNOWN:
+        file = hub.measured(listing.repo, listing.commit, file)
+    known = pinned.FILES.get(checkpoint.repo, {}).get(path) if held else None
+    if known:
+        said = file.sha256 or known.sha256
+        if not said.startswith(known.sha256) or known.size not in (None, file.size):
+            raise ModelError(
+                f"{hub.endpoint()} has another {path} of {checkpoint.repo} than was published: {file.size:,} bytes, "
+                f"checksum {said[:12]}… instead of {known.sha256[:12]}….",
+                "If HF_ENDPOINT names a mirror, unset it. "
+                f"If its owner has changed it and you trust that: {_again(checkpoint)} --newest",
+            )
+        file = replace(file, sha256=said)
+    return replace(file, name=checkpoint.local(path), path=path)
 
 
 def _present(path: Path, file: HubFile) -> int:
@@ -139,6 +206,7 @@ class _Fetch:
     ends: queue.SimpleQueue[Exception | None] = field(default_factory=queue.SimpleQueue)
     """How each thread ended."""
     guard: threading.Lock = field(default_factory=threading.Lock)
+    ways: Ways = field(default_factory=Ways)
 
     def run(self, others: list[Path] | None) -> Path:
         plan = self.plan
@@ -284,7 +352,7 @@ class _Fetch:
             self.counts[file.name] = size
 
         target = plan.folder / file.name
-        sha256 = Transfer(plan.checkpoint.repo, plan.commit, file, target, self.stop, count).run()
+        sha256 = Transfer(plan.checkpoint.repo, plan.commit, file, target, self.stop, count, self.ways).run()
         if sha256:
             self._note(file, sha256)
 

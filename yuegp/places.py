@@ -118,18 +118,20 @@ def cache_dir() -> Path:
 
 
 def _cached(checkpoint: Checkpoint) -> Iterator[Path]:
-    """Snapshots of a repository in the hub's cache: the revision wanted, or any when none is."""
+    """Snapshots of a repository in the hub's cache, or its folder in them: what was downloaded, what is pinned, the
+    revision wanted."""
     if not checkpoint.repo:
         return
     folder = cache_dir() / f"models--{checkpoint.repo.replace('/', '--')}"
     pin = read_pin(checkpoint)
     revision = checkpoint.revision or "main"
     named = [pin.commit] if pin else []
+    named += [checkpoint.commit] if checkpoint.commit else []
     try:
         named.append((folder / "refs" / revision).read_text(encoding="utf-8").strip())
     except (OSError, UnicodeDecodeError):
         named.append(revision)
-    yield from (folder / "snapshots" / name for name in named)
+    yield from (folder / "snapshots" / name / checkpoint.subfolder for name in named)
 
 
 class Found(NamedTuple):

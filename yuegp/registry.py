@@ -1,9 +1,9 @@
 """Every checkpoint the program knows how to use: the published ones, and those a user has added.
 
-A checkpoint is one repository, at one revision, for one role. Three of them make a model set (`models`). Where they lie
-on disk is `places`' business, how they get there `download`'s. Facts are those of the model cards and listings of the
-hub in 2025; None means that nobody has told us, and that the hub is asked (files, sizes, checksums) or the files
-themselves are (names and shapes of tensors).
+A checkpoint is one repository or one folder of it, at one revision, for one role. Three of them make a model set
+(`models`). Where they lie on disk is `places`' business, how they get there `download`'s. Facts are those of the model
+cards and listings of the hub in 2025 and 2026; None means that nobody has told us, and that the hub is asked (files,
+sizes, checksums) or the files themselves are (names and shapes of tensors). Commits and checksums are in `pinned`.
 """
 
 from __future__ import annotations
@@ -11,10 +11,11 @@ from __future__ import annotations
 import json
 import os
 import re
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from . import filenames, pinned
 from .disk import write_atomic
 from .errors import LibraryError, ModelError, RequestError
 from .library import home
@@ -32,7 +33,7 @@ STORED = ("bfloat16", "float16", "float32", "int8", "nf4", "bnb8", "exl2")
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """One repository, at one revision, in one role. Frozen data."""
+    """One repository, or one folder of it, at one revision, in one role. Frozen data."""
 
     id: str
     repo: str
@@ -48,7 +49,12 @@ class Checkpoint:
     bytes: int | None = None
     """Size as published, or of the tensors alone; the hub says exactly."""
     revision: str | None = None
-    """Branch, tag or commit. None: the main branch; the commit is written down when it has been downloaded."""
+    """What is asked for by name: a branch or a tag (or a commit that the user wrote). None: the main branch."""
+    commit: str | None = None
+    """What that was when this program was made: it is what is downloaded, unless the newest is wanted. Never part of
+    a folder's name. None: the newest; which that was is written down when it has been downloaded."""
+    subfolder: str = ""
+    """The folder of the repository that holds it, with `/`, where the repository holds several."""
     licence: str | None = None
     files: tuple[str, ...] | None = None
     """What of the repository is needed. None: what `wanted` picks."""
@@ -59,9 +65,15 @@ class Checkpoint:
     @property
     def folder(self) -> str:
         """Name of its folder among the program's models: the repository's, with its owner's where that is the user's
-        own affair, and the branch where it has several."""
+        own affair, and the branch and the subfolder where it has several."""
         name = self.repo.rpartition("/")[2] if self.id in CHECKPOINTS else self.repo.replace("/", "--")
-        return name + (f"-{self.revision}" if self.revision else "") or self.id
+        several = filter(None, (self.revision, self.subfolder.replace("/", "-")))
+        return "-".join((name, *several)) if name else self.id
+
+    @property
+    def source(self) -> str:
+        """Where it comes from, as `own` reads it: owner/name@branch:subfolder."""
+        return self.repo + (f"@{self.revision}" if self.revision else "") + (self.subfolder and f":{self.subfolder}")
 
     @property
     def about(self) -> int:
@@ -77,19 +89,42 @@ class Checkpoint:
 
     def wanted(self, names: list[str]) -> list[str]:
         """Which of a repository's files to download, in order. ModelError when one that is needed is not there."""
+        inside = f"{self.subfolder}/" if self.subfolder else ""
+        here = [name.removeprefix(inside) for name in names if name.startswith(inside)]
         needed = list(self.files or ())
-        if missing := [name for name in needed if name not in names]:
+        if missing := [name for name in needed if name not in here]:
             raise ModelError(
-                f"The repository {self.repo} does not hold {', '.join(missing[:5])}.",
+                f"The repository {self.repo} does not hold {', '.join(inside + name for name in missing[:5])}.",
                 "Its files were renamed, or this is another revision: look at its page on the hub.",
             )
         if not needed:
-            needed = [n for n in names if re.fullmatch(r"config\.json|[^/]+\.safetensors(\.index\.json)?", n)]
-        return needed + [name for name in names if name.endswith("tokenizer.model") and name not in needed]
+            needed = [n for n in here if re.fullmatch(r"config\.json|[^/]+\.safetensors(\.index\.json)?", n)]
+        folders = {name.rpartition("/")[0] for name in names if name.endswith(".safetensors")} - {self.subfolder}
+        if not needed or (folders and not any(name.endswith(".safetensors") for name in needed)):
+            raise self._no_weights(sorted(folders - {""}))
+        needed += [n for n in here if n.endswith("tokenizer.model") and n not in needed
+                   and (inside + n).rpartition("/")[0] not in folders]  # fmt: skip
+        return [inside + name for name in needed]
+
+    def _no_weights(self, found: list[str]) -> ModelError:
+        where = f"in its folder {self.subfolder}" if self.subfolder else "at its top"
+        at = f" (branch {self.revision})" if self.revision else ""
+        if not found:
+            hint = f"If another branch holds them, name it: python launch.py models add {self.repo}@BRANCH."
+            return ModelError(f"The repository {self.repo}{at} holds no safetensors weights {where}.", hint)
+        example = replace(self, subfolder=found[-1]).source
+        return ModelError(
+            f"The repository {self.repo}{at} holds no safetensors weights {where}, but in {', '.join(found[:8])}.",
+            f"Name the folder: python launch.py models add {example}.",
+        )
+
+    def local(self, path: str) -> str:
+        """Name of a repository's file in the checkpoint's own folder."""
+        return path.removeprefix(f"{self.subfolder}/") if self.subfolder else path
 
 
-CODEC_BYTES = 1_360_000_000 + 72_611_958 + 72_610_550
-"""The `.pth` files of the sound model as third parties list them."""
+CODEC_BYTES = 1_360_444_883 + 72_611_958 + 72_610_550
+"""The `.pth` files of the sound model."""
 
 _CODEC = ("final_ckpt/config.yaml", "decoders/config.yaml", "semantic_ckpts/hf_1_325000/config.json")
 _SOUND = ("final_ckpt/ckpt_00360000", "decoders/decoder_131000", "decoders/decoder_151000")
@@ -102,7 +137,8 @@ def _published() -> dict[str, Checkpoint]:
         for mode in MODES:
             base = Checkpoint(
                 id=f"s1-{language}-{mode}",
-                repo=f"m-a-p/YuE-s1-7B-anneal-{language}-{mode}",
+                repo=(repo := f"m-a-p/YuE-s1-7B-anneal-{language}-{mode}"),
+                commit=pinned.COMMITS[repo],
                 role="stage1",
                 language=language,
                 mode=mode,
@@ -115,6 +151,7 @@ def _published() -> dict[str, Checkpoint]:
     stage2 = Checkpoint(
         id="s2",
         repo="m-a-p/YuE-s2-1B-general",
+        commit=pinned.COMMITS["m-a-p/YuE-s2-1B-general"],
         role="stage2",
         bytes=2 * STAGE2_PARAMETERS,
         licence="Apache-2.0",
@@ -122,19 +159,26 @@ def _published() -> dict[str, Checkpoint]:
         good_for="the original; every language and mode",
     )
     entries += [stage2, *_bitsandbytes(stage2, "Alissonerdx/YuE-s2-1B-general", None)]
-    english = replace(entries[0], files=None, licence=None, bytes=None)
-    small2 = replace(stage2, files=None, licence=None, bytes=None)
+    english, small2 = entries[0], stage2
     for base, name in ((english, "YuE-s1-7B-anneal-en-cot"), (small2, "YuE-s2-1B-general")):
         for bits in (3.0, 4.0, 5.0, 6.0, 8.0):
             entries.append(_exl2(base, f"exl2-{bits}", f"Alissonerdx/{name}-exl2-{bits}bpw", bits))
         for branch in ("4.25bpw-h6", "8.0bpw-h8"):
             bits = float(branch.partition("bpw")[0])
-            entries.append(_exl2(base, f"exl2-{branch}", f"Doctor-Shotgun/{name}-exl2", bits, branch))
+            entries.append(_exl2(base, f"exl2-{branch}", f"Doctor-Shotgun/{name}-exl2", bits, revision=branch))
+    annuvin = _exl2(english, "exl2-8.0-h8", "Annuvin/YuE-s1-7B-anneal-en-cot-8.0bpw-h8-exl2", 8.0)
+    entries.append(replace(annuvin, bytes=6_100_000_000))
     icl = replace(english, id="s1-en-icl", mode="icl")
     entries.append(_exl2(icl, "exl2-8.0", "Ftfyhh/YuE-s1-7B-anneal-en-icl-8.0bpw-exl2", 8.0))
+    for bits in (3.0, 4.0, 5.0, 6.0, 8.0):
+        folder = f"{bits}bpw"
+        entries.append(_exl2(icl, f"exl2-{folder}", "Ftfyhh/YuE-s1-7B-anneal-en-icl-exl2", bits, subfolder=folder))
+    asian = replace(english, id="s1-jp-kr-icl", language="jp-kr", mode="icl")
+    entries.append(_exl2(asian, "exl2-5.0", "cpchan/YuE-s1-7B-anneal-jp-kr-icl-5.0bpw", 5.0))
     codec = Checkpoint(
         id="codec",
         repo="m-a-p/xcodec_mini_infer",
+        commit=pinned.COMMITS["m-a-p/xcodec_mini_infer"],
         role="codec",
         stored="float32",
         bits=32,
@@ -147,6 +191,7 @@ def _published() -> dict[str, Checkpoint]:
         codec,
         id="codec-safetensors",
         repo="SceneWorks/xcodec-mini-infer",
+        commit=None,
         bytes=743_600_000 + 2 * 72_525_384,
         files=(*_CODEC, *(f"{name}.safetensors" for name in _SOUND)),
         good_for="somebody else's copy of the same numbers without pickles; smaller",
@@ -156,7 +201,7 @@ def _published() -> dict[str, Checkpoint]:
 
 def _bitsandbytes(base: Checkpoint, repo: str, nf4_bytes: int | None) -> tuple[Checkpoint, Checkpoint]:
     """The 8-bit and 4-bit copies of a checkpoint."""
-    common = replace(base, files=None, licence=None)
+    common = replace(base, files=None, licence=None, commit=None)
     return (
         replace(common, id=f"{base.id}-int8", repo=f"{repo}-int8", stored="bnb8", bits=8, bytes=None,
                 good_for="half the memory"),
@@ -165,25 +210,51 @@ def _bitsandbytes(base: Checkpoint, repo: str, nf4_bytes: int | None) -> tuple[C
     )  # fmt: skip
 
 
-def _exl2(base: Checkpoint, name: str, repo: str, bits: float, revision: str | None = None) -> Checkpoint:
+def _exl2(base: Checkpoint, name: str, repo: str, bits: float, **where: str) -> Checkpoint:
+    """A copy in ExLlamaV2's format; `where` in the repository: `revision` (a branch) or `subfolder`."""
     return replace(
         base,
         id=f"{base.id}-{name}",
         repo=repo,
+        commit=None,
         stored="exl2",
         bits=bits,
-        revision=revision,
+        files=None,
+        licence=None,
+        bytes=None,
         good_for="the fast engine (ExLlamaV2, NVIDIA); pressed with text, not with music",
+        **where,
     )
 
 
 CHECKPOINTS = _published()
 """What is published, by id."""
 
-TOKENIZER = Checkpoint(
-    "tokenizer", CHECKPOINTS["s1-en-cot"].repo, "tokenizer", bytes=1_761_962, files=("tokenizer.model",)
-)
+TOKENIZER = replace(
+    CHECKPOINTS["s1-en-cot"], id="tokenizer", role="tokenizer", language="any", mode="any",
+    bytes=1_761_962, files=("tokenizer.model",), good_for="",
+)  # fmt: skip
 """The same in all of them; got by itself when a set's repositories hold none."""
+
+
+def relatives(checkpoint: Checkpoint) -> list[Checkpoint]:
+    """Published checkpoints that can stand in for a published one, the next best first: of the same role, language and
+    mode, nearest in bits, the smaller of two that are equally near. Those for the fast engine come last unless it is
+    one itself, and are left out otherwise: nobody knows here whether that engine is installed."""
+    if checkpoint.id == TOKENIZER.id:
+        others = (entry for entry in CHECKPOINTS.values() if entry.files and "tokenizer.model" in entry.files)
+        return [replace(TOKENIZER, repo=c.repo, commit=c.commit) for c in others if c.repo != checkpoint.repo]
+    if checkpoint.id not in CHECKPOINTS:
+        return []
+    kind = (checkpoint.role, checkpoint.language, checkpoint.mode)
+    fast = checkpoint.stored == "exl2"
+    alike = [
+        entry
+        for entry in CHECKPOINTS.values()
+        if (entry.role, entry.language, entry.mode) == kind and entry.id != checkpoint.id
+        and (fast or entry.stored != "exl2")
+    ]  # fmt: skip
+    return sorted(alike, key=lambda c: ((c.stored == "exl2") != fast, abs(c.bits - checkpoint.bits), c.bits))
 
 
 # What users add: `models.json` in the program's home
@@ -206,7 +277,7 @@ def named(name: str) -> Checkpoint:
     if name in found:
         return found[name]
     for entry in found.values():
-        if name.lower() in (entry.repo.lower(), entry.folder.lower()):
+        if name.lower() in (entry.repo.lower(), entry.source.lower(), entry.folder.lower()):
             return entry
     close = sorted(found, key=lambda known_id: (_distance(name.lower(), known_id), known_id))[:4]
     raise ModelError(f"There is no checkpoint called {name!r}.", f"Perhaps one of: {', '.join(close)}.")
@@ -255,8 +326,15 @@ def add(entry: Checkpoint) -> None:
     if entry.id in CHECKPOINTS:
         raise ModelError(f"{entry.id} is the name of a published checkpoint.", "Choose another name with --name.")
     changed = notes()
-    changed["checkpoints"] = [e for e in changed["checkpoints"] if e.get("id") != entry.id] + [asdict(entry)]
+    changed["checkpoints"] = [e for e in changed["checkpoints"] if e.get("id") != entry.id] + [_entry(entry)]
     write_notes(changed)
+
+
+def _entry(checkpoint: Checkpoint) -> dict[str, Any]:
+    """A checkpoint as it is kept: without what is as usual, so that older programs can read it as long as they know
+    all that is special about it."""
+    usual = {one.name: one.default for one in fields(Checkpoint)}
+    return {key: value for key, value in asdict(checkpoint).items() if value != usual[key]}
 
 
 def remember(place: dict[str, str | None] | None = None, sets: dict[str, list[str]] | None = None) -> None:
@@ -298,10 +376,11 @@ def read_name(name: str) -> dict[str, Any]:
         said["role"] = "stage2"
     if "xcodec" in text:
         said["role"] = "codec"
-    if "exl2" in text:
+    wide = re.search(r"(\d+(?:[._]\d+)?)[-_ ]?bpw", text)
+    if "exl2" in text or (wide and "exl3" not in text):  # bits per weight is what makers of EXL2 copies count
         said |= {"stored": "exl2"}
-        if match := re.search(r"(\d+(?:\.\d+)?)bpw", text):
-            said["bits"] = float(match[1])
+        if wide:
+            said["bits"] = float(wide[1].replace("_", "."))
     elif "nf4" in text:
         said |= {"stored": "nf4", "bits": 4.0}
     elif "int8" in text:
@@ -310,29 +389,32 @@ def read_name(name: str) -> dict[str, Any]:
 
 
 def own(source: str, name: str | None, said: dict[str, Any]) -> Checkpoint:
-    """A checkpoint of the user's: `source` is a repository (owner/name, with @revision where it is not the main branch)
-    or an absolute folder. What `said` leaves open is read off the name. RequestError when that is not enough."""
-    folder = os.path.isabs(source)
-    repo, _, revision = ("", "", "") if folder else source.partition("@")
-    if not folder and not re.fullmatch(r"[\w.-]+/[\w.-]+", repo):
-        raise RequestError(
-            f"{source!r} is neither a folder here nor the name of a repository.",
-            "A repository is written owner/name, or owner/name@branch.",
-        )
+    """A checkpoint of the user's: `source` is a repository, written `owner/name`, `owner/name@branch`,
+    `owner/name:subfolder` or `owner/name@branch:subfolder`, or an absolute folder. What `said` leaves open is read off
+    the name. RequestError when that is not enough."""
+    repo, revision, subfolder = ("", "", "") if (folder := os.path.isabs(source)) else _read_source(source)
     last = os.path.basename(source.rstrip("/\\")) if folder else repo.partition("/")[2]
-    known_facts = read_name(last) | said
+    whole = "-".join(filter(None, (last, revision, subfolder)))
+    known_facts = read_name(whole) | said
     role = known_facts.get("role")
     if role is None or (role == "stage1" and not (known_facts.get("language") and known_facts.get("mode"))):
         raise RequestError(
             f"The name {last} does not say what the model is for.",
             "Say it: --language en --mode cot for a Stage-1 model. Stage-2 models have s2 in their name.",
         )
+    if known_facts.get("stored") == "exl2" and "bits" not in known_facts:
+        raise RequestError(
+            f"The name {whole} does not say how many bits a weight has.",
+            f"Name the branch or the folder that holds them: {repo}@8.0bpw or {repo}:8.0bpw. "
+            "Its page on the hub shows which there are.",
+        )
     bits = {"nf4": 4.0, "bnb8": 8.0, "int8": 8.0, "float32": 32.0}.get(known_facts.get("stored", ""), 16.0)
     entry = Checkpoint(
-        id=name or re.sub(r"[^\w.-]+", "-", "-".join(filter(None, (last, revision)))).lower(),
+        id=name or re.sub(r"[^\w.-]+", "-", whole).lower(),
         repo=repo,
         role=role,
         revision=revision or None,
+        subfolder=subfolder,
         place=source if folder else "",
         good_for="added by you",
         stored="float32" if role == "codec" else "bfloat16",
@@ -340,3 +422,16 @@ def own(source: str, name: str | None, said: dict[str, Any]) -> Checkpoint:
         files=CHECKPOINTS["codec"].files if role == "codec" else None,
     )
     return replace(entry, **{k: v for k, v in known_facts.items() if k != "role"})
+
+
+def _read_source(source: str) -> tuple[str, str, str]:
+    """Repository, branch and subfolder of `owner/name@branch:subfolder`."""
+    match = re.fullmatch(r"([\w.-]+/[\w.-]+)(?:@([^:]*))?(?::(.*))?", source)
+    hint = "A repository is written owner/name, owner/name@branch, owner/name:folder or owner/name@branch:folder."
+    if not match:
+        raise RequestError(f"{source!r} is neither a folder here nor the name of a repository.", hint)
+    repo, revision, subfolder = match[1], match[2], match[3] and match[3].strip("/")
+    for what, text in (("branch", revision), ("folder", subfolder)):
+        if text is not None and (fault := filenames.fault(text)):
+            raise RequestError(f"{text!r} cannot be the {what} of a repository: {fault}.", hint)
+    return repo, revision or "", subfolder or ""

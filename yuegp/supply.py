@@ -26,6 +26,7 @@ from .codec import check_codec
 from .codec.convert import convert
 from .download import Plan
 from .errors import ModelError, RequestError
+from .hub import NotOffered
 from .registry import Checkpoint
 from .verify import check_tensors, exl2_bits
 from .vocab import YUE_V1
@@ -101,6 +102,19 @@ def _ways(role: str, exl2: bool, language: str = "any", mode: str = "any") -> di
 
 
 @dataclass(frozen=True)
+class Instead:
+    """A checkpoint that the hub does not have, and the next best, which it has or which is here."""
+
+    asked: Checkpoint
+    taken: Checkpoint
+    why: str
+    """A sentence."""
+
+    def __str__(self) -> str:
+        return f"{self.why} {self.taken.id} is taken in the place of {self.asked.id}."
+
+
+@dataclass(frozen=True)
 class Order:
     """What getting some checkpoints means, before anything is done."""
 
@@ -110,6 +124,8 @@ class Order:
     """To be downloaded."""
     free: int
     """Free bytes where models are kept."""
+    instead: tuple[Instead, ...] = ()
+    """What is taken in the place of something that the hub does not have."""
 
     @property
     def missing(self) -> int:
@@ -117,29 +133,50 @@ class Order:
         return sum(plan.missing for plan in self.plans)
 
 
-def order(checkpoints: Sequence[Checkpoint]) -> Order:
-    """Look for checkpoints here and in other programs' folders, and ask the hub about the rest. ModelError when it
+def order(checkpoints: Sequence[Checkpoint], newest: bool = False) -> Order:
+    """Look for checkpoints here and in other programs' folders, and ask the hub about the rest; where it does not have
+    one, about the next best. With `newest` the hub is asked about all, and at the newest revision. ModelError when it
     does not answer, and for those that are here but not as they should be. Changes nothing on disk but our notes of
     where other programs keep what was found."""
     elsewhere: dict[str, Path] | None = None
-    here, plans = list[tuple[Checkpoint, Path]](), list[Plan]()
+    here, plans, instead = list[tuple[Checkpoint, Path]](), list[Plan](), list[Instead]()
     for checkpoint in checkpoints:
         some = _alike(checkpoint)
-        found = _whole((c, folder) for c in some if (folder := places.locate(c)))
-        if not found and not places.unfinished(checkpoint):
+        found = None if newest else _whole((c, folder) for c in some if (folder := places.locate(c)))
+        if not found and not newest and not places.unfinished(checkpoint):
             if elsewhere is None:
                 elsewhere = {item.checkpoint.id: item.folder for item in places.search() if item.checkpoint}
             if found := _whole((c, elsewhere[c.id]) for c in some if c.id in elsewhere):
                 registry.remember({found[0].id: str(found[1])})
+        if not found:
+            got, why = _offered(checkpoint, newest)
+            plans += [got] if isinstance(got, Plan) else []
+            found = None if isinstance(got, Plan) else got
+            if why:
+                instead.append(Instead(checkpoint, got.checkpoint if isinstance(got, Plan) else got[0], why))
         if found:
             here.append(found)
-        else:
-            plans.append(download.plan(checkpoint))
     if any(c.role == "stage1" for c in checkpoints) and not models.tokenizer_of(folder for _, folder in here):
         names = {file.name for plan in plans for file in plan.files}
         if not any(name.endswith("tokenizer.model") for name in names):
-            plans.append(download.plan(registry.TOKENIZER))
-    return Order(tuple(here), tuple(plans), download.free_bytes(registry.models_dir()))
+            got, _ = _offered(registry.TOKENIZER, newest)  # the same file, whichever repository it is from
+            plans += [got] if isinstance(got, Plan) else []
+    return Order(tuple(here), tuple(plans), download.free_bytes(registry.models_dir()), tuple(instead))
+
+
+def _offered(checkpoint: Checkpoint, newest: bool) -> tuple[Plan | tuple[Checkpoint, Path], str]:
+    """How to get a checkpoint; where the hub does not have it, the next best that is here or there, and why. NotOffered
+    when there is none of them."""
+    asked = newest or None
+    try:
+        return download.plan(checkpoint, asked), ""
+    except NotOffered as exc:
+        for other in registry.relatives(checkpoint):
+            if found := _whole((c, folder) for c in [other] if (folder := places.locate(c))):
+                return found, exc.what
+            with contextlib.suppress(NotOffered):
+                return download.plan(other, asked), exc.what
+        raise
 
 
 def _alike(checkpoint: Checkpoint) -> list[Checkpoint]:
@@ -185,9 +222,10 @@ def _convert(folder: Path, progress: Progress | None) -> None:
     convert(folder, (lambda what, done, total: progress("convert", what, done, total)) if progress else None)
 
 
-def settle(choice: Choice) -> None:
-    """Note that a set's name stands for these checkpoints from now on."""
-    registry.remember(sets={choice.name: [checkpoint.id for checkpoint in choice.checkpoints]})
+def settle(choice: Choice, order: Order) -> None:
+    """Note that a set's name stands for these checkpoints from now on, or for what was taken in their place."""
+    taken = {one.asked.id: one.taken.id for one in order.instead}
+    registry.remember(sets={choice.name: [taken.get(c.id, c.id) for c in choice.checkpoints]})
 
 
 # Judging

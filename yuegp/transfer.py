@@ -11,21 +11,29 @@ import errno
 import hashlib
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
-from . import hub
+from . import hub, xet
 from .disk import sync_folder
 from .errors import LibraryError, ModelError
 from .hub import HubFile, HubUnreachable
+from .xet import Ways
 
 TRIES = 5
 """Times in a row that a file may fail without a single new byte."""
 
 PAUSE = 1.0
 """Seconds before the second try; doubled for each further one."""
+
+LONGEST = 30.0
+"""Seconds that a hub may ask us to wait; when it is more, the user decides."""
+
+POINTER = b"version https://git-lfs"
+"""How the note begins that git keeps in the place of a large file."""
 
 
 def part_of(path: Path) -> Path:
@@ -45,6 +53,8 @@ class Transfer:
     """Nothing is written once this is set."""
     count: Callable[[int], None]
     """Told how many bytes of the file are there."""
+    ways: Ways = field(default_factory=Ways)
+    """How large files come. One for all files of a download: what is measured with one holds for the others."""
 
     def run(self) -> str | None:
         """Fetch the file, again and again as long as bytes arrive; its SHA-256, or None when it was stopped.
@@ -59,18 +69,21 @@ class Transfer:
             try:
                 with hub.translated(self.repo, self.commit):
                     self._stream(part, digest)
-                break
-            except HubUnreachable:
+                if digest.size >= self.file.size:
+                    break
+            except xet.Failed:
+                self.ways.drop()  # plain HTTP goes on from here
+            except HubUnreachable as exc:
                 failed = 1 if digest.size > before else failed + 1
-                if failed >= TRIES or hub.offline():
+                if failed >= TRIES or hub.offline() or exc.after > LONGEST:
                     raise
-                self.stop.wait(PAUSE * 2 ** (failed - 1))
+                self.stop.wait(max(PAUSE * 2 ** (failed - 1), exc.after))
         if self.stop.is_set():
             return None
         if complaint := digest.wrong():
             aside = set_aside(part, digest.sha256.hexdigest()[:8])
             raise ModelError(
-                f"{self.file.name} of {self.repo} arrived damaged: {complaint}. It was put aside as {aside}.",
+                f"{self.file.source} of {self.repo} arrived damaged: {complaint}. It was put aside as {aside}.",
                 "Start the download again to fetch this file anew.",
             )
         with writing(self.target):
@@ -86,7 +99,10 @@ class Transfer:
             self._catch_up(data, digest)
             if digest.size >= self.file.size:
                 return
-            with hub.stream(self.repo, self.commit, self.file.name, digest.size) as (start, blocks):
+            way, most = self.ways.pick(self.file.size - digest.size)
+            begun, at = time.monotonic(), digest.size
+            opened = xet.stream if way == xet.XET else hub.stream
+            with opened(self.repo, self.commit, self.file, digest.size) as (start, blocks):
                 if start != digest.size:  # this server knows no ranges
                     digest.reset()
                     data.seek(0)
@@ -94,6 +110,8 @@ class Transfer:
                 for block in blocks:
                     if self.stop.is_set():
                         return
+                    if not digest.size and block.startswith(POINTER) and self.file.size > len(block):
+                        raise _pointer(self.repo, self.file)
                     with writing(part):
                         data.write(block)
                         data.flush()
@@ -101,8 +119,14 @@ class Transfer:
                     self.count(digest.size)
                     if digest.size > self.file.size:
                         return
-        if digest.size < self.file.size:
-            raise HubUnreachable(f"{self.file.name} ended after {digest.size:,} of {self.file.size:,} bytes.", "")
+                    if digest.size - at >= most:
+                        break
+                self.ways.measured(way, digest.size - at, time.monotonic() - begun)
+        if digest.size < self.file.size and digest.size - at < most:
+            raise HubUnreachable(
+                f"{self.file.source} of {self.repo} ended after {digest.size:,} of {self.file.size:,} bytes.",
+                "Check the connection and start again; what has arrived is kept.",
+            )
 
     def _catch_up(self, data: BinaryIO, digest: Digest) -> None:
         """Read what the part already holds, beyond what was digested."""
@@ -134,9 +158,16 @@ class Digest:
         """What does not agree with the hub's listing; empty when all does."""
         if self.size != self.file.size:
             return f"{self.size:,} bytes instead of {self.file.size:,}"
-        announced = self.file.sha256 or self.file.blob
+        announced = self.file.sha256 or self.file.blob or ""
         have = self.sha256.hexdigest() if self.file.sha256 else self.blob.hexdigest()
-        return f"checksum {have[:12]}… instead of {announced[:12]}…" if announced and have != announced else ""
+        return "" if have.startswith(announced) else f"checksum {have[:12]}… instead of {announced[:12]}…"
+
+
+def _pointer(repo: str, file: HubFile) -> ModelError:
+    return ModelError(
+        f"In the place of {file.source} of {repo} comes git-lfs' note about it; the file itself is not there.",
+        "If HF_ENDPOINT names a mirror, it is not complete: unset it or choose another.",
+    )
 
 
 # Files

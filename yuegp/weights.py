@@ -95,7 +95,7 @@ def get(arguments: argparse.Namespace) -> None:
     if choice and not arguments.json:
         print(f"For {choice.name}: {choice.reason}.")
     try:
-        order = supply.order(checkpoints)
+        order = supply.order(checkpoints, arguments.newest)
     except HubUnreachable:
         if not arguments.json:
             _show_missing(checkpoints)
@@ -108,9 +108,10 @@ def get(arguments: argparse.Namespace) -> None:
     with Screen(arguments.quiet or arguments.json, meter := Meter()) as screen:
         folders = supply.carry_out(order, _reporter(screen, meter))
     if choice:
-        supply.settle(choice)
+        supply.settle(choice, order)
     if arguments.json:
-        print_json({"set": choice and choice.name, "folders": [str(folder) for folder in folders]})
+        instead = {one.asked.id: one.taken.id for one in order.instead}
+        print_json({"set": choice and choice.name, "folders": list(map(str, folders)), "instead": instead})
         return
     print("Everything is here and whole." if order.plans else "Everything was here already.")
     if choice:
@@ -141,12 +142,14 @@ def _wanted(arguments: argparse.Namespace) -> tuple[Choice | None, list[Checkpoi
 
 
 def _show_order(order: Order) -> None:
+    for one in order.instead:
+        print(one)
     for checkpoint, folder in order.here:
         print(f"  here      {checkpoint.id:<28} {folder}")
     for plan in order.plans:
         here = plan.total - plan.missing
         begun = f", {_gb(here)} of it are here" if here >= 1e6 else ""
-        print(f"  download  {plan.checkpoint.id:<28} {_gb(plan.total)} from {plan.checkpoint.repo}{begun}")
+        print(f"  download  {plan.checkpoint.id:<28} {_gb(plan.total)} from {plan.checkpoint.source}{begun}")
     if order.plans:
         print(f"To download: {_gb(order.missing)}. Free on that disk: {_gb(order.free)}.")
 
@@ -159,7 +162,7 @@ def _show_missing(checkpoints: list[Checkpoint]) -> None:
         if folder := places.locate(checkpoint):
             print(f"  here      {checkpoint.id:<28} {folder}")
         else:
-            print(f"  missing   {checkpoint.id:<28} about {_gb(checkpoint.about)} from {checkpoint.repo}")
+            print(f"  missing   {checkpoint.id:<28} about {_gb(checkpoint.about)} from {checkpoint.source}")
 
 
 def _agreed(arguments: argparse.Namespace, question: str) -> bool:
