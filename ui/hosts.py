@@ -48,7 +48,7 @@ def read(text: str) -> Host | None:
         return None
     if name.startswith("["):
         name = name[1:-1]
-        return Host(name, port) if is_address(name) else None
+        return Host(name, port) if ":" in name and is_address(name) else None
     looks = name.isascii() and _NAME.fullmatch(name)
     return Host(name, port) if looks and (is_address(name) or not name.rpartition(".")[2].isdigit()) else None
 
