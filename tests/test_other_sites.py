@@ -178,7 +178,7 @@ def test_a_link_from_another_site_leads_to_the_page_and_nowhere_else(site: Any, 
                 [address + path, way],
             )
         tab = opened.value
-        tab.wait_for_load_state()
+        tab.wait_for_url(f"{address}/**")
         if path.split("?")[0] in PAGES and way != "form":
             assert tab.title() == "secret" and not tab.evaluate("window.opener") and "?" not in tab.url
         else:
