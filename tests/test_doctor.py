@@ -119,3 +119,60 @@ def test_nvidia_smi_is_read_with_who_holds_the_memory(tmp_path: Path, monkeypatc
     (card,) = facts.cards()
     held = (("game", 9000 << 20), ("maya", 50 << 20))
     assert card == Card("NVIDIA GeForce RTX 3060", 12 * GIB, 2 * GIB, "560.94", held)
+
+
+@pytest.mark.parametrize(
+    ("variables", "found"),
+    [
+        ({}, []),
+        ({"ALL_PROXY": "socks4://me:pass@word@127.0.0.1:1080"}, [("ALL_PROXY", "socks4://127.0.0.1:1080", True)]),
+        ({"HTTPS_PROXY": "http://me:secret@proxy.example:8080"}, [("HTTPS_PROXY", "http://proxy.example:8080", False)]),
+        ({"http_proxy": "me:secret@proxy.example:8080"}, [("http_proxy", "proxy.example:8080", False)]),
+        ({"https_proxy": "http://proxy.example:x"}, [("https_proxy", "http://proxy.example:x", True)]),
+        ({"https_proxy": "http://a:99999", "HTTP_PROXY": "http://"}, [("https_proxy", "http://a:99999", True)]),
+        ({"ALL_PROXY": "ftp://a", "NO_PROXY": "b, *"}, []),
+    ],
+)
+def test_proxies_are_found_tried_and_told_without_their_password(
+    variables: dict[str, str], found: list[tuple[str, str, bool]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for scheme in ("http", "https", "all", "no"):
+        monkeypatch.delenv(f"{scheme}_proxy", raising=False)
+        monkeypatch.delenv(f"{scheme.upper()}_PROXY", raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    seen = facts._proxies()
+    assert [(where, address, bool(why)) for where, address, why in seen][: len(found)] == found
+    said = " ".join(finding.what for finding in judge(replace(CPU, proxies=seen)) if finding.name == "proxy")
+    assert not any(private in said for private in ("me:", "secret", "word"))
+
+
+def test_a_proxy_with_socks_is_told_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether it works depends on a package."""
+    import importlib.util
+
+    monkeypatch.setenv("all_proxy", "socks5h://127.0.0.1:1080")
+    why = next(why for where, _, why in facts._proxies() if where == "all_proxy")
+    assert ("socksio" in why) == (importlib.util.find_spec("socksio") is None)
+
+
+def test_our_own_page_is_asked_without_a_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A page that asks for a password is ours too."""
+    import http.server
+    import threading
+
+    class Page(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(401)
+            self.send_header("X-Yuegp", "1")
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    with http.server.HTTPServer(("127.0.0.1", 0), Page) as server:
+        threading.Thread(target=server.handle_request, daemon=True).start()
+        assert facts._page(server.server_port) == "yuegp"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -46,8 +47,12 @@ def guarded(**options: Any) -> TestClient:
     return TestClient(guard.Guard(app, 7860, **options), base_url=f"http://{HOST}", follow_redirects=False)
 
 
-@pytest.mark.parametrize("host", [HOST, "localhost:7860", "[::1]:7860", "LOCALHOST:7860"])
-def test_this_machine_is_answered_under_its_own_names(host: str) -> None:
+@pytest.mark.parametrize(
+    "host",
+    [HOST, "localhost:7860", "[::1]:7860", "LOCALHOST:7860", "localhost.", "127.0.0.1:9000", "127.0.0.1", "[::1]:80"],
+)
+def test_this_machine_is_answered_under_its_own_names_whichever_port_leads_here(host: str) -> None:
+    """A container, a tunnel and a proxy have ports of their own; nobody else can be meant by these names."""
     assert guarded().get("/", headers={"host": host}).status_code == 200
 
 
@@ -55,10 +60,24 @@ def test_this_machine_is_answered_under_its_own_names(host: str) -> None:
     "host",
     [
         "evil.example:7860",
+        "evil.example",
+        "evil.example:80",
         "127.0.0.1.evil.example:7860",
-        "127.0.0.1",
-        "127.0.0.1:80",
+        "localhost.evil.example",
         "192.168.1.5:7860",
+        "0.0.0.0:7860",
+        "127.1:7860",
+        "2130706433:7860",
+        "0x7f.0.0.1:7860",
+        "[::ffff:127.0.0.1]:7860",
+        "[127.0.0.1]:7860",
+        "127.0.0.1:7860:7860",
+        "127.0.0.1:99999",
+        "127.0.0.1:",
+        "127.0.0.1:7860,evil.example",
+        "127.0.0.1:7860/evil.example",
+        "localhost#evil.example",
+        "localhost\\evil.example",
         "",
         "a@127.0.0.1:7860",
         "127.0.0.1:x",
@@ -92,8 +111,8 @@ def test_requests_that_another_page_sends_are_refused(headers: dict[str, str]) -
 
 def test_our_own_page_programs_and_links_to_us_are_answered() -> None:
     own = {"origin": f"http://{HOST}", "sec-fetch-site": "same-origin"}
-    assert guarded().post("/x", headers=own).status_code == 200
-    assert guarded().post("/x").status_code == 200
+    assert ask(guarded(), headers=own).status_code == 200
+    assert ask(guarded()).status_code == 200
     link = {"sec-fetch-site": "cross-site", "sec-fetch-dest": "document"}
     assert guarded().get("/", headers=link).status_code == 200
     assert guarded().post("/", headers=link).status_code == 403
@@ -101,17 +120,9 @@ def test_our_own_page_programs_and_links_to_us_are_answered() -> None:
 
 def test_every_answer_forbids_the_browser_to_load_from_elsewhere() -> None:
     for answer in (guarded().get("/"), guarded().get("/", headers={"host": "evil.example"})):
-        assert "default-src 'self'" in answer.headers["content-security-policy"]
+        assert re.match("default-src 'self'|sandbox; default-src 'none'", answer.headers["content-security-policy"])
         assert "http" not in answer.headers["content-security-policy"]
         assert answer.headers["x-frame-options"] == "DENY" and answer.headers["x-content-type-options"] == "nosniff"
-
-
-@pytest.mark.parametrize(
-    "path",
-    ["/en/gradio_api/proxy=http://10.0.0.1/", "/en/gradio_api/vibe-edit/", "/api/gradio_api/runs", "/en/dev/reload"],
-)
-def test_doors_that_nothing_of_ours_uses_are_closed(path: str) -> None:
-    assert guarded().get(path).status_code == 404
 
 
 def test_a_song_may_be_called_like_a_closed_door() -> None:
@@ -119,6 +130,11 @@ def test_a_song_may_be_called_like_a_closed_door() -> None:
 
 
 # How much is listened to
+
+
+def ask(client: TestClient, body: bytes = b"{}", **options: Any) -> Any:
+    options["headers"] = {"content-type": "application/json", **options.get("headers", {})}
+    return client.post("/en/gradio_api/queue/join", content=body, **options)
 
 
 def upload(client: TestClient, name: str, body: bytes = b"x", **headers: str) -> Any:
@@ -155,9 +171,9 @@ def test_too_large_is_refused_by_what_is_announced_and_by_what_comes(monkeypatch
     monkeypatch.setattr(guard, "UPLOAD_BYTES", 1000)
     monkeypatch.setattr(guard, "REQUEST_BYTES", 100)
     assert upload(guarded(), "a.wav", b"x" * 2000).status_code == 413
-    assert guarded().post("/x", content=b"x" * 101).status_code == 413
-    assert guarded().post("/x", content=iter([b"x" * 60, b"x" * 60])).status_code == 413
-    assert guarded().post("/x", content=iter([b"x" * 60, b"x" * 40])).text == "/x 100"
+    assert ask(guarded(), b'"%s"' % (b"x" * 99)).status_code == 413
+    assert ask(guarded(), iter([b'"' + b"x" * 59, b"x" * 60])).status_code == 413
+    assert ask(guarded(), iter([b'"' + b"x" * 59, b"x" * 39 + b'"'])).text == "/en/gradio_api/queue/join 100"
 
 
 # The password

@@ -18,7 +18,10 @@ ROOT = Path(__file__).resolve().parent.parent
 UI = ROOT / "ui"
 OTHERS = [language for language in LANGUAGES if language != ENGLISH]
 
-TOLD = {"guard", "serve", "sound", "song_export", "maker", "settings", "assets", "login_page", "api", "texts"}
+TOLD = {
+    *("guard", "hosts", "intake", "offline", "password", "uploads", "serve", "sound", "song_export"),
+    *("maker", "settings", "assets", "login_page", "api", "texts"),
+}
 """Modules that speak to programs and terminals, whose language is English."""
 
 

@@ -154,6 +154,13 @@ FAULTS = [
         "cut short",
     ),
     Fault("demo model damaged", replace(CPU, models=(("demo", "NaN"),)), "models", FAIL, "demo model"),
+    Fault(
+        "SOCKS proxy",
+        replace(CPU, proxies=(("ALL_PROXY", "socks5://127.0.0.1:1080", "the package socksio is not installed"),)),
+        "proxy",
+        WARN,
+        "socks5://127.0.0.1:1080, from ALL_PROXY, cannot be used",
+    ),
     Fault("no MP3", replace(CPU, formats=frozenset({"WAV", "FLAC"})), "sound", WARN, "Cannot write MP3"),
     Fault("no FLAC", replace(CPU, formats=frozenset({"WAV"})), "sound", FAIL, "FLAC"),
     Fault("port taken", replace(CPU, page="other"), "page", WARN, "Another program uses port"),

@@ -1,29 +1,31 @@
 """Who may talk to the page's server, and how much it listens to. Stands before everything else that answers.
 
 On this machine alone, what has to be kept out are other web sites in the same browser: they can send requests to
-127.0.0.1, or give their own name that address (DNS rebinding). Hence: the Host must be ours, and what a browser says of
-where a request comes from (Origin, Sec-Fetch-Site) must be ourselves. On the network a password comes on top.
+127.0.0.1, or give their own name that address (DNS rebinding). Hence: the name must be ours (`hosts`), and what a
+browser says of where a request comes from must be ourselves (`origin`); a link from elsewhere leads to the page and
+nowhere else. Even then only what the page uses is answered (`allowed`), and nothing that names an address is let in
+(`intake`). On the network a password comes on top (`password`).
 """
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-import hmac
-import ipaddress
 import re
-import secrets
-import socket
-from collections.abc import Iterator
-from dataclasses import dataclass, field
-from http.cookies import CookieError, SimpleCookie
-from pathlib import PurePath
-from typing import NoReturn
-from urllib.parse import parse_qs, urlsplit
+from collections.abc import Callable
+from dataclasses import dataclass
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import HTMLResponse, PlainTextResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from . import allowed, hosts, origin
+from .allowed import PAGE, Body, Route
+from .answers import labelled
+from .hosts import Host, Hosts
+from .intake import Intake, Refused
+from .password import COOKIE, Door
+
+__all__ = ["COOKIE", "REQUEST_BYTES", "UPLOAD_BYTES", "Door", "Guard"]
 
 UPLOAD_BYTES = 400 << 20
 """Largest upload: half an hour of CD sound, as WAV, is 320 MB."""
@@ -31,155 +33,113 @@ UPLOAD_BYTES = 400 << 20
 REQUEST_BYTES = 4 << 20
 """Largest other request: a whole song's words are some kilobytes."""
 
-UPLOADS = frozenset(".wav .wave .flac .mp3 .ogg .oga .opus .aif .aiff .m4a .mp4 .aac .wma .webm .txt .lrc".split())
-"""Endings of files that may be uploaded: sound, also kinds we cannot read (the page says so better), and words."""
+OTHERS = "Requests from other pages are refused."
 
-COOKIE = "yuegp"
+HIDDEN = ("x-forwarded-host", "x-forwarded-prefix", "x-gradio-server", "forwarded")
+"""Headers that Gradio, or the next one who reads them, might believe: what is true in them stands in the scope."""
 
-CLOSED = re.compile(
-    r"(?:/[a-z]+)?/(?:gradio_api/)?(?:proxy=|runs|run-history|vibe-|undo-vibe-|dev/|process_recording|deep_link"
-    r"|custom_component/|stream/|monitoring|mcp|file/)"
-)
-"""Doors that Gradio opens and nothing of ours uses."""
-
-POLICY = "; ".join(
-    (
-        "default-src 'self'",
-        "script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:",  # Gradio's page and its HTML templates need both
-        "style-src 'self' 'unsafe-inline'",
-        "img-src 'self' data: blob:",
-        "media-src 'self' data: blob:",
-        "font-src 'self' data:",
-        "connect-src 'self' data: blob:",
-        "worker-src 'self' blob:",
-        "object-src 'none'",
-        "base-uri 'self'",
-        "form-action 'self'",
-        "frame-ancestors 'none'",
-    )
-)
-"""What the browser is told the page may load: nothing from elsewhere, whatever stands in it."""
-
-HEADERS = {
-    "Content-Security-Policy": POLICY,
-    "X-Content-Type-Options": "nosniff",
-    "X-Frame-Options": "DENY",
-    "Referrer-Policy": "same-origin",
-    "Cross-Origin-Resource-Policy": "same-origin",
-    "Cross-Origin-Opener-Policy": "same-origin",
-}
+_PREFIX = re.compile(r"(?:/[A-Za-z0-9_~-][A-Za-z0-9._~-]*)+")
 
 
-@dataclass
-class Door:
-    """A password, and the one cookie that says it was given. `page` is the form that asks for it."""
+@dataclass(frozen=True)
+class _Way:
+    """How a request got here: under which name, whether over https, and under which path a proxy shows us."""
 
-    password: str
-    page: str
-    token: str = field(default_factory=lambda: secrets.token_urlsafe(32))
-    _one_at_a_time: asyncio.Lock = field(default_factory=asyncio.Lock)
-
-    def open_to(self, headers: Headers) -> bool:
-        """Whether a request brings the cookie."""
-        try:
-            kept = SimpleCookie(headers.get("cookie", "")).get(COOKIE)
-        except CookieError:
-            return False
-        return kept is not None and hmac.compare_digest(kept.value.encode(), self.token.encode())
-
-    async def answer(self, scope: Scope, headers: Headers, receive: Receive) -> Response:
-        """To somebody without the cookie: the form, or what becomes of its password. Wrong ones take a second each,
-        one after the other, so that guessing takes forever."""
-        human = "text/html" in headers.get("accept", "")
-        if not (scope["method"] == "POST" and scope["path"].rstrip("/").endswith("/login")):
-            return HTMLResponse(self.page, 401) if human else PlainTextResponse("A password is needed.", 401)
-        given = parse_qs(await _body(receive, 4096)).get("password", [""])[0]
-        if not hmac.compare_digest(given.encode("utf-8", "replace"), self.password.encode()):
-            async with self._one_at_a_time:
-                await asyncio.sleep(1)
-            return HTMLResponse(self.page, 401) if human else PlainTextResponse("This is not the password.", 401)
-        answer = RedirectResponse("/", 303) if human else PlainTextResponse("Welcome.")
-        answer.set_cookie(COOKIE, self.token, httponly=True, samesite="strict", path="/")
-        return answer
-
-
-async def _body(receive: Receive, most: int) -> str:
-    body = b""
-    while len(body) <= most:
-        message = await receive()
-        body += message.get("body", b"")
-        if not message.get("more_body"):
-            break
-    return body[:most].decode("utf-8", "replace")
-
-
-class _Refused(Exception):
-    """An upload turned out to be what it may not be, half-way through."""
-
-    def __init__(self, status: int, why: str) -> None:
-        super().__init__(why)
-        self.status = status
-        self.why = why
+    host: Host
+    secure: bool
+    prefix: str
 
 
 class Guard:
-    """Stands before `app`. `listening` is True when other machines may come; then there must be a door."""
+    """Stands before `app`, at `port`. `listening` is True when other machines may come; then there must be a door.
+    `names` are allowed besides our own; `stranger` makes the page that is shown under one that is not, of that name
+    and the command that allows it."""
 
-    def __init__(self, app: ASGIApp, port: int, listening: bool = False, door: Door | None = None) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        port: int,
+        listening: bool = False,
+        door: Door | None = None,
+        names: tuple[str, ...] = (),
+        stranger: Callable[[str, str], str] | None = None,
+    ) -> None:
         if listening and door is None:
             raise ValueError("listening without a password")
-        self.app, self.port, self.listening, self.door = app, port, listening, door
+        self.app, self.port, self.door = app, port, door
+        self.hosts, self.stranger = Hosts(listening, names), stranger
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            if scope["type"] == "lifespan":
-                await self.app(scope, receive, send)
-            return  # nothing of ours speaks websocket
+        if scope["type"] == "websocket":
+            await send({"type": "websocket.close", "code": 1008})  # nothing of ours speaks it
+        elif scope["type"] == "lifespan":
+            await self.app(scope, receive, send)
+        elif scope["type"] == "http":
+            await self._answer(scope, receive, send)
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = Headers(scope=scope)
-        send = _with_headers(send)
-        if refusal := self._refusal(scope, headers):
-            await PlainTextResponse(refusal[1], refusal[0])(scope, receive, send)
+        route = allowed.find(scope["method"], scope["path"], login=self.door is not None)
+        send = labelled(send, route.media if route else PAGE, scope["path"])
+        way, refusal = self._judge(scope, headers, route)
+        if way is None or route is None or refusal:
+            answer = refusal or PlainTextResponse("There is nothing here.", 404)
+        elif self.door and not self.door.open_to(headers):
+            answer = await self.door.answer(route, headers, receive, way.prefix, way.secure)
+        elif route is allowed.LOGIN:  # who has the cookie needs no form
+            answer = RedirectResponse(f"{way.prefix}/", 303)
+        else:
+            await self._pass(_forwarded(scope, way), route, way, receive, send)
             return
-        if self.door and not self.door.open_to(headers):
-            answer = await self.door.answer(scope, headers, receive)
-            await answer(scope, receive, send)
-            return
-        await self._pass(scope, headers, receive, send)
+        await answer(scope, receive, send)
 
-    def _refusal(self, scope: Scope, headers: Headers) -> tuple[int, str] | None:
-        host = headers.get("host", "")
-        if not self._is_ours(host):
-            return 421, "This server does not answer under that name."
-        origin = headers.get("origin")
-        if origin is not None and urlsplit(origin).netloc.lower() != host.lower():
-            return 403, "Requests from other pages are refused."
-        site = headers.get("sec-fetch-site", "none")
-        document = headers.get("sec-fetch-dest") == "document" and scope["method"] == "GET"
-        if site not in ("none", "same-origin") and not document:  # a link to us may be followed, nothing else
-            return 403, "Requests from other pages are refused."
+    def _judge(self, scope: Scope, headers: Headers, route: Route | None) -> tuple[_Way | None, Response | None]:
+        """How the request came, and what it is answered when it may not come that way."""
+        host = hosts.read(headers.get("host", ""))
+        if host is None or len(headers.getlist("host")) > 1 or not self.hosts.ours(host):
+            return None, self._unknown(host, headers)
+        said = headers.get("x-forwarded-proto", scope["scheme"]).partition(",")[0].strip().lower()
+        prefix = headers.get("x-forwarded-prefix", "").rstrip("/")
+        way = _Way(host, said == "https", prefix if len(prefix) < 200 and _PREFIX.fullmatch(prefix) else "")
         if scope["method"] not in ("GET", "HEAD", "POST"):
-            return 405, "There is nothing to be done that way."
-        if CLOSED.match(scope["path"]):
-            return 404, "There is nothing here."
-        return None
+            return way, PlainTextResponse("There is nothing to be done that way.", 405)
+        if origin.foreign(headers, host, way.secure):
+            return way, self._from_elsewhere(scope, headers, way)
+        return way, None
 
-    def _is_ours(self, host: str) -> bool:
-        """Whether a Host header names us: this machine's own name for itself, or, when others may come, its address
-        or its name on the network. A name that somebody else has pointed at us is none of these."""
-        try:
-            parts = urlsplit(f"//{host}")
-            name, port = (parts.hostname or "").rstrip("."), parts.port or 80
-        except ValueError:
-            return False
-        if port != self.port or parts.username is not None or parts.path:
-            return False
-        if name in ("127.0.0.1", "localhost", "::1"):
-            return True
-        return self.listening and (_is_address(name) or name in _own_names())
+    def _from_elsewhere(self, scope: Scope, headers: Headers, way: _Way) -> Response | None:
+        """A link to a page may be followed, nothing else; and it brings nothing along: what is asked for in an address
+        is done by Gradio's scripts."""
+        link = scope["method"] == "GET" and scope["path"] in allowed.LINKED and origin.is_link(headers)
+        if link and scope["query_string"]:
+            return RedirectResponse(way.prefix + scope["path"], 303)
+        if link:
+            return None
+        known = hosts.read_origin(headers.get("origin", ""))
+        if known and known[1] != way.host and self.hosts.ours(known[1]) and known[1].name != way.host.name:
+            return PlainTextResponse(
+                f"{OTHERS} If a proxy stands between: it has to pass on the name it was asked for, in the header Host.",
+                403,
+            )
+        return PlainTextResponse(OTHERS, 403)
 
-    async def _pass(self, scope: Scope, headers: Headers, receive: Receive, send: Send) -> None:
-        upload = scope["path"].rstrip("/").endswith("/gradio_api/upload")
-        intake = _Intake(receive, UPLOAD_BYTES if upload else REQUEST_BYTES, upload)
+    def _unknown(self, host: Host | None, headers: Headers) -> Response:
+        if host is None:
+            return PlainTextResponse("This server does not answer under that name.", 421)
+        command = f"python launch.py ui{' --listen' if self.hosts.listening else ''} --allow-host {host}"
+        if self.stranger and "text/html" in headers.get("accept", ""):
+            return HTMLResponse(self.stranger(str(host), command), 421)
+        return PlainTextResponse(
+            f"This server does not answer under the name {host}; on its own computer it is "
+            f"http://127.0.0.1:{self.port}. If the name is yours, end the program and start it with `{command}`; in a container, set "
+            f"{hosts.VARIABLE}={host}.",
+            421,
+        )
+
+    async def _pass(self, scope: Scope, route: Route, way: _Way, receive: Receive, send: Send) -> None:
+        headers = Headers(scope=scope)
+        upload = route.body is Body.UPLOAD
+        intake = Intake(receive, UPLOAD_BYTES if upload else REQUEST_BYTES, upload)
         began = False
 
         async def sending(message: Message) -> None:
@@ -188,69 +148,21 @@ class Guard:
                 began = True
                 await send(message)
 
-        with contextlib.suppress(_Refused):
+        with contextlib.suppress(Refused):
             intake.check_announced(headers.get("content-length", "0"))
-            await self.app(scope, intake.receive, sending)
+            taken = await intake.read_json(headers, way.host) if route.body is Body.JSON else intake.receive
+            await self.app(scope, taken, sending)
         if intake.refused and not began:
             await PlainTextResponse(intake.refused.why, intake.refused.status)(scope, receive, send)
 
 
-class _Intake:
-    """A request's body on its way in: raises `_Refused` once too much has come, or a kind of file that is not taken."""
-
-    def __init__(self, receive: Receive, most: int, upload: bool) -> None:
-        self.refused: _Refused | None = None
-        self._receive, self._most, self._upload = receive, most, upload
-        self._count, self._tail = 0, b""
-
-    def check_announced(self, length: str) -> None:
-        if length.isdecimal() and int(length) > self._most:
-            self._refuse(413, f"That is too large: at most {self._most >> 20} MB are taken.")
-
-    async def receive(self) -> Message:
-        message = await self._receive()
-        body = message.get("body", b"")
-        self._count += len(body)
-        self.check_announced(str(self._count))
-        if self._upload:
-            seen = self._tail + body
-            if any(PurePath(name).suffix.lower() not in UPLOADS for name in _names(seen)):
-                self._refuse(415, "Only sound files and texts are taken.")
-            self._tail = seen[-1024:]
-        return message
-
-    def _refuse(self, status: int, why: str) -> NoReturn:
-        self.refused = _Refused(status, why)
-        raise self.refused
-
-
-def _names(part: bytes) -> Iterator[str]:
-    """The file names in a piece of a multipart body. A line that is cut off at the end is seen with the next piece."""
-    for line in re.findall(rb"(?i)content-disposition:([^\r\n]*)\r\n", part):
-        if b"filename" in line.lower():
-            found = re.search(rb'(?i)filename\s*=\s*"([^"]*)"', line)
-            yield found[1].decode("utf-8", "replace") if found else ""
-
-
-def _with_headers(send: Send) -> Send:
-    async def sending(message: Message) -> None:
-        if message["type"] == "http.response.start":
-            headers = MutableHeaders(scope=message)
-            for name, value in HEADERS.items():
-                headers[name] = value
-        await send(message)
-
-    return sending
-
-
-def _is_address(name: str) -> bool:
-    try:
-        ipaddress.ip_address(name)
-    except ValueError:
-        return False
-    return True
-
-
-def _own_names() -> tuple[str, ...]:
-    name = socket.gethostname().lower()
-    return name, f"{name}.local", f"{name}.lan", f"{name}.home"
+def _forwarded(scope: Scope, way: _Way) -> Scope:
+    """The scope for the application: a proxy's path is part of the address, and its word on https is believed."""
+    inner = {**scope, "scheme": "https" if way.secure else "http"}
+    headers = MutableHeaders(raw=[(k, v) for k, v in scope["headers"] if k.decode("latin-1").lower() not in HIDDEN])
+    headers["x-forwarded-proto"] = inner["scheme"]
+    inner["headers"] = headers.raw
+    if way.prefix:
+        inner |= {"root_path": way.prefix, "path": way.prefix + scope["path"]}
+        inner["raw_path"] = way.prefix.encode() + scope.get("raw_path", b"")
+    return inner

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import errno
+import functools
 import gc
 import logging
 import os
@@ -29,6 +30,8 @@ from yuegp import disk, library
 from yuegp.errors import DeviceError, RequestError
 from yuegp.facts import PORT
 from yuegp.jobs import Queue
+
+from . import offline, settings
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -54,6 +57,9 @@ def serve(arguments: argparse.Namespace) -> None:
             "With --listen everybody on the network can use this page, so it needs a password, and there is none.",
             "Set YUEGP_PASSWORD, or add --password; or leave --listen out.",
         )
+    names = settings.hosts()
+    if names and not password:
+        print(f"Whoever can open {', '.join(names)} can use this page: there is no password.", file=sys.stderr)
     root = library.songs_dir(arguments.out).absolute()
     disk.check_writable(root)
     place = bind(ANYWHERE if arguments.listen else HERE, arguments.port or PORT)
@@ -64,7 +70,8 @@ def serve(arguments: argparse.Namespace) -> None:
 
     queue = Queue()
     maker = Maker(queue)
-    app = guarded(application(Desk(root, queue, maker)), port, arguments.listen, password)
+    app = guarded(application(Desk(root, queue, maker)), port, arguments.listen, password, names)
+    offline.close()
     _run(app, maker, place, f"http://{HERE}:{port}", browse=not arguments.no_browser)
 
 
@@ -108,7 +115,8 @@ def application(desk: Desk) -> FastAPI:
     """Everything that answers, unguarded: the pages, the interface for programs, sound. `desk.worker`, if there is
     one, works as long as the server does."""
     try:
-        import gradio as gr
+        with offline.without_proxies():
+            import gradio as gr
     except ModuleNotFoundError as exc:
         raise DeviceError(
             f"The page needs {exc.name}, which is not installed.", "Run `python launch.py --repair`."
@@ -119,7 +127,7 @@ def application(desk: Desk) -> FastAPI:
     from starlette.routing import Match, Route
     from starlette.types import Scope
 
-    from . import api, assets, settings, song_export, sound
+    from . import api, assets, song_export, sound, uploads
     from .app import build, look
     from .guard import UPLOAD_BYTES
     from .texts import LANGUAGES, Texts, preferred
@@ -137,7 +145,8 @@ def application(desk: Desk) -> FastAPI:
     def home(request: Request) -> Response:
         language = settings.load().language or preferred(request.headers.get("accept-language", ""))
         asked = f"?{request.url.query}" if request.url.query else ""
-        return RedirectResponse(f"/{language}/{asked}", 307, {"Cache-Control": "no-store"})
+        prefix = request.scope.get("root_path", "")
+        return RedirectResponse(f"{prefix}/{language}/{asked}", 307, {"Cache-Control": "no-store"})
 
     class Elsewhere(Route):
         """A page in another language than the chosen one: a reload after the choice leads to the chosen one."""
@@ -158,6 +167,7 @@ def application(desk: Desk) -> FastAPI:
         app.router.routes.append(Route(f"{before}/favicon.ico", icon))
         app.router.routes.append(Route(f"{before}/sound/{{song}}/{{take}}/{{file:path}}", sound.answer))
         app.router.routes.append(Route(f"{before}/export/{{song}}/{{file}}", song_export.answer))
+    app.router.routes.append(Route("/{language}/gradio_api/file={path:path}", uploads.answer))  # instead of Gradio's
 
     def mount(blocks: gr.Blocks, path: str, **shown: Any) -> None:
         # A mounted page is never launched, and one that is not launched takes any file of this computer that a visitor
@@ -175,14 +185,17 @@ def application(desk: Desk) -> FastAPI:
     return app
 
 
-def guarded(app: FastAPI, port: int, listening: bool = False, password: str = "") -> ASGIApp:
-    """The application as the network sees it."""
-    from . import login_page, settings
+def guarded(
+    app: FastAPI, port: int, listening: bool = False, password: str = "", names: tuple[str, ...] = ()
+) -> ASGIApp:
+    """The application as the network sees it: under `names` too, where the user has allowed them."""
+    from . import login_page
     from .guard import Door, Guard
     from .texts import ENGLISH, Texts
 
-    page = login_page.page(Texts(settings.load().language or ENGLISH))
-    return Guard(app, port, listening, Door(password, page) if password else None)
+    t = Texts(settings.load().language or ENGLISH)
+    door = Door(password, login_page.page(t)) if password else None
+    return Guard(app, port, listening, door, names, functools.partial(login_page.stranger, t))
 
 
 def _run(app: ASGIApp, maker: Maker, place: socket.socket, address: str, browse: bool) -> None:

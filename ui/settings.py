@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from yuegp import disk, library
+from yuegp.errors import RequestError
 
+from . import hosts as naming
 from .texts import LANGUAGES
 
 FORMAT = 1
@@ -20,6 +23,8 @@ class Settings:
 
     language: str = ""
     """Language of the page; empty: the one the browser asks for."""
+    hosts: tuple[str, ...] = ()
+    """Names under which the page answers besides its own, each with a port or without."""
 
 
 def path() -> Path:
@@ -32,10 +37,14 @@ def load() -> Settings:
     opens in English is better than one that does not open."""
     try:
         data = json.loads(path().read_text(encoding="utf-8"))
-        language = data["language"]
-        return Settings(language if language in LANGUAGES else "")
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, RecursionError):
         return Settings()
+    language, names = (data.get("language"), data.get("hosts")) if isinstance(data, dict) else (None, None)
+    kept = [name for name in names if isinstance(name, str)] if isinstance(names, list) else []
+    return Settings(
+        language if isinstance(language, str) and language in LANGUAGES else "",
+        tuple(str(host) for host in map(naming.read, kept) if host),
+    )
 
 
 def save(settings: Settings) -> None:
@@ -43,3 +52,17 @@ def save(settings: Settings) -> None:
     file = path()
     disk.check_writable(file.parent)
     disk.write_atomic(file, json.dumps({"format": FORMAT, **asdict(settings)}, indent=2).encode() + b"\n")
+
+
+def hosts(more: Sequence[str] = (), less: Sequence[str] = ()) -> tuple[str, ...]:
+    """The names under which the page may answer besides its own, after `more` were allowed and `less` forgotten: those
+    that are kept, and those of the environment. RequestError for what is no name, or was not kept."""
+    more, less, now = naming.checked(more), naming.checked(less), load()
+    for name in less:
+        if name not in now.hosts:
+            kept = ", ".join(now.hosts) or "none"
+            raise RequestError(f"{name} is not among the names that are allowed: {kept}.", "See `yuegp ui --hosts`.")
+    names = tuple(dict.fromkeys(name for name in (*now.hosts, *more) if name not in less))
+    if names != now.hosts:
+        save(replace(now, hosts=names))
+    return tuple(dict.fromkeys((*names, *naming.from_environment())))

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -233,7 +234,7 @@ def choose(asked: Any, t: Texts) -> dict[str, str]:
     if language not in ("", *LANGUAGES):
         return {"error": t("setup.unknown")}
     try:
-        settings.save(settings.Settings(language=str(language)))
+        settings.save(replace(settings.load(), language=str(language)))
     except YueGPError as exc:
         return {"error": f"{exc.what} {exc.hint}".strip()}
     return {"error": ""}

@@ -50,9 +50,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def show_page(arguments: argparse.Namespace) -> None:
     """Show the web page. Its rooms are loaded now: the other commands need none of them."""
+    from ui import settings
     from ui.serve import serve
 
-    serve(arguments)
+    names = settings.hosts(arguments.allow_host, arguments.forget_host)
+    if arguments.hosts:
+        print("\n".join(names))
+    else:
+        serve(arguments)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -72,6 +77,15 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument("--listen", action="store_true", help="let other computers on the network in; needs a password")
     p.add_argument("--password", metavar="WORD", help="what the page asks for (or set YUEGP_PASSWORD)")
     p.add_argument("--no-browser", action="store_true", help="do not open a browser")
+    p.add_argument(
+        "--allow-host",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="a name under which a tunnel or proxy shows the page; is kept; again for more",
+    )
+    p.add_argument("--forget-host", action="append", default=[], metavar="NAME", help="do not answer under it any more")
+    p.add_argument("--hosts", action="store_true", help="list the names that are allowed, and do nothing else")
     _root_option(p)
     p.set_defaults(run=show_page)
 

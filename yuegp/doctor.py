@@ -314,6 +314,20 @@ def _models(facts: Facts) -> Iterator[Finding]:
         yield Finding("models", OK, "Models ready: " + ", ".join(whole) + ".")
 
 
+def _proxies(facts: Facts) -> Iterator[Finding]:
+    for where, address, why in facts.proxies:
+        if why:
+            yield Finding(
+                "proxy",
+                WARN,
+                f"Models cannot be downloaded: the proxy {address}, from {where}, cannot be used; {why}.",
+                "Set it to an address such as http://proxy.example:8080, or unset it. The page needs none."
+                + (" " + REPAIR if "socksio" in why else ""),
+            )
+        else:
+            yield Finding("proxy", OK, f"Downloads go through the proxy {address}, from {where}.")
+
+
 def _sound(facts: Facts) -> Iterator[Finding]:
     if missing := {"WAV", "FLAC", "MP3"} - facts.formats:
         yield Finding(
@@ -371,6 +385,7 @@ CHECKS: tuple[Callable[[Facts], Iterator[Finding]], ...] = (
     _songs,
     _queue,
     _models,
+    _proxies,
     _sound,
     _page,
     _clock,

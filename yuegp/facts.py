@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from . import __version__, disk, library, models, places, shelf
 from .errors import YueGPError
@@ -135,6 +137,8 @@ class Facts:
     """When the newest song was made, by its own record."""
     offline: bool = False
     """Downloads are switched off by an environment variable."""
+    proxies: tuple[tuple[str, str, str], ...] = ()
+    """Proxies for downloads: where each is set, its address without a password, and why it cannot be used."""
     launched: dict[str, Any] = field(default_factory=dict)
     """What launch.py noted when it built this environment."""
 
@@ -184,6 +188,7 @@ def look(port: int = PORT) -> Facts:
         now=datetime.now(UTC),
         newest=max((at for entry in entries if (at := _moment(entry.created))), default=None),
         offline=os.environ.get("HF_HUB_OFFLINE") in ("1", "true", "True"),
+        proxies=_proxies(),
         launched=_launched(),
     )
 
@@ -306,7 +311,8 @@ def _formats() -> frozenset[str]:
 
 def _page(port: int) -> str:
     try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=3) as answer:
+        direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # nobody else's 127.0.0.1
+        with direct.open(f"http://127.0.0.1:{port}/", timeout=3) as answer:
             return "yuegp" if b"yuegp" in answer.read(200_000).lower() else "other"
     except urllib.error.HTTPError as exc:
         return "yuegp" if exc.headers.get("X-Yuegp") else "other"
@@ -314,6 +320,45 @@ def _page(port: int) -> str:
         return ""
     except (OSError, ValueError):
         return "other"
+
+
+def _proxies() -> tuple[tuple[str, str, str], ...]:
+    """The proxies that downloads use, as Python finds them in the environment and in the system's settings."""
+    found = urllib.request.getproxies()
+    if "*" in [name.strip() for name in found.get("no", "").split(",")]:
+        return ()
+    return tuple(
+        (_where_set(scheme), _without_password(found[scheme]), _unfit(found[scheme]))
+        for scheme in ("https", "http", "all")
+        if found.get(scheme)
+    )
+
+
+def _where_set(scheme: str) -> str:
+    names = (f"{scheme}_proxy", f"{scheme}_proxy".upper())
+    return next((name for name in names if os.environ.get(name)), "the system's settings")
+
+
+def _without_password(proxy: str) -> str:
+    scheme = re.match(r"\s*[A-Za-z0-9+.-]+://", proxy)
+    return (scheme[0] if scheme and "@" in proxy else "") + proxy.rpartition("@")[2]
+
+
+def _unfit(proxy: str) -> str:
+    """Why a proxy cannot be used, found out by the program that would use it; empty when it can."""
+    import httpx2
+
+    address = proxy if "://" in proxy else f"http://{proxy}"
+    try:
+        parts = urlsplit(address)
+        if not parts.hostname or parts.port == 0:
+            return "that is no address"
+        httpx2.HTTPTransport(proxy=address).close()
+    except ImportError:
+        return "the package socksio, which speaks SOCKS, is not installed"
+    except (ValueError, httpx2.InvalidURL):
+        return "that is no address of a kind that is understood"
+    return ""
 
 
 def _moment(created: str) -> datetime | None:
