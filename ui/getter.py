@@ -144,7 +144,7 @@ def main(name: str) -> None:
     go, over = threading.Event(), threading.Event()
     threading.Thread(target=_listen, args=(go, over), daemon=True).start()
     try:
-        choice = supply.choose(*models.RELEASED[name])
+        choice = supply.choose(*models.RELEASED[name], elsewhere=True)
         order = supply.order(choice.checkpoints)
         if order.plans:
             parts = [plan.checkpoint.id for plan in order.plans]

@@ -136,7 +136,7 @@ def _wanted(arguments: argparse.Namespace) -> tuple[Choice | None, list[Checkpoi
         from offload.device import imagined, parse_size
 
         card = imagined(parse_size(arguments.for_card))
-    choice = supply.choose(language, mode or "cot", card)
+    choice = supply.choose(language, mode or "cot", card, elsewhere=True)
     return choice, list(choice.checkpoints)
 
 
