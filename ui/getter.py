@@ -43,6 +43,8 @@ class Getting:
     `stopped` or `failed`."""
     parts: Sequence[str] = ()
     """The checkpoints to be downloaded."""
+    passed: Sequence[str] = ()
+    """Why folders of other programs are not used."""
     missing: int = 0
     free: int = 0
     doing: str = ""
@@ -148,7 +150,8 @@ def main(name: str) -> None:
         order = supply.order(choice.checkpoints)
         if order.plans:
             parts = [plan.checkpoint.id for plan in order.plans]
-            _say(state="offered", parts=parts, missing=order.missing, free=order.free)
+            passed = [why for _, why in order.passed]
+            _say(state="offered", parts=parts, passed=passed, missing=order.missing, free=order.free)
             go.wait()
         if over.is_set():
             raise Cancelled

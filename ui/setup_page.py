@@ -163,6 +163,7 @@ def getting(desk: Desk, t: Texts) -> dict[str, Any]:
     elif now.state == "offered":
         parts = ", ".join(now.parts)
         text = t("setup.get.offered", missing=size(now.missing), free=size(now.free), parts=parts)
+        text = " ".join([text, *now.passed])
     elif now.state == "getting":
         known = {"what": now.what, "done": size(now.done), "total": size(now.total)}
         text = t(f"setup.get.{now.doing}", **known) if now.doing else t("setup.get.asking")

@@ -6,6 +6,7 @@ table is what it answers, and a song takes what lies on the disk in the same ord
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
@@ -120,7 +121,12 @@ def _copies(some: Iterable[Checkpoint], card: Card | None, there: set[str]) -> C
 
 def _plan(firsts: Copies, seconds: Copies, card: Card | None, ram: int) -> MemoryPlan | None:
     """The best plan for the usual song; None when nothing fits."""
-    return within(usual(firsts, seconds), card, ram, NO_LIMITS) if firsts and seconds else None
+    return _planned(tuple(firsts), tuple(seconds), card, ram) if firsts and seconds else None
+
+
+@functools.lru_cache(256)
+def _planned(firsts: tuple[Way, ...], seconds: tuple[Way, ...], card: Card | None, ram: int) -> MemoryPlan | None:
+    return within(usual(firsts, seconds), card, ram, NO_LIMITS)
 
 
 def _on_disk(some: Iterable[Checkpoint], elsewhere: bool) -> set[str]:

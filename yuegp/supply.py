@@ -40,6 +40,8 @@ class Order:
     """To be downloaded."""
     free: int
     """Free bytes where models are kept."""
+    passed: tuple[places.Passed, ...] = ()
+    """Folders of other programs that seem to hold some of it, and why they cannot be used."""
 
     @property
     def missing(self) -> int:
@@ -51,15 +53,16 @@ def order(checkpoints: Sequence[Checkpoint]) -> Order:
     """Look for checkpoints here and in other programs' folders, and ask the hub about the rest. ModelError when it
     does not answer, and for those that are here but not as they should be. Changes nothing on disk but our notes of
     where other programs keep what was found."""
-    elsewhere: dict[str, Path] | None = None
+    elsewhere: list[places.Found] | None = None
+    passed = list[places.Passed]()
     here, plans = list[tuple[Checkpoint, Path]](), list[Plan]()
     for checkpoint in checkpoints:
         some = _alike(checkpoint)
         found = _whole((c, folder) for c in some if (folder := places.locate(c)))
         if not found and not places.unfinished(checkpoint):
             if elsewhere is None:
-                elsewhere = {item.checkpoint.id: item.folder for item in places.search() if item.checkpoint}
-            if found := _whole((c, elsewhere[c.id]) for c in some if c.id in elsewhere):
+                elsewhere, passed = places.survey()
+            if found := _whole((c, item.folder) for c in some for item in elsewhere if item.checkpoint == c):
                 registry.remember({found[0].id: str(found[1])})
         if found:
             here.append(found)
@@ -69,7 +72,7 @@ def order(checkpoints: Sequence[Checkpoint]) -> Order:
         names = {file.name for plan in plans for file in plan.files}
         if not any(name.endswith("tokenizer.model") for name in names):
             plans.append(download.plan(registry.TOKENIZER))
-    return Order(tuple(here), tuple(plans), download.free_bytes(registry.models_dir()))
+    return Order(tuple(here), tuple(plans), download.free_bytes(registry.models_dir()), tuple(passed))
 
 
 def _alike(checkpoint: Checkpoint) -> list[Checkpoint]:
@@ -184,10 +187,10 @@ def add_folder(
     """Use the models in `folder`, or in folders below it, from where they are. `said` gives language and mode where
     their names do not; `name` is a new checkpoint's. RequestError when nothing is found or something is not told."""
     alone = (folder / "config.json").is_file() or (folder / "final_ckpt").is_dir()
-    found = [places.identify(folder)] if alone else places.search([folder])
+    found, passed = ([places.identify(folder)], []) if alone else places.survey([folder])
     if not found:
         raise RequestError(
-            f"No YuE model was found in {folder}, nor in the folders below it.",
+            " ".join([f"No YuE model was found in {folder}, nor in the folders below it.", *(p.why for p in passed)]),
             "Name the folder that holds config.json and the .safetensors files, or final_ckpt for the sound model.",
         )
     if name and len(found) > 1:

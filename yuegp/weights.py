@@ -143,6 +143,8 @@ def _wanted(arguments: argparse.Namespace) -> tuple[Choice | None, list[Checkpoi
 def _show_order(order: Order) -> None:
     for checkpoint, folder in order.here:
         print(f"  here      {checkpoint.id:<28} {folder}")
+    for _, why in order.passed:
+        print(f"  not used  {why}")
     for plan in order.plans:
         here = plan.total - plan.missing
         begun = f", {_gb(here)} of it are here" if here >= 1e6 else ""
