@@ -76,6 +76,8 @@ class Card:
     """A screen hangs on it: other programs take some of it now and then."""
     link: float | None = None
     """Bytes per second between it and RAM, modelled from its PCIe generation and width."""
+    imagined: bool = False
+    """It is only planned for: no program can run on it here."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +112,7 @@ DESKTOP = 600 * MIB
 def imagined(total: int, display: bool = True) -> Card:
     """A card of which only the size is known, with nothing on it but its driver and, on `display`, a desktop."""
     free = max(0, total - DRIVER - display * DESKTOP)
-    return Card(0, f"a card of {total / GIB:g} GB", total, free, (8, 6), display=display)
+    return Card(0, f"a card of {total / GIB:g} GB", total, free, (8, 6), display=display, imagined=True)
 
 
 def _shrunk(card: Card, total: int) -> Card:

@@ -81,12 +81,12 @@ def visits_of(sections: int, frames: int, hear: str, batch: int) -> list[list[in
 def _pass(shapes: Shapes, way: Way, rows: list[int], card: Card | None) -> float:
     """One step of all rows: the weights once (EXL2: once per four rows), and half of what the rows can hold."""
     weights = shapes.config.layers * layer_bytes(shapes, way)
-    if card is None:
-        return weights / CPU_BYTES * (1 + CPU_ROW * len(rows))
     if way.engine == "exl2":
         weights *= math.ceil(len(rows) / EXL2_ROWS)
     elif way.weights not in FLOAT_BITS:
         weights += shapes.config.layers * shapes.matrices * UNPACKED
+    if card is None:
+        return weights / CPU_BYTES * (1 + CPU_ROW * len(rows))
     held = sum(rows) / 2
     kv = held * float(kv_per_id(shapes, way.kv))
     if way.kv not in ("fp16", "float32"):  # unpacked every step: written and read again

@@ -187,7 +187,14 @@ class MemoryPlan:
         rung1, rung2 = _rung(self.way1), _rung(self.way2)
         streamed = self.resident is not None
         worth = -self.seconds / EARLY[self.hear]
-        return (not streamed, *((0, 0, 0) if streamed else rung1), *rung2, worth)
+        pressed = self.way1.converted + self.way2.converted
+        return (not streamed, *((0, 0, 0) if streamed else rung1), *rung2, worth, -pressed)
+
+    @property
+    def music(self) -> tuple[float, ...]:
+        """What of `goodness` may be heard: all but who pressed the weights, and the time."""
+        streamed, kv1, bits1, _, kv2, bits2, *_ = self.goodness
+        return streamed, kv1, bits1, kv2, bits2
 
     def table(self) -> str:
         """The plan for reading: what lies where, then why."""
@@ -255,9 +262,10 @@ def _best(job: Need, card: Card | None, ram: int, limits: Mapping[int, int] = NO
 def _groups(job: Need, device: str, budget: int, batches: Sequence[int]) -> Iterator[Iterable[MemoryPlan]]:
     """All plans, in groups of which each is better than all later ones: by how Stage 1 and then Stage 2 are held, and
     streamed ones last."""
-    rungs1, rungs2 = (sorted({_rung(way) for way in ways}, reverse=True) for ways in (job.ways1, job.ways2))
+    alone = [way for way in job.ways1 if _alone(job, device, way) <= budget]
+    rungs1, rungs2 = (sorted({_rung(way) for way in ways}, reverse=True) for ways in (alone, job.ways2))
     for rung1, rung2 in product(rungs1, rungs2):
-        ways1 = [way for way in job.ways1 if _rung(way) == rung1]
+        ways1 = [way for way in alone if _rung(way) == rung1]
         ways2 = [way for way in job.ways2 if _rung(way) == rung2]
         yield (
             plan for base in _bases(job, device, budget, ways1, ways2, batches) for plan in (base, *_arrangements(base))
@@ -273,6 +281,11 @@ def _groups(job: Need, device: str, budget: int, batches: Sequence[int]) -> Iter
             if (resident := _most_resident(base)) is not None
             for hear in EARLY
         )
+
+
+def _alone(job: Need, device: str, way: Way) -> int:
+    """Bytes on the device while sections are written and nothing else is there: no plan takes less."""
+    return MemoryPlan(job, device, way, job.ways2[0], 1, "stages", together=False).steps[0].bytes
 
 
 def _bases(

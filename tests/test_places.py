@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from pathlib import Path
@@ -138,3 +139,114 @@ def test_a_damaged_pin_is_named() -> None:
     path.write_text('{"repo": 1')
     with pytest.raises(ModelError, match=r"YuE-s2-1B-general\.json cannot be read"):
         places.read_pin(CHECKPOINTS["s2"])
+
+
+# As awkward as it is
+
+
+def passed(*roots: Path) -> dict[str, str]:
+    return {item.folder.name: item.why for item in places.survey(list(roots))[1]}
+
+
+def test_models_behind_links_and_on_other_disks(originals: Path, nobody: Path, tmp_path: Path) -> None:
+    shutil.copytree(originals / STAGE1, tmp_path / "disk 2" / "models" / STAGE1)
+    yue = nobody / "ComfyUI" / "models" / "yue"
+    yue.mkdir(parents=True)
+    (yue / "more").symlink_to(tmp_path / "disk 2" / "models")
+    (yue / "round").symlink_to(nobody / "ComfyUI")
+    (yue / STAGE2).mkdir()
+    for path in (originals / STAGE2).iterdir():
+        (yue / STAGE2 / path.name).symlink_to(path)
+    assert found() == {"s1-en-cot": yue / "more" / STAGE1, "s2": yue / STAGE2}
+
+
+def test_the_hub_cache_with_links_and_a_download_that_was_not_ended(originals: Path, tmp_path: Path) -> None:
+    """As the hub library lays it out: a link for each file, to a blob that has the name of its checksum."""
+    repo = tmp_path / "hf" / "hub" / f"models--m-a-p--{STAGE2}"
+    snapshot = repo / "snapshots" / ("c" * 40)
+    for folder in (snapshot, repo / "blobs", repo / "refs"):
+        folder.mkdir(parents=True)
+    (repo / "refs" / "main").write_text("c" * 40)
+    for number, path in enumerate(sorted((originals / STAGE2).iterdir())):
+        shutil.copy(path, repo / "blobs" / f"{number:064}")
+        (snapshot / path.name).symlink_to(f"../../blobs/{number:064}")
+    assert places.locate(CHECKPOINTS["s2"]) == snapshot and found([tmp_path / "hf" / "hub"]) == {"s2": snapshot}
+    blob = (snapshot / "model.safetensors").resolve()
+    blob.rename(f"{blob}.incomplete")
+    assert places.locate(CHECKPOINTS["s2"]) is None
+    assert found([tmp_path / "hf"]) == {} and "safetensors" in passed(tmp_path / "hf")["c" * 40]
+
+
+def test_another_revision_in_a_cache_is_said_and_not_used(originals: Path, tmp_path: Path) -> None:
+    repo = tmp_path / "cache" / "hub" / f"models--m-a-p--{STAGE2}"
+    shutil.copytree(originals / STAGE2, repo / "snapshots" / ("c" * 40))
+    (repo / "refs").mkdir()
+    (repo / "refs" / "main").write_text("d" * 40)
+    assert found([tmp_path / "cache"]) == {}
+    assert "another revision of s2" in passed(tmp_path / "cache")["c" * 40]
+
+
+def test_what_is_yues_and_not_whole_is_said(originals: Path, tmp_path: Path) -> None:
+    apps = tmp_path / "apps"
+    for name in ("cut", "pointer", "half", "pickled"):
+        shutil.copytree(originals / STAGE1, apps / name / STAGE1)
+    first = "model-00001-of-00003.safetensors"
+    data = (apps / "cut" / STAGE1 / first).read_bytes()
+    (apps / "cut" / STAGE1 / first).write_bytes(data[:-10])
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
+    (apps / "pointer" / STAGE1 / first).write_text(pointer)
+    (apps / "half" / STAGE1 / first).unlink()
+    for path in (apps / "pickled" / STAGE1).glob("*.safetensors"):
+        path.rename(path.with_suffix(".bin"))
+    said = {item.folder.parent.name: item.why for item in places.survey([apps])[1]}
+    assert found([apps]) == {} and set(said) == {"cut", "pointer", "half", "pickled"}
+    assert "cut short" in said["cut"] and "git-lfs" in said["pointer"] and "lacks 1 of its 3" in said["half"]
+
+
+def test_configurations_of_strangers_cost_nothing(originals: Path, tmp_path: Path) -> None:
+    config = json.loads((originals / STAGE1 / "config.json").read_text())
+    odd = {
+        "layers": json.dumps(config | {"num_hidden_layers": 10**9}),
+        "wide": json.dumps(config | {"hidden_size": 1 << 40}),
+        "no heads": json.dumps(config | {"num_attention_heads": 0}),
+        "none": json.dumps({key: None for key in config} | {"vocab_size": 83968}),
+        "deep": "[" * 200_000,
+        "digits": '{"vocab_size": ' + "9" * 10_000 + "}",
+        "long": json.dumps(config) + " " * (1 << 21),
+        "binary": "\x00\xff",
+        "another": json.dumps(config | {"vocab_size": 32000}),
+    }
+    for name, text in odd.items():
+        (tmp_path / "apps" / name).mkdir(parents=True)
+        (tmp_path / "apps" / name / "config.json").write_text(text)
+        (tmp_path / "apps" / name / "model.safetensors").write_bytes(b"\x08" + bytes(15))
+    (tmp_path / "apps" / "folder" / "config.json").mkdir(parents=True)
+    (tmp_path / "apps" / "pipe").mkdir()
+    os.mkfifo(tmp_path / "apps" / "pipe" / "config.json")
+    assert found([tmp_path / "apps"]) == {}
+
+
+def test_a_header_of_two_gigabytes_and_a_pipe_for_weights_are_not_read(originals: Path, tmp_path: Path) -> None:
+    for name in ("large", "pipe"):
+        shutil.copytree(originals / STAGE2, tmp_path / "apps" / name)
+        (tmp_path / "apps" / name / "model.safetensors").unlink()
+    with (tmp_path / "apps" / "large" / "model.safetensors").open("wb") as file:
+        file.write((2 << 30).to_bytes(8, "little"))
+        file.truncate(3 << 30)  # holes: nothing is written
+    os.mkfifo(tmp_path / "apps" / "pipe" / "model.safetensors")
+    assert found([tmp_path / "apps"]) == {}
+    assert "header of more than" in passed(tmp_path / "apps")["large"]
+
+
+def test_a_folder_whose_name_is_no_text_is_said_and_not_used(originals: Path, tmp_path: Path) -> None:
+    folder = os.path.join(os.fsencode(tmp_path), b"caf\xe9", os.fsencode(STAGE2))
+    shutil.copytree(os.fsencode(originals / STAGE2), folder)
+    assert found([tmp_path]) == {} and list(passed(tmp_path).values())[0].endswith("is no text; give it another.")
+    str(passed(tmp_path)).encode()
+
+
+def test_another_programs_files_stay_as_they_are(originals: Path, nobody: Path) -> None:
+    shutil.copytree(originals, nobody / "ComfyUI" / "models" / "yue")
+    before = {path: (path.stat().st_mtime_ns, path.stat().st_size) for path in nobody.rglob("*")}
+    assert set(found()) == {"s1-en-cot", "s2", "codec-safetensors"}
+    assert before == {path: (path.stat().st_mtime_ns, path.stat().st_size) for path in nobody.rglob("*")}

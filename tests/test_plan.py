@@ -35,7 +35,8 @@ FLOAT16 = Way("torch", "float16", Fraction(16))
 BFLOAT16 = Way("torch", "bfloat16", Fraction(16))
 TORCH = (BFLOAT16, Way("torch", "int8", Fraction(8)), Way("torch", "nf4", Fraction(4)))
 
-SONG = Need(RELEASED_STAGE1, RELEASED_STAGE2, RELEASED_SOUND, memory.LIBRARY, memory.LIBRARY2, 6, 3000, 16384)
+LIBRARY2 = (FLOAT16, Way("exl2", "exl2", Fraction(8)), Way("exl2", "exl2", Fraction(8), "q8"))
+SONG = Need(RELEASED_STAGE1, RELEASED_STAGE2, RELEASED_SOUND, memory.LIBRARY, LIBRARY2, 6, 3000, 16384)
 """Six sections of up to half a minute, in the whole context, with guidance."""
 
 
@@ -186,7 +187,7 @@ needs = st.builds(
         guided=guided, takes=takes,
     ),
     st.lists(st.sampled_from([*memory.LIBRARY, *TORCH]), min_size=1, max_size=3, unique=True),
-    st.lists(st.sampled_from(memory.LIBRARY2), min_size=1, max_size=2, unique=True),
+    st.lists(st.sampled_from(LIBRARY2), min_size=1, max_size=2, unique=True),
     st.integers(1, 9),
     st.integers(100, 3000),
     st.integers(3100, 20000),

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from hub_server import Hub
-from released import SOUND, STAGE1, STAGE2, write_released
+from released import SOUND, STAGE1, STAGE2, pretend_exl2, write_released
 
 from yuegp import registry
 from yuegp.cli import main
@@ -82,10 +82,13 @@ def test_one_checkpoint_is_got_checked_and_removed(stocked: Hub, run: Run) -> No
 
 def test_a_set_is_chosen_for_a_card_and_settled(stocked: Hub, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     shutil.copytree(stocked.root / "SceneWorks" / "xcodec-mini-infer", registry.models_dir() / SOUND)
+    fast = registry.CHECKPOINTS["s1-en-cot-exl2-8.0"]
+    pretend_exl2(stocked.root / "m-a-p" / STAGE1, stocked.root / fast.repo, 8.0)
     code, out, _ = run("get", "--language", "en", "--mode", "cot", "--for-card", "24GB", "--yes", "--quiet")
     assert code == 0, out
     assert "For yue-en-cot: the best that fits a card of 24 GB" in out and "--model yue-en-cot" in out
-    assert registry.notes()["sets"]["yue-en-cot"] == ["s1-en-cot", "s2", "codec"]
+    assert "Stage 1 as EXL2 8 bit, Stage 2 as float16" in out
+    assert registry.notes()["sets"]["yue-en-cot"] == [fast.id, "s2", "codec"]
 
 
 def test_a_damaged_download_is_told_and_mended_by_the_same_command(stocked: Hub, run: Run) -> None:
@@ -126,7 +129,7 @@ def test_no_network_says_what_is_missing_and_that_the_built_in_model_works(
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     code, out, err = run("get", "--language", "en", "--for-card", "24GB")
     assert code == 3 and "cannot be reached" in err and "built-in model works" in err
-    assert "missing   s1-en-cot " in out and "about 12.45 GB from m-a-p/YuE-s1-7B-anneal-en-cot" in out
+    assert "missing   s1-en-cot-exl2-8.0 " in out and "about 3.93 GB from m-a-p/YuE-s2-1B-general" in out
 
 
 def test_a_whole_command_against_a_silent_hub_ends_in_time(hub: Hub, tmp_path: Path) -> None:

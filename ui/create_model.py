@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from yuegp import models
+from yuegp import choice, models
 from yuegp.errors import ModelError
 
 from .texts import Texts
@@ -31,13 +31,13 @@ def choose(wish: str, language: str, reference: bool, t: Texts) -> Choice:
 
     ModelError when the wish names no usable model."""
     if wish:
-        found = models.find(wish)
+        found = choice.find(wish)
         return Choice(found, t("create.model.wished", title=found.title))
     mode = "icl" if reference else "cot"
     best = f"yue-{TRAINED[language]}-{mode}"
     name = t(f"create.model.language.{language}")
     try:
-        found = models.find(best)
+        found = choice.find(best)
     except ModelError:
         return Choice(models.find(FALLBACK), t(f"create.model.missing.{mode}", language=name, model=best), best)
     return Choice(found, t(f"create.model.because.{mode}", language=name, title=found.title))

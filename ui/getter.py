@@ -43,6 +43,8 @@ class Getting:
     `stopped` or `failed`."""
     parts: Sequence[str] = ()
     """The checkpoints to be downloaded."""
+    notes: Sequence[str] = ()
+    """What is taken in another's place, and why folders of other programs are not used."""
     missing: int = 0
     free: int = 0
     doing: str = ""
@@ -54,7 +56,7 @@ class Getting:
     left: float | None = None
     """Seconds until this part is there; None while nobody can say."""
     message: str = ""
-    """Why it failed, and what to do; when it is `offered`, what is taken in another's place, and why."""
+    """Why it failed, and what to do."""
 
 
 class Getter:
@@ -144,12 +146,12 @@ def main(name: str) -> None:
     go, over = threading.Event(), threading.Event()
     threading.Thread(target=_listen, args=(go, over), daemon=True).start()
     try:
-        choice = supply.choose(*models.RELEASED[name])
+        choice = supply.choose(*models.RELEASED[name], elsewhere=True)
         order = supply.order(choice.checkpoints)
         if order.plans:
             parts = [plan.checkpoint.id for plan in order.plans]
-            said = " ".join(map(str, order.instead))
-            _say(state="offered", parts=parts, missing=order.missing, free=order.free, message=said)
+            notes = [*map(str, order.instead), *(why for _, why in order.passed)]
+            _say(state="offered", parts=parts, notes=notes, missing=order.missing, free=order.free)
             go.wait()
         if over.is_set():
             raise Cancelled

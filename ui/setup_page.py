@@ -3,38 +3,20 @@ choices that belong to the program and not to a song. One element, drawn by `ass
 
 from __future__ import annotations
 
-import importlib.util
 import os
 from dataclasses import replace
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
-from offload.plan import plan
-from offload.sizes import Way
-from yuegp import __version__, doctor, library, memory, models, places, registry
+from yuegp import __version__, choice, doctor, library, models, places, registry
 from yuegp.errors import ModelError, YueGPError
 
 from . import create_plan, machine, settings
 from .desk import Desk
 from .shell import Shell
 from .texts import LANGUAGES, Texts
-
-USUAL = (6, 3000)
-"""Sections of a usual song, and audio ids of half a minute each."""
-
-HEAD_IDS = 150
-"""Ids of words and markers that a section of a usual song adds to its music."""
-
-PLAIN = (
-    Way("torch", "bfloat16", Fraction(16)),
-    Way("torch", "int8", Fraction(8), converted=True),
-    Way("torch", "nf4", Fraction(4), converted=True),
-)
-"""How Stage 1 can be held without the fast engine."""
-
 
 def build(desk: Desk, shell: Shell, t: Texts) -> None:
     """Put the page into the tab that is being built."""
@@ -103,20 +85,21 @@ def machine_rows(t: Texts) -> list[tuple[str, str]]:
 
 
 def profile(t: Texts) -> dict[str, Any] | None:
-    """How YuE's large models would be held on this machine's card for a usual song, and why; None without a card.
-    Computed from sizes that are known: the models need not be here."""
+    """How YuE's English models would be held on this machine's card for a usual song, and why; None without a card.
+    What is told is what getting them fetches: they need not be here."""
     try:
         here = machine.look()
         if here.card is None:
             return None
-        sections, budget = USUAL
-        ways = memory.LIBRARY if importlib.util.find_spec("exllamav2") else PLAIN
-        need = memory.released(sections * (budget + HEAD_IDS), sections, budget, True, ways, memory.LIBRARY2[:1])
-        held = plan(need, here.card, here.ram_free)
+        found = choice.choose("en", "cot", here.card, ram=here.ram_free)
     except YueGPError as exc:
         return {"text": exc.what, "reasons": [exc.hint]}
+    why = f"{found.reason[0].upper()}{found.reason[1:]}."
+    held = found.plan
+    if held is None:
+        return {"text": why, "reasons": []}
     facts = {"stage1": held.way1, "stage2": held.way2, "peak": size(held.peak), "budget": size(held.budget)}
-    return {"text": t("setup.profile.text", **facts), "reasons": list(held.reasons)}
+    return {"text": t("setup.profile.text", **facts), "reasons": [why, *held.reasons]}
 
 
 def size(count: float) -> str:
@@ -134,7 +117,7 @@ def model_rows(t: Texts) -> list[dict[str, Any]]:
 
 def _model_row(name: str, t: Texts) -> dict[str, Any]:
     try:
-        found = models.find(name)
+        found = choice.find(name)
     except ModelError as exc:
         lacking = _missing(name)
         if not lacking:
@@ -157,12 +140,14 @@ def title(name: str, t: Texts) -> str:
 
 
 def _missing(name: str) -> list[int]:
-    """Bytes of each part of a set that is not on this computer: of the original, where there are several."""
-    lacking = []
-    for some in models.candidates(name).values():
-        if not any(places.locate(checkpoint) for checkpoint in some):
-            lacking.append(max(some, key=lambda checkpoint: checkpoint.bits).about)
-    return lacking
+    """Bytes of each part of a set that getting it would download, about; of a user's own model, of what it lacks."""
+    if name not in models.RELEASED:
+        parts = models.candidates(name).values()
+        return [some[0].about for some in parts if not any(places.locate(checkpoint) for checkpoint in some)]
+    here = machine.look()
+    wanted = choice.choose(*models.RELEASED[name], here.card, ram=here.ram_free).checkpoints
+    sound = any(places.locate(c) for c in registry.CHECKPOINTS.values() if c.role == "codec")
+    return [c.about for c in wanted if not (sound if c.role == "codec" else places.locate(c))]
 
 
 def _bytes_in(folder: Path) -> int:
@@ -179,7 +164,7 @@ def getting(desk: Desk, t: Texts) -> dict[str, Any]:
     elif now.state == "offered":
         parts = ", ".join(now.parts)
         text = t("setup.get.offered", missing=size(now.missing), free=size(now.free), parts=parts)
-        text = f"{now.message} {text}".strip()
+        text = " ".join([*now.notes, text])
     elif now.state == "getting":
         known = {"what": now.what, "done": size(now.done), "total": size(now.total)}
         text = t(f"setup.get.{now.doing}", **known) if now.doing else t("setup.get.asking")

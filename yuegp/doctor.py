@@ -216,12 +216,11 @@ def _cards(facts: Facts) -> Iterator[Finding]:
 
 
 def _engine(facts: Facts) -> Iterator[Finding]:
-    fast = facts.packages.get("exllamav2", Package())
     if facts.misfit:
         yield Finding(
             "engine", WARN, f"A whole song with YuE's models does not fit: {facts.misfit}", "Try `yuegp plan`."
         )
-    elif facts.engine and fast.version and not fast.error:
+    elif facts.engine:
         yield Finding(
             "engine",
             OK,

@@ -16,13 +16,14 @@ import subprocess
 import sys
 import urllib.error
 import urllib.request
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from . import __version__, disk, library, models, places, shelf
+from . import __version__, choice, disk, library, models, places, shelf
 from .errors import YueGPError
 from .jobs import Job, Queue
 from .lm.flash import probe
@@ -157,7 +158,7 @@ def look(port: int = PORT) -> Facts:
     flash = probe() if torch.get("ready") and packages["flash_attn"].version else None
     tried = torch.get("ready") and packages["bitsandbytes"].version and not packages["bitsandbytes"].error
     nf4 = trial("cuda:0", "float16") if tried else None
-    engine, misfit = _foreseen()
+    engine, misfit = _foreseen(packages)
     return Facts(
         flash="" if flash is None or flash.works else flash.why,
         nf4="" if nf4 is None or nf4.works else nf4.why,
@@ -211,22 +212,20 @@ def _packages() -> tuple[dict[str, Package], dict[str, Any], str]:
     return packages, found.get("torch", {}), ""
 
 
-def _foreseen() -> tuple[str, str]:
-    """The memory plan's choice for YuE's released models on the card that is here; nothing without one."""
+def _foreseen(packages: Mapping[str, Package]) -> tuple[str, str]:
+    """What is chosen of YuE's released models for the card that is here; nothing without one. Packages were imported
+    to look at them, so more is known of the fast engine than `choice` can see."""
     from offload.device import machine
-    from offload.plan import DoesNotFit, plan
-
-    from . import memory
-    from .prompts import budget_ids
 
     here = machine()
     if here.card is None:
         return "", ""
-    need = memory.released(1 << 20, 6, budget_ids(30.0), guided=True)
-    try:
-        return str(plan(need, here.card, here.ram_free).way1), ""
-    except DoesNotFit as exc:
-        return "", f"{exc.what} {exc.hint}"
+    fast = packages.get("exllamav2", Package())
+    usable = bool(fast.version and not fast.error and not choice.lacking(here.card))
+    found = choice.choose("en", "cot", here.card, usable, here.ram_free)
+    if found.plan is None:
+        return "", f"{' and '.join(c.id for c in found.checkpoints[:2])} are {found.reason}."
+    return str(found.plan.way1), ""
 
 
 def cards() -> tuple[Card, ...]:
@@ -289,7 +288,7 @@ def _models() -> list[tuple[str, str]]:
         if parts and not any(_begun(checkpoint) for checkpoint in parts["stage1"]):
             continue
         try:
-            models.check(models.find(name))
+            models.check(choice.find(name))
             states.append((name, ""))
         except YueGPError as exc:
             states.append((name, exc.what))

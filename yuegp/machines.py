@@ -14,7 +14,9 @@ from .errors import ModelError, RequestError
 if TYPE_CHECKING:
     from offload.device import Card
     from offload.plan import MemoryPlan, Need
+    from offload.sizes import Way
 
+    from .models import ModelSet
     from .song import Section
 
 WORDS_PER_ID = 1.6
@@ -36,8 +38,8 @@ def show_plan(arguments: argparse.Namespace) -> None:
     parsed = lyrics.parse(read_text(arguments.lyrics)) if arguments.lyrics else None
     here = machine()
     card = imagined(parse_size(arguments.vram), not arguments.headless) if arguments.vram else here.card
-    need, source = _need(arguments, parsed.sections if parsed else (), card)
     ram = parse_size(arguments.ram) if arguments.ram else here.ram_free
+    need, source = _need(arguments, parsed.sections if parsed else (), card, ram)
     try:
         plan = plan_memory(need, card, ram, _fewer(need, arguments))
     except DoesNotFit as exc:
@@ -55,23 +57,31 @@ def show_plan(arguments: argparse.Namespace) -> None:
     print(plan.table())
 
 
-def _need(arguments: argparse.Namespace, sections: tuple[Section, ...], card: Card | None) -> tuple[Need, str]:
-    """What the song asks for, and of which models: those on disk, or the released ones as they are known to be."""
-    from . import memory, models, pipeline, planning
+def _need(
+    arguments: argparse.Namespace, sections: tuple[Section, ...], card: Card | None, ram: int
+) -> tuple[Need, str]:
+    """What the song asks for, and of which models: those on disk, or the released ones that `models get` would fetch
+    for that card."""
+    from . import choice, memory, models, pipeline, planning
     from .prompts import budget_ids
     from .song import Sampling, SongRequest
 
-    if card is not None and arguments.model in models.RELEASED:
+    there = None if arguments.vram else _on_disk(arguments)
+    if card is not None and arguments.model in models.RELEASED and not (there and sections):
         seconds = arguments.section_seconds or 30.0
         count = arguments.sections or len(sections) or 6
         budget, sampling = budget_ids(seconds), Sampling()
         words = sum(len(section.words.split()) for section in sections)
         ids = round(2 * WORDS_PER_ID * words) + HEAD_IDS + count * (budget + 20) if sections else 1 << 20
-        guided = sampling.guidance != 1
-        need = memory.released(ids, count, budget, guided, _library(arguments), memory.LIBRARY2)
-        return replace(need, takes=arguments.takes), f"The released {arguments.model}"
+        if there:
+            ways = memory.ways(there.stage1, 1, card), memory.ways(there.stage2, 2, card)
+        else:
+            ways = _chosen(arguments, card, ram)
+        need = replace(choice.usual(*ways), sections=count, budget=budget, longest=ids,
+                       guided=sampling.guidance != 1, takes=arguments.takes)  # fmt: skip
+        return need, there.title if there else f"The released {arguments.model}"
     try:
-        found = models.find(arguments.model)
+        found = choice.find(arguments.model)
     except ModelError as exc:
         raise ModelError(exc.what, "Add --vram to plan for a card with the released models.") from exc
     if not sections:
@@ -82,29 +92,40 @@ def _need(arguments: argparse.Namespace, sections: tuple[Section, ...], card: Ca
     return memory.need(song, planning.prompts_of(song), card, song.count, arguments.takes), found.title
 
 
-def _library(arguments: argparse.Namespace) -> tuple[Any, ...]:
-    """The ways to hold the released Stage 1 that were asked for."""
+def _on_disk(arguments: argparse.Namespace) -> ModelSet | None:
+    """The released set that is here, where it is not asked how another copy would do."""
+    from . import choice
+
+    if arguments.bits is not None or arguments.engine == "torch":
+        return None
+    try:
+        return choice.find(arguments.model)
+    except ModelError:
+        return None
+
+
+def _chosen(arguments: argparse.Namespace, card: Card, ram: int) -> tuple[tuple[Way, ...], tuple[Way, ...]]:
+    """The ways to hold both models of the set that is chosen for the card, with the engine and the bits asked for."""
     from offload.sizes import Way
 
-    from . import memory
+    from . import choice, memory, models
 
-    ways: tuple[Way, ...] = memory.LIBRARY
-    if arguments.engine == "torch":
-        plain = Way("torch", "bfloat16", Fraction(16))
-        ways = (plain, *(Way("torch", name, bits) for name, bits in (("int8", Fraction(8)), ("nf4", Fraction(4)))))
+    fast = False if arguments.engine == "torch" else None
+    first, second, _ = choice.choose(*models.RELEASED[arguments.model], card, fast, ram).checkpoints
+    ways = choice.ways(first, card)
     if arguments.bits is not None:
-        ways = tuple(way for way in ways if float(way.bits) == arguments.bits) or (
-            Way("exl2", "exl2", Fraction(arguments.bits).limit_denominator(100)),
-        )
-    return ways
+        every = ways if arguments.engine == "torch" else memory.LIBRARY
+        ways = tuple(way for way in every if float(way.bits) == arguments.bits) or (Way("exl2", "exl2", Fraction(arguments.bits).limit_denominator(100)),)
+    return ways, choice.ways(second, card)
 
 
 def _fewer(need: Need, arguments: argparse.Namespace) -> tuple[Any, ...]:
     from . import memory, models
 
-    if arguments.bits is None or arguments.model not in models.RELEASED:
+    most = min(float(way.bits) for way in need.ways1)
+    if arguments.engine == "torch" or arguments.model not in models.RELEASED:
         return ()
-    return tuple(way for way in memory.LIBRARY if float(way.bits) < arguments.bits and way.kv == "fp16")
+    return tuple(way for way in memory.LIBRARY if float(way.bits) < most and way.kv == "fp16")
 
 
 def _row(plan: MemoryPlan, card: Card | None, source: str) -> dict[str, Any]:

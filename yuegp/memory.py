@@ -3,16 +3,17 @@ answer. Reads configurations and headers; loads no weights and no torch."""
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from offload.device import SMALL, Card, Machine
+from offload.device import Card, Machine
 from offload.plan import CACHES, MemoryPlan, Need
 from offload.plan import plan as plan_memory
-from offload.sizes import FLOAT_BITS, RELEASED_SOUND, RELEASED_STAGE1, RELEASED_STAGE2, Shapes, Sound, Way
+from offload.sizes import FLOAT_BITS, RELEASED_SOUND, Shapes, Sound, Way
+from offload.ways import BITS, held
+from offload.ways import lacking as _lacking
 
 from .checkpoint import read_config
 from .codec.files import CODEC, UPSAMPLERS, codec_file, header_shapes
@@ -28,19 +29,11 @@ from .wishes import ANY, AUTO, Wishes
 if TYPE_CHECKING:
     from .planning import SongPlan
 
-BITS = {"int8": Fraction(8), "bnb8": Fraction(8), "nf4": Fraction(4)}
-
 CHUNK_IDS = 9 * STAGE2_CHUNK + 2
 """Positions of a chunk in Stage 2's cache; as `stage2.chunk_ids` counts them."""
 
 LIBRARY = tuple(Way("exl2", "exl2", Fraction(bits), kv) for bits in ("8", "6", "5", "4.25", "4") for kv in CACHES)
-"""What the released Stage 1 exists as, or can be made into, for the fast engine."""
-
-LIBRARY2 = (
-    Way("torch", "float16", Fraction(16)),
-    Way("exl2", "exl2", Fraction(8)),
-    Way("exl2", "exl2", Fraction(8), "q8"),
-)
+"""What Stage 1 can be pressed into for the fast engine."""
 
 
 def ways(folder: Path, stage: int, card: Card | None) -> tuple[Way, ...]:
@@ -53,24 +46,8 @@ def ways(folder: Path, stage: int, card: Card | None) -> tuple[Way, ...]:
                 f"The model in {folder} is an EXL2 model, which needs {lacking}.",
                 "Use the unquantized model, or set the program up again with `python launch.py`.",
             )
-        return tuple(Way("exl2", "exl2", _exl2_bits(folder), cache) for cache in CACHES)
-    if stored not in FLOAT_BITS:
-        return (Way("torch", stored, BITS[stored], _plain_cache(card)),)
-    parameters = Shapes(read_config(folder), 0)
-    if card is None:
-        small = parameters.config.layers * parameters.matrices + 2 * parameters.table <= SMALL
-        held = "float32" if small else "bfloat16"
-        return (Way("torch", held, Fraction(FLOAT_BITS[held]), "float32" if small else "fp16"),)
-    half = "float16" if stage == 2 or card.capability < (8, 0) else "bfloat16"
-    plain = Way("torch", half, Fraction(16))
-    return (plain, *(Way("torch", name, BITS[name], converted=True) for name in ("int8", "nf4")))
-
-
-def _lacking(card: Card | None) -> str:
-    """What the engine exl2 needs and does not find."""
-    if card is None:
-        return "a graphics card"
-    return "" if importlib.util.find_spec("exllamav2") else "the package exllamav2"
+    bits = _exl2_bits(folder) if stored == "exl2" else Fraction(16)
+    return held(stored, bits, stage, card, Shapes(read_config(folder), 0))
 
 
 def wished(models: ModelSet, card: Card | None, wishes: Wishes) -> tuple[tuple[Way, ...], tuple[Way, ...]]:
@@ -103,10 +80,6 @@ def _fulfils(way: Way, wishes: Wishes) -> bool:
     return all(asked in (AUTO, is_) for asked, is_ in zip(
         (wishes.engine, wishes.weights, wishes.kv), (way.engine, held, cache), strict=True
     ))  # fmt: skip
-
-
-def _plain_cache(card: Card | None) -> str:
-    return "float32" if card is None else "fp16"
 
 
 def _exl2_bits(folder: Path) -> Fraction:
@@ -164,13 +137,3 @@ def allow(model: str, wishes: Wishes, here: Machine, device: str = "auto") -> No
     """Refuse wishes that the model called `model` cannot be held by on this machine, before anything is queued."""
     if wishes != ANY:
         wished(find(model), None if device == "cpu" else here.card, wishes)
-
-
-def released(
-    prompts_longest: int, sections: int, budget: int, guided: bool, ways1: tuple[Way, ...] = LIBRARY,
-    ways2: tuple[Way, ...] = LIBRARY2,
-) -> Need:  # fmt: skip
-    """The need of a song with YuE's released models, without having them."""
-    return Need(
-        RELEASED_STAGE1, RELEASED_STAGE2, RELEASED_SOUND, ways1, ways2, sections, budget, prompts_longest, guided
-    )

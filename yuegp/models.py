@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -77,13 +77,13 @@ RELEASED = {f"yue-{language}-{mode}": (language, mode) for language in LANGUAGES
 ROLES = ("stage1", "stage2", "codec")
 
 
-def find(model: str) -> ModelSet:
+def find(model: str, first: Sequence[str] = ()) -> ModelSet:
     """The set named `model`: `demo`, a released id such as `yue-en-cot`, a Stage-1 checkpoint such as `s1-en-cot-nf4`,
-    a folder with a `set.json`, or the name of such a folder in `models_dir()`. ModelError when there is none or parts
-    of it are absent."""
+    a folder with a `set.json`, or the name of such a folder in `models_dir()`. Of several copies on disk those come
+    `first` whose ids are given. ModelError when there is none or parts of it are absent."""
     if model in EMBEDDED:
         return _read_set(EMBEDDED[model], model)
-    if parts := candidates(model):
+    if parts := candidates(model, first):
         return _assembled(model, parts)
     for folder in (models_dir() / model, Path(os.path.expanduser(model))):
         if os.path.isfile(folder / "set.json"):  # unlike Path.is_file, does not raise for an overlong name
@@ -104,19 +104,22 @@ def names() -> list[str]:
     return [*EMBEDDED, *RELEASED, *added, *own]
 
 
-def candidates(model: str) -> dict[str, list[Checkpoint]]:
-    """The checkpoints that could play each role in a set: first those that were chosen when it was downloaded, then
-    the others, most bits first. Empty for a name that stands for no set of checkpoints."""
+def candidates(model: str, first: Sequence[str] = ()) -> dict[str, list[Checkpoint]]:
+    """The checkpoints that could play each role in a set: those whose ids come `first`, then those that were chosen
+    when it was downloaded, then the others, most bits first. Empty for a name that stands for no set of checkpoints."""
     every = registry.known()
     if model in RELEASED:
-        first = [c for c in every.values() if (c.role, c.language, c.mode) == ("stage1", *RELEASED[model])]
+        own = [c for c in every.values() if (c.role, c.language, c.mode) == ("stage1", *RELEASED[model])]
     elif model in every and every[model].role == "stage1":
-        first = [every[model]]
+        own = [every[model]]
     else:
         return {}
     chosen = registry.notes()["sets"].get(model, [])
-    parts = {"stage1": first} | {role: [c for c in every.values() if c.role == role] for role in ROLES[1:]}
-    return {role: sorted(some, key=lambda c: (c.id not in chosen, -c.bits)) for role, some in parts.items()}
+    parts = {"stage1": own} | {role: [c for c in every.values() if c.role == role] for role in ROLES[1:]}
+    return {
+        role: sorted(some, key=lambda c: (c.id not in first, c.id not in chosen, -c.bits))
+        for role, some in parts.items()
+    }
 
 
 def _assembled(model: str, parts: dict[str, list[Checkpoint]]) -> ModelSet:

@@ -8,19 +8,18 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
+from . import comfy_paths, neighbours
 from .disk import write_atomic
 from .errors import ModelError
 from .library import home
 from .registry import VOCABULARIES, Checkpoint, known, models_dir, notes, read_name
 from .verify import language_model, weight_files
-
-DEPTH = 5
-"""How far below a given folder models are looked for: ComfyUI's nodes keep theirs four folders down."""
+from .wander import ask, is_folder, read_small, wander
 
 
 # Pins
@@ -82,7 +81,7 @@ def locate(checkpoint: Checkpoint) -> Path | None:
     """The folder that holds a checkpoint: where the user said, ours, or the hub's cache. None when there is none that
     looks whole; whether it is, `verify` says. Looks at names only."""
     noted = notes()["places"].get(checkpoint.id) or checkpoint.place
-    places = [Path(noted)] if noted else []
+    places = [Path(noted)] if noted and is_folder(Path(noted)) else []  # it may lie on a drive that is not here now
     if not unfinished(checkpoint):
         places.append(own_folder(checkpoint))
     return next((place for place in (*places, *_cached(checkpoint)) if _looks_whole(place, checkpoint.role)), None)
@@ -98,9 +97,10 @@ def _looks_whole(folder: Path, role: str) -> bool:
     try:
         if role == "codec":
             return all(any(folder.glob(f"{part}/*.{kind}")) for part, kind in _CODEC_PARTS) and any(
-                path.suffix in (".safetensors", ".pth") for path in (folder / "final_ckpt").iterdir()
+                path.suffix in (".safetensors", ".pth") and path.is_file()
+                for path in (folder / "final_ckpt").iterdir()
             )
-        return (folder / "config.json").is_file() and bool(weight_files(folder))
+        return (folder / "config.json").is_file() and all(path.is_file() for path in weight_files(folder))
     except (ModelError, OSError):
         return False
 
@@ -112,26 +112,29 @@ def cache_dir() -> Path:
     """The hub library's own cache. Source: its documentation of HF_HUB_CACHE, HF_HOME and XDG_CACHE_HOME."""
     environment = os.environ
     if own := environment.get("HF_HUB_CACHE") or environment.get("HUGGINGFACE_HUB_CACHE"):
-        return Path(own).expanduser()
-    base = environment.get("HF_HOME") or Path(environment.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface"
-    return Path(base).expanduser() / "hub"
+        return Path(os.path.expandvars(own)).expanduser()
+    base = environment.get("HF_HOME") or os.path.join(environment.get("XDG_CACHE_HOME") or "~/.cache", "huggingface")
+    return Path(os.path.expandvars(base)).expanduser() / "hub"
 
 
 def _cached(checkpoint: Checkpoint) -> Iterator[Path]:
-    """Snapshots of a repository in the hub's cache, or its folder in them: what was downloaded, what is pinned, the
-    revision wanted."""
+    """Snapshots of a repository in the hub's cache and in other programs' own ones, or its folder in them: what was
+    downloaded, what is pinned, the revision wanted."""
     if not checkpoint.repo:
         return
-    folder = cache_dir() / f"models--{checkpoint.repo.replace('/', '--')}"
     pin = read_pin(checkpoint)
-    revision = checkpoint.revision or "main"
-    named = [pin.commit] if pin else []
-    named += [checkpoint.commit] if checkpoint.commit else []
-    try:
-        named.append((folder / "refs" / revision).read_text(encoding="utf-8").strip())
-    except (OSError, UnicodeDecodeError):
-        named.append(revision)
-    yield from (folder / "snapshots" / name / checkpoint.subfolder for name in named)
+    for cache in (cache_dir(), *neighbours.hub_caches(_surroundings())):
+        folder = cache / f"models--{checkpoint.repo.replace('/', '--')}"
+        named = [pin.commit] if pin else []
+        named += [checkpoint.commit] if checkpoint.commit else []
+        named.append(_commit(folder, checkpoint.revision) or checkpoint.revision or "main")
+        snapshots = [folder / "snapshots" / name / checkpoint.subfolder for name in named]
+        yield from (place for place in snapshots if is_folder(place))
+
+
+def _commit(folder: Path, revision: str | None) -> str:
+    """What a branch was when it was last fetched into a hub cache; empty when that is not known."""
+    return (read_small(folder / "refs" / (revision or "main"), 200) or b"").decode("ascii", "replace").strip()
 
 
 class Found(NamedTuple):
@@ -149,7 +152,7 @@ def identify(folder: Path) -> Found:
         safe = any((folder / "final_ckpt").glob("*.safetensors"))
         return Found(folder, known()["codec-safetensors" if safe else "codec"], {"role": "codec"})
     model = language_model(folder)
-    said = read_name("/".join(folder.parts[-3:])) | {"stored": model.stored}
+    said = read_name(_name(folder)) | {"stored": model.stored}
     for role, size in VOCABULARIES.items():
         if model.config.vocab_size == size:
             said["role"] = role
@@ -169,45 +172,143 @@ def _match(said: dict[str, object]) -> Checkpoint | None:
     return None
 
 
+# Searching
+
+
+class Passed(NamedTuple):
+    """A folder that is named like one of YuE's models, or holds the configuration of one, and cannot be used."""
+
+    folder: Path
+    why: str
+    """A sentence."""
+
+
 def search(roots: list[Path] | None = None) -> list[Found]:
     """Models in other programs' folders: below `roots`, else below `usual_places()`. Damaged ones are left out."""
-    out = []
-    for folder in _model_folders(usual_places() if roots is None else roots):
+    return survey(roots)[0]
+
+
+def survey(roots: list[Path] | None = None) -> tuple[list[Found], list[Passed]]:
+    """What `search` finds, and what it passes over though it seems to be meant for YuE."""
+    found, passed = list[Found](), list[Passed]()
+    for folder, files in _model_folders(usual_places() if roots is None else roots):
         try:
-            out.append(identify(folder))
-        except ModelError:
-            continue  # a model of another kind: these folders are full of them
-    return out
+            _readable(folder, files)
+            item = identify(folder)
+        except _AnotherKind:
+            continue  # these folders are full of them
+        except ModelError as exc:
+            passed.append(Passed(folder, exc.what))
+        except OSError as exc:
+            passed.append(Passed(folder, f"{folder} cannot be read: {exc.strerror or exc}."))
+        else:
+            other = item.checkpoint and _other_revision(folder, item.checkpoint)
+            found += [item] * (not other)
+            passed += [Passed(folder, other)] if other else []
+    return found, passed
+
+
+MOST_CONFIG, MOST_HEADER = 1 << 20, 1 << 24
+"""Bytes of a config.json and of a safetensors header beyond which it is no model of YuE's; theirs have 1 and 50 KB."""
+
+MOST_LAYERS, MOST_WIDTH = 200, 1 << 16
+"""The same of layers, and of the largest width."""
+
+
+class _AnotherKind(Exception):
+    """The folder has nothing to do with YuE."""
+
+
+def _readable(folder: Path, files: frozenset[str]) -> None:
+    """Tell, before anything is built of it, a model of YuE's from whatever else lies in other programs' folders.
+    _AnotherKind, or ModelError where it is YuE's and cannot be used."""
+    ours = "role" in read_name(_name(folder))
+    if "config.json" not in files or is_folder(folder / "final_ckpt"):
+        if is_folder(folder / "final_ckpt") and not _looks_whole(folder, "codec"):
+            raise ModelError(f"{folder} lacks files of the sound model.") if ours else _AnotherKind
+    else:
+        data = _config(folder)
+        if data.get("vocab_size") not in VOCABULARIES.values() or not _plausible(data):
+            raise _AnotherKind
+        weights = {name for name in files if name.endswith(".safetensors")}
+        if not weights:
+            raise ModelError(f"{folder} holds no ordinary safetensors files.")
+        if any(_header(folder / name) > MOST_HEADER for name in weights):
+            raise ModelError(f"A file in {folder} has a header of more than {MOST_HEADER >> 20} MiB.")
+        if odd := sorted({path.name for path in folder.glob("*.safetensors")} - weights):
+            raise ModelError(f"{folder / odd[0]} is no file, or leads nowhere.")
+    try:
+        str(folder).encode()
+    except UnicodeEncodeError:
+        shown = os.fsencode(folder).decode("utf-8", "replace")
+        raise ModelError(f"The name of the folder {shown} is no text; give it another.") from None
+
+
+def _config(folder: Path) -> dict[str, object]:
+    try:
+        data = json.loads(read_small(folder / "config.json", MOST_CONFIG) or b"")
+    except (ValueError, RecursionError):
+        data = None
+    if not isinstance(data, dict):
+        raise _AnotherKind
+    return data
+
+
+def _plausible(config: dict[str, object]) -> bool:
+    """Whether the sizes are such that something may be counted with them."""
+    limits = {"num_hidden_layers": MOST_LAYERS, "hidden_size": MOST_WIDTH, "intermediate_size": MOST_WIDTH}
+    return all(isinstance(n := config.get(key), int) and 0 < n <= most for key, most in limits.items())
+
+
+def _header(path: Path) -> int:
+    """Bytes of a safetensors file's header as it announces them; none when it has no room for so many."""
+
+    def read(name: str) -> int:
+        with open(name, "rb") as file:
+            announced = int.from_bytes(file.read(8), "little")
+            return announced if announced < os.fstat(file.fileno()).st_size else 0
+
+    return ask(read, path) or 0
+
+
+def _name(folder: Path) -> str:
+    """What a folder is called by whoever keeps it: the hub and other programs put owner or branch above it, ModelScope
+    writes a dot as three underlines."""
+    return "/".join(folder.parts[-3:]).replace("___", ".")
+
+
+def _other_revision(folder: Path, checkpoint: Checkpoint) -> str:
+    """What is wrong with a snapshot in a hub cache that is not of the revision wanted; else nothing."""
+    if folder.parent.name != "snapshots":
+        return ""
+    commit = _commit(folder.parent.parent, checkpoint.revision)
+    if commit in ("", folder.name):
+        return ""
+    return f"{folder} is another revision of {checkpoint.id} than {checkpoint.revision or 'main'}, which is {commit}."
 
 
 def usual_places() -> list[Path]:
-    """Where other programs for YuE keep their models: `YUEGP_MODEL_DIRS`, and their usual folders at home and beside
-    our own, as far as they exist."""
+    """Where other programs for YuE keep their models: `YUEGP_MODEL_DIRS`, and what `neighbours` knows of, as far as
+    they are there."""
     listed = [Path(p).expanduser() for p in os.environ.get("YUEGP_MODEL_DIRS", "").split(os.pathsep) if p]
-    near = {Path.home(), home().resolve().parent}
-    guessed = [base / name for base in near for name in _OTHERS]
-    return [place for place in dict.fromkeys([*listed, *guessed]) if place.is_dir()]
+    where = _surroundings()
+    theirs = [*neighbours.folders(where), *(cache for cache in neighbours.hub_caches(where) if is_folder(cache))]
+    return list(dict.fromkeys([*(place for place in listed if is_folder(place)), *theirs]))
 
 
-_OTHERS = (
-    "ComfyUI/models", "ComfyUI/custom_nodes/ComfyUI_YuE", "pinokio/api", "YuE", "YuEGP", "YuE-exllamav2", "YuE-UI",
-    "YuE-Interface", "YuE-extend",
-)  # fmt: skip
-"""Folders of programs that use the same checkpoints."""
+def _surroundings() -> neighbours.Surroundings:
+    return neighbours.here(near=[home().resolve().parent])
 
 
-def _model_folders(roots: list[Path]) -> Iterator[Path]:
-    """Folders that could be a language model or the codec, not ours, each once."""
-    ours, seen = os.path.realpath(models_dir()), set[str]()
+def _model_folders(roots: list[Path]) -> Iterator[tuple[Path, frozenset[str]]]:
+    """Folders that could be a language model or the codec, not ours, each once, with their ordinary files."""
+    ours = os.path.realpath(models_dir())
     for folder, files in _walk(roots):
         place = os.path.realpath(folder)
-        if place in seen or place == ours or place.startswith(ours + os.sep):
+        if place == ours or place.startswith(ours + os.sep):
             continue
-        seen.add(place)
-        if (folder / "final_ckpt").is_dir() or (
-            "config.json" in files and any(name.endswith(".safetensors") for name in files)
-        ):
-            yield folder
+        if is_folder(folder / "final_ckpt") or "config.json" in files:
+            yield folder, files
 
 
 def files_named(names: set[str], roots: list[Path] | None = None) -> dict[str, list[Path]]:
@@ -215,16 +316,17 @@ def files_named(names: set[str], roots: list[Path] | None = None) -> dict[str, l
     out: dict[str, list[Path]] = {}
     places = usual_places() if roots is None else roots
     for folder, files in _walk([*places, *cache_dir().glob("models--*/snapshots")]):
-        for name in names & set(files):
+        for name in names & files:
             out.setdefault(name, []).append(folder / name)
     return out
 
 
-def _walk(roots: list[Path]) -> Iterator[tuple[Path, list[str]]]:
-    for root in roots:
-        start = len(root.parts)
-        for folder, below, files in os.walk(root):
-            if len(Path(folder).parts) - start >= DEPTH:
-                below.clear()
-            below[:] = sorted(name for name in below if not name.startswith(".") and name != "node_modules")
-            yield Path(folder), files
+def _walk(roots: Iterable[Path]) -> Iterator[tuple[Path, frozenset[str]]]:
+    """Folders at and below the roots, and those that a ComfyUI found on the way looks into besides."""
+    where = _surroundings()
+    return wander(
+        roots,
+        lambda folder, files: [
+            path for name in comfy_paths.NAMES if name in files for path in comfy_paths.folders(folder / name, where)
+        ],
+    )

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from . import audio, lyrics, models, tags
+from . import audio, choice, lyrics, models, tags
 from .errors import RequestError
 from .library import Take
 from .prompts import Prompts, budget_ids, build, prompt_limit
@@ -85,7 +85,7 @@ def plan(request: SongRequest) -> SongPlan:
         sections = tuple(replace(s, words="") for s in sections)
     if request.reference:
         notes += audio.check_reference(request.reference)
-    found = models.find(request.model)
+    found = choice.find(request.model)
     if request.reference and found.mode == "cot":
         raise RequestError(
             f"The model {found.id} was not trained to follow a reference recording.",

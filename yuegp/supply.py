@@ -1,27 +1,21 @@
-"""What this machine needs to sing, and getting it: chosen for the card, found on disk or downloaded, and judged.
+"""What this machine needs to sing, and getting it: found on disk or downloaded, and judged.
 
-For the command line and the web page alike; neither knows more than this module tells. Bytes come through `download`,
-memory is judged by `offload.plan`, files by `verify` and `codec.check_codec`.
+For the command line and the web page alike; neither knows more than this module tells. What suits a machine is
+`choice`'s business; bytes come through `download`, files are judged by `verify` and `codec.check_codec`.
 """
 
 from __future__ import annotations
 
-import contextlib
-import importlib.util
 import os
 import shutil
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 from pathlib import Path
-
-from offload.device import Card, machine
-from offload.plan import DoesNotFit, Need
-from offload.plan import plan as plan_memory
-from offload.sizes import RELEASED_SOUND, RELEASED_STAGE1, RELEASED_STAGE2, Way
 
 from . import download, models, places, registry
 from .checkpoint import read_config
+from .choice import Choice as Choice
+from .choice import choose as choose
 from .codec import check_codec
 from .codec.convert import convert
 from .download import Plan
@@ -33,70 +27,6 @@ from .vocab import YUE_V1
 
 Progress = Callable[[str, str, int, int], None]
 """progress(what is done, checkpoint or file, done, total) in bytes; raising `Cancelled` stops it."""
-
-SECTIONS, SECTION_IDS = 8, 3000
-"""A song to choose for: eight sections of half a minute, and the whole context."""
-
-
-# Choosing
-
-
-@dataclass(frozen=True)
-class Choice:
-    """Three checkpoints that make a set, and why these."""
-
-    name: str
-    """The set they are for."""
-    checkpoints: tuple[Checkpoint, ...]
-    reason: str
-
-
-def choose(language: str, mode: str, card: Card | None = None, exl2: bool | None = None) -> Choice:
-    """The best checkpoints for lyrics in `language` (en, zh, jp-kr) and `mode` (cot, icl) on `card`, or on this
-    machine's. `exl2` says whether the fast engine is there. RequestError when there is no such set."""
-    name = f"yue-{language}-{mode}"
-    if name not in models.RELEASED:
-        raise RequestError(
-            f"There is no YuE model for language {language!r} and mode {mode!r}.",
-            f"Languages: {', '.join(registry.LANGUAGES)}. Modes: {', '.join(registry.MODES)}.",
-        )
-    here = machine()
-    card = card or here.card
-    exl2 = bool(card) and (importlib.util.find_spec("exllamav2") is not None if exl2 is None else exl2)
-    firsts, seconds = _ways("stage1", exl2, language, mode), _ways("stage2", exl2)
-    codec = registry.CHECKPOINTS["codec"]
-    where = f"{card.name} ({card.free / 2**30:.1f} GB free)" if card else "the processor"
-    for only in ("bfloat16", ""):  # an original that fits as it is: nothing was lost in it, and it can still be pressed
-        ways1, ways2 = (tuple(w for w in some if only in w.weights) for some in (firsts, seconds))
-        context = RELEASED_STAGE1.config.context
-        need = Need(
-            RELEASED_STAGE1, RELEASED_STAGE2, RELEASED_SOUND, ways1, ways2, SECTIONS, SECTION_IDS, context
-        )  # fmt: skip
-        with contextlib.suppress(DoesNotFit):
-            best = plan_memory(need, card, here.ram_free)
-            if only and best.resident is not None:
-                continue
-            reason = f"the best that fits {where} with a whole song in memory"
-            if best.resident is not None:
-                reason += ", layers waiting in RAM"
-            return Choice(name, (firsts[best.way1], seconds[best.way2], codec), reason)
-    smallest = (min(some.values(), key=lambda c: c.about) for some in (firsts, seconds))
-    return Choice(name, (*smallest, codec), f"the smallest there are; even they are too large for {where} as it is")
-
-
-def _ways(role: str, exl2: bool, language: str = "any", mode: str = "any") -> dict[Way, Checkpoint]:
-    """The ways in which the published checkpoints of a role would be held; of those held alike one that is here, or
-    the first."""
-    found: dict[Way, Checkpoint] = {}
-    for entry in registry.CHECKPOINTS.values():
-        if (entry.role, entry.language, entry.mode) != (role, language, mode) or (entry.stored == "exl2" and not exl2):
-            continue
-        engine = "exl2" if entry.stored == "exl2" else "torch"
-        way = Way(engine, entry.stored, Fraction(entry.bits).limit_denominator(100))
-        if way not in found or (places.locate(entry) and not places.locate(found[way])):
-            found[way] = entry
-    return found
-
 
 # Getting
 
@@ -126,6 +56,8 @@ class Order:
     """Free bytes where models are kept."""
     instead: tuple[Instead, ...] = ()
     """What is taken in the place of something that the hub does not have."""
+    passed: tuple[places.Passed, ...] = ()
+    """Folders of other programs that seem to hold some of it, and why they cannot be used."""
 
     @property
     def missing(self) -> int:
@@ -138,15 +70,16 @@ def order(checkpoints: Sequence[Checkpoint], newest: bool = False) -> Order:
     one, about the next best. With `newest` the hub is asked about all, and at the newest revision. ModelError when it
     does not answer, and for those that are here but not as they should be. Changes nothing on disk but our notes of
     where other programs keep what was found."""
-    elsewhere: dict[str, Path] | None = None
+    elsewhere: list[places.Found] | None = None
+    passed = list[places.Passed]()
     here, plans, instead = list[tuple[Checkpoint, Path]](), list[Plan](), list[Instead]()
     for checkpoint in checkpoints:
         some = _alike(checkpoint)
         found = None if newest else _whole((c, folder) for c in some if (folder := places.locate(c)))
         if not found and not newest and not places.unfinished(checkpoint):
             if elsewhere is None:
-                elsewhere = {item.checkpoint.id: item.folder for item in places.search() if item.checkpoint}
-            if found := _whole((c, elsewhere[c.id]) for c in some if c.id in elsewhere):
+                elsewhere, passed = places.survey()
+            if found := _whole((c, item.folder) for c in some for item in elsewhere if item.checkpoint == c):
                 registry.remember({found[0].id: str(found[1])})
         if not found:
             got, why = _offered(checkpoint, newest)
@@ -161,7 +94,7 @@ def order(checkpoints: Sequence[Checkpoint], newest: bool = False) -> Order:
         if not any(name.endswith("tokenizer.model") for name in names):
             got, _ = _offered(registry.TOKENIZER, newest)  # the same file, whichever repository it is from
             plans += [got] if isinstance(got, Plan) else []
-    return Order(tuple(here), tuple(plans), download.free_bytes(registry.models_dir()), tuple(instead))
+    return Order(tuple(here), tuple(plans), download.free_bytes(registry.models_dir()), tuple(instead), tuple(passed))
 
 
 def _offered(checkpoint: Checkpoint, newest: bool) -> tuple[Plan | tuple[Checkpoint, Path], str]:
@@ -292,10 +225,10 @@ def add_folder(
     """Use the models in `folder`, or in folders below it, from where they are. `said` gives language and mode where
     their names do not; `name` is a new checkpoint's. RequestError when nothing is found or something is not told."""
     alone = (folder / "config.json").is_file() or (folder / "final_ckpt").is_dir()
-    found = [places.identify(folder)] if alone else places.search([folder])
+    found, passed = ([places.identify(folder)], []) if alone else places.survey([folder])
     if not found:
         raise RequestError(
-            f"No YuE model was found in {folder}, nor in the folders below it.",
+            " ".join([f"No YuE model was found in {folder}, nor in the folders below it.", *(p.why for p in passed)]),
             "Name the folder that holds config.json and the .safetensors files, or final_ckpt for the sound model.",
         )
     if name and len(found) > 1:

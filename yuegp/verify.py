@@ -27,6 +27,9 @@ SCAN_LIMIT = 200_000_000
 SCAN_BLOCK = 1 << 25
 """Values looked at in one go: 128 MB of float32 at most."""
 
+MOST_HEADER = 100_000_000
+"""Bytes of a header at most, which is read whole. Source: the safetensors library's own limit."""
+
 AGAIN = "Download this file again."
 
 
@@ -243,7 +246,7 @@ def safetensors_header(path: Path) -> dict[str, StoredTensor]:
         size = path.stat().st_size
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
-            if length > size - 8:
+            if length > min(size - 8, MOST_HEADER):
                 raise ModelError(
                     f"{path} is cut short or is no safetensors file: it has {size:,} bytes, "
                     f"its first eight announce a header of {length:,}.",

@@ -137,7 +137,7 @@ def _wanted(arguments: argparse.Namespace) -> tuple[Choice | None, list[Checkpoi
         from offload.device import imagined, parse_size
 
         card = imagined(parse_size(arguments.for_card))
-    choice = supply.choose(language, mode or "cot", card)
+    choice = supply.choose(language, mode or "cot", card, elsewhere=True)
     return choice, list(choice.checkpoints)
 
 
@@ -146,6 +146,8 @@ def _show_order(order: Order) -> None:
         print(one)
     for checkpoint, folder in order.here:
         print(f"  here      {checkpoint.id:<28} {folder}")
+    for _, why in order.passed:
+        print(f"  not used  {why}")
     for plan in order.plans:
         here = plan.total - plan.missing
         begun = f", {_gb(here)} of it are here" if here >= 1e6 else ""

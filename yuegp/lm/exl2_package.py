@@ -19,11 +19,9 @@ import torch
 
 from ..errors import DeviceError
 from .exl2_attention import PagedAttention
+from .exl2_presence import BUILD as BUILD
+from .exl2_presence import VERSION as VERSION
 from .flash import Probe, probe
-
-VERSION = "0.3.2"
-BUILD = "YUEGP_EXL2_BUILD"
-"""Set to 1 to let ExLlamaV2 compile its extension when no ready-built one is installed."""
 
 _TORCH = "Use the torch engine instead."
 

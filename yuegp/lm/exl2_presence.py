@@ -1,0 +1,42 @@
+"""Whether ExLlamaV2 could be used here, from what is installed and without importing it or torch. What it is told by is
+what a set-up gets wrong: no package, one without its compiled part, another version, one made for another torch.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import os
+import re
+
+VERSION = "0.3.2"
+"""The last one, and the only one of which it is known that it computes right."""
+
+BUILD = "YUEGP_EXL2_BUILD"
+"""Set to 1 to let ExLlamaV2 compile its extension when no ready-built one is installed."""
+
+OLDEST_CARD = (6, 0)
+"""Compute capability from which its ready-built files hold code. Source: build-wheels-release.yml of its repository."""
+
+
+def lacking() -> str:
+    """What is missing for it, as the object of "needs"; empty when nothing is."""
+    if importlib.util.find_spec("exllamav2") is None:
+        return "the package exllamav2"
+    if importlib.util.find_spec("exllamav2_ext") is None and os.environ.get(BUILD) != "1":
+        return "the compiled part of the package exllamav2"
+    version, _, build = _version("exllamav2").partition("+")  # 0.3.2+cu128.torch2.9.0
+    if version and version != VERSION:
+        return f"version {VERSION} of the package exllamav2, and {version} is installed"
+    made_for, torch = re.search(r"torch(\d+\.\d+)", build), re.match(r"\d+\.\d+", _version("torch"))
+    if made_for and torch and made_for[1] != torch[0]:
+        return f"torch {made_for[1]}, for which the package exllamav2 was built, and {torch[0]} is installed"
+    return ""
+
+
+def _version(package: str) -> str:
+    """As its metadata states it; empty where there are none."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return ""
