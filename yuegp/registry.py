@@ -88,7 +88,7 @@ class Checkpoint:
         return needed + [name for name in names if name.endswith("tokenizer.model") and name not in needed]
 
 
-CODEC_BYTES = 1_360_000_000 + 72_611_958 + 72_610_550
+CODEC_BYTES = 1_360_444_883 + 72_611_958 + 72_610_550
 """The `.pth` files of the sound model as third parties list them."""
 
 _CODEC = ("final_ckpt/config.yaml", "decoders/config.yaml", "semantic_ckpts/hf_1_325000/config.json")
@@ -152,6 +152,30 @@ def _published() -> dict[str, Checkpoint]:
         good_for="somebody else's copy of the same numbers without pickles; smaller",
     )
     return {entry.id: entry for entry in (*entries, codec, copy)}
+
+
+CHECKSUMS = {
+    "m-a-p/xcodec_mini_infer": {
+        "final_ckpt/ckpt_00360000.pth": "c8c379ea2d3cbde1c8ba1b9717975220e79ba3f556bb161766fd5e4585dcd59c",
+        "decoders/decoder_131000.pth": "b99f0be84eeef3a32f29cd55beb89727fd0b2fd0df3dbad3023508f4c7185c37",
+        "decoders/decoder_151000.pth": "8af97a29d3483f9d4a3755992837501bd7d6caa1a69382ed16e64039e0ea0998",
+    },
+}
+"""SHA-256 of files, by repository, as audits of YuE quote them from the hub. Nobody has published the whole ones of
+`codec-safetensors`."""
+
+
+def is_pinned(checkpoint: Checkpoint) -> bool:
+    """Whether the whole checksum of every weights file of a checkpoint was known when this program was made."""
+    known_sums = CHECKSUMS.get(checkpoint.repo, {})
+    weights = [name for name in checkpoint.files or () if name.endswith((".safetensors", ".pth"))]
+    return bool(weights) and all(re.fullmatch("[0-9a-f]{64}", known_sums.get(name, "")) for name in weights)
+
+
+def sound_model() -> Checkpoint:
+    """The sound model to get: the copy without pickles once its files are pinned, until then the original."""
+    copy = CHECKPOINTS["codec-safetensors"]
+    return copy if is_pinned(copy) else CHECKPOINTS["codec"]
 
 
 def _bitsandbytes(base: Checkpoint, repo: str, nf4_bytes: int | None) -> tuple[Checkpoint, Checkpoint]:
