@@ -65,8 +65,8 @@ def save_trained(path: Path, content: Any) -> None:
 
 
 def training_state(made: Any, before: bool) -> dict[str, Any]:
-    """Half of what lies beside the weights. Its pickle names what that of `ckpt_00360000.pth` and of its siblings names,
-    in Python 2's spelling where it has one (`__builtin__.long`), and what other trainers leave."""
+    """Half of what lies beside the weights. Its pickle names all that the released `ckpt_00360000.pth` names, in Python
+    2's spelling where it has one (`__builtin__.long`), and what other trainers leave."""
     import numpy as np
     import torch
 
@@ -108,7 +108,8 @@ def stand_ins() -> Iterator[SimpleNamespace]:
     """OmegaConf's classes and a trainer's own, to be written into a pickle; gone afterwards, as on a user's machine."""
     names = {
         "omegaconf.dictconfig": ["DictConfig"], "omegaconf.listconfig": ["ListConfig"], "omegaconf.nodes": ["AnyNode"],
-        "omegaconf.base": ["ContainerMetadata", "Metadata"], "omegaconf": [], "trainer.schedules": ["Warmup"], "trainer": [],
+        "omegaconf.base": ["ContainerMetadata", "Metadata"], "omegaconf": [],
+        "trainer.schedules": ["Warmup"], "trainer": [],
     }  # fmt: skip
     kept = {name: sys.modules.get(name) for name in names}
     made = SimpleNamespace()

@@ -126,9 +126,10 @@ def test_a_module_that_only_the_file_names_is_not_imported(tmp_path: Path, monke
 @pytest.mark.parametrize(
     "data",
     [
-        b"", b".", b"garbage", b"K\x01", b"0.", b"t.", b"e.", b"1.", b"h\x05.", b"q\x00.", b"R.", b"b.", b"\x86.", b"(K\x01d.",
-        b"}(K\x01u.", b"]K\x01s", b"\x80\x04\x95\xff\xff\xff\xff\xff\xff\xff\xff.", b"\x8a\xff.", b"I12x\n.", b"Fx\n.",
-        b"cbroken", b"\x8b\xff\xff\xff\x7f.", b"X\xff\xff\xff\x7fa.", b"\x8d" + b"\xff" * 8 + b"a.", b"\xfe.", b"cos\n",
+        b"", b".", b"garbage", b"K\x01", b"0.", b"t.", b"e.", b"1.", b"h\x05.", b"q\x00.", b"R.", b"b.", b"\x86.",
+        b"(K\x01d.", b"}(K\x01u.", b"]K\x01s", b"\x80\x04\x95\xff\xff\xff\xff\xff\xff\xff\xff.", b"\x8a\xff.",
+        b"I12x\n.", b"Fx\n.", b"cbroken", b"\x8b\xff\xff\xff\x7f.",
+        b"X\xff\xff\xff\x7fa.", b"\x8d" + b"\xff" * 8 + b"a.", b"\xfe.", b"cos\n",
         b"I" + b"9" * 5000 + b"\n.", b"(o.", b"p-1\n.", b"a.", b"r\xff\xff\xff\xff.",
     ],
 )  # fmt: skip
