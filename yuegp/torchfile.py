@@ -23,7 +23,7 @@ import numpy as np
 
 from .errors import ModelError, said
 from .unpickler import LONGEST, STEPS, Foreign, Name, Unreadable, unpickle
-from .verify import first_five, refuse_pointer
+from .verify import WIDTHS, first_five, refuse_pointer
 
 INSTEAD = "Get the copy that holds no pickles: python launch.py models get codec-safetensors"
 
@@ -103,8 +103,9 @@ def _table(path: Path, value: object, entry: str | None) -> dict[str, _Loose]:
         if not isinstance(value, dict) or entry not in value:
             raise ModelError(f"{path} has no entry {entry}; it holds {_kind(value)}.", INSTEAD)
         value = value[entry]
-    found = {name: item for name, item in value.items() if isinstance(item, _Loose)} if isinstance(value, dict) else {}
-    if not isinstance(value, dict) or (value and not found):
+    items = value.items() if isinstance(value, dict) else ()
+    found = {name: item for name, item in items if isinstance(item, _Loose) and name.isprintable()}
+    if value != {} and not found:
         raise ModelError(f"{path} holds something else than a table of tensors: {_kind(value)}.", INSTEAD)
     return found
 
@@ -121,20 +122,14 @@ def _kind(value: object) -> str:
 _STORAGES = {
     "FloatStorage": "F32", "DoubleStorage": "F64", "HalfStorage": "F16", "BFloat16Storage": "BF16",
     "LongStorage": "I64", "IntStorage": "I32", "ShortStorage": "I16", "CharStorage": "I8", "ByteStorage": "U8",
-    "BoolStorage": "BOOL", "ComplexFloatStorage": "C64", "UntypedStorage": "U8",
+    "BoolStorage": "BOOL", "UntypedStorage": "U8",
 }  # fmt: skip
 _DTYPES = {
     "float32": "F32", "float64": "F64", "float16": "F16", "bfloat16": "BF16", "int64": "I64", "int32": "I32",
-    "int16": "I16", "int8": "I8", "uint8": "U8", "bool": "BOOL", "complex64": "C64", "uint16": "U16", "uint32": "U32",
+    "int16": "I16", "int8": "I8", "uint8": "U8", "bool": "BOOL", "uint16": "U16", "uint32": "U32",
     "uint64": "U64", "float8_e4m3fn": "F8_E4M3", "float8_e5m2": "F8_E5M2",
 }  # fmt: skip
-WIDTHS = {
-    **dict.fromkeys(("BOOL", "U8", "I8", "F8_E4M3", "F8_E5M2"), 1),
-    **dict.fromkeys(("U16", "I16", "F16", "BF16"), 2),
-    **dict.fromkeys(("U32", "I32", "F32"), 4),
-    **dict.fromkeys(("U64", "I64", "F64", "C64"), 8),
-}
-"""Bytes of one value."""
+"""Torch's types in the words of safetensors. Complex and quantized tensors are left in the file."""
 
 
 class _Storage(NamedTuple):

@@ -220,12 +220,14 @@ class StoredTensor(NamedTuple):
     stop: int
 
 
-_BYTES = {
+WIDTHS = {
     **dict.fromkeys(("BOOL", "U8", "I8", "F8_E4M3", "F8_E5M2"), 1),
     **dict.fromkeys(("U16", "I16", "F16", "BF16"), 2),
     **dict.fromkeys(("U32", "I32", "F32"), 4),
     **dict.fromkeys(("U64", "I64", "F64"), 8),
 }
+"""Bytes of one value."""
+
 _EXPONENT = {"F16": 0x7C00, "BF16": 0x7F80, "F32": 0x7F800000, "F64": 0x7FF0000000000000}
 """The exponent bits of each float type: all set means NaN or infinity."""
 
@@ -259,7 +261,7 @@ def safetensors_header(path: Path) -> dict[str, StoredTensor]:
 
 def _stored(entry: dict[str, Any], base: int) -> StoredTensor:
     shape, (start, stop) = tuple(int(n) for n in entry["shape"]), entry["data_offsets"]
-    wanted = math.prod(shape) * _BYTES[entry["dtype"]]
+    wanted = math.prod(shape) * WIDTHS[entry["dtype"]]
     if start < 0 or min(shape, default=0) < 0 or stop - start != wanted:
         raise ValueError(f"bytes {start} to {stop} for {entry['dtype']} of shape {shape}")
     return StoredTensor(entry["dtype"], shape, base + start, base + stop)
@@ -277,7 +279,7 @@ def scan_file(path: Path, header: Mapping[str, StoredTensor], watch: Watch | Non
     for name, tensor in header.items():
         if tensor.dtype not in _EXPONENT:
             continue
-        integer = f"<u{_BYTES[tensor.dtype]}"
+        integer = f"<u{WIDTHS[tensor.dtype]}"
         count, offset = math.prod(tensor.shape), tensor.start
         while count:
             bits = np.fromfile(path, integer, count=min(count, SCAN_BLOCK), offset=offset)

@@ -19,8 +19,8 @@ from pathlib import Path
 
 from ..errors import ModelError
 from ..models import safetensors_header
-from ..torchfile import WIDTHS, read_bits, read_table
-from ..verify import not_numbers
+from ..torchfile import read_bits, read_table
+from ..verify import WIDTHS, not_numbers
 from .files import AGAIN, CODEC, ENTRIES, UPSAMPLERS
 
 Watch = Callable[[str, int, int], None]

@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Any
 from ..errors import ModelError, said
 from ..models import SCAN_LIMIT, StoredTensor, safetensors_header
 from ..song import Track
-from ..torchfile import INSTEAD, WIDTHS, TorchTensor, read_bits, read_table
-from ..verify import Watch, not_numbers
+from ..torchfile import INSTEAD, TorchTensor, read_bits, read_table
+from ..verify import WIDTHS, Watch, not_numbers
 from . import layout
 from .layout import CodecWidths, Shapes, UpsamplerWidths
 
@@ -168,7 +168,7 @@ _FLOATS = ("F32", "F16", "BF16", "F64")
 _TORCH = {
     "F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float64", "I8": "int8", "U8": "uint8",
     "I16": "int16", "U16": "uint16", "I32": "int32", "U32": "uint32", "I64": "int64", "U64": "uint64", "BOOL": "bool",
-    "C64": "complex64", "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2",
+    "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2",
 }  # fmt: skip
 """Types as safetensors writes them, and torch's names for them."""
 
