@@ -12,11 +12,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from released import as_trained
 from safetensors.torch import load_file, save_file
 
 from tools.make_set import SIZES, write_codec
 from yuegp.codec import check_codec, load_codec, load_upsampler, render_track, upsampler, xcodec
 from yuegp.codec.chunks import memory_named
+from yuegp.codec.files import read_state
 from yuegp.codec.layout import CodecWidths, UpsamplerWidths, decode_shapes, encode_shapes, upsampler_shapes
 from yuegp.codec.xcodec import XCodec, transformers_name
 from yuegp.errors import Cancelled, DeviceError, GenerationError, ModelError, RequestError
@@ -46,6 +48,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def small_pth(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("set_pth")
     write_codec(folder, SIZES["tiny"].codec, seed=1, pth=True)
+    as_trained(folder)
     return folder
 
 
@@ -330,10 +333,44 @@ class Bomb:
 
 
 def test_a_pth_cannot_run_code(copy_pth: Path, tmp_path: Path) -> None:
-    torch.save({"codec_model": {}, "surprise": Bomb(tmp_path / "exploded")}, copy_pth / f"{CODEC}.pth")
-    with pytest.raises(ModelError, match="plain tensors"):
-        load_codec(copy_pth)
+    path = copy_pth / f"{CODEC}.pth"
+    content = {"surprise": Bomb(tmp_path / "exploded"), "codec_model": read_state(path, "codec_model")}
+    torch.save(content, path)
+    check_codec(copy_pth)
+    load_codec(copy_pth)
+    torch.save({"codec_model": Bomb(tmp_path / "exploded")}, path)
+    refused(copy_pth, "table of tensors: __builtin__.getattr")
     assert not (tmp_path / "exploded").exists()
+
+
+def test_a_pth_is_judged_without_torch_before_anything_loads(copy_pth: Path) -> None:
+    code = (
+        "import sys; sys.modules.update(torch=None, transformers=None); "
+        "from yuegp.codec import check_codec; check_codec(sys.argv[1], encode=True)"
+    )
+    root = Path(__file__).resolve().parent.parent
+    done = subprocess.run([sys.executable, "-c", code, str(copy_pth)], cwd=root, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("change", ["lacks", "shape", "int8", "nan"])
+def test_what_a_pth_lacks_is_found_by_the_check(copy_pth: Path, change: str) -> None:
+    """The song used to die at its sound, after both stages had run."""
+    path = copy_pth / f"{VOCAL}.pth"
+    state = read_state(path, None)
+    if change == "lacks":
+        del state["head.out.bias"]
+    elif change == "shape":
+        state["head.out.bias"] = torch.zeros(7)
+    elif change == "int8":
+        state["head.out.bias"] = state["head.out.bias"].to(torch.int8)
+    else:
+        state["head.out.bias"][3] = float("nan")
+    torch.save(state, path)
+    words = {"lacks": "lacks 1 tensors", "shape": r"is \(7,\)", "int8": "torch.int8", "nan": "not numbers"}[change]
+    with pytest.raises(ModelError, match=words) as caught:
+        check_codec(copy_pth)
+    assert "head.out.bias" in caught.value.what and "models get codec-safetensors" in caught.value.hint
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from released import save_trained
 from safetensors import safe_open
 from safetensors.torch import save_file
 
@@ -58,8 +59,7 @@ def write_released(golden: Golden, folder: Path, pth: bool) -> Path:
     for place, prefix in (("final_ckpt/ckpt_00360000", "codec_model"), *((f"decoders/{d}", d) for d in DECODERS)):
         state, target = golden.part(prefix), folder / place
         if pth:
-            training = {"optimizer_g": {"state": {0: {"step": 1, "exp_avg": torch.ones(3)}}, "param_groups": []}}
-            torch.save({"codec_model": state, **training} if prefix == "codec_model" else state, f"{target}.pth")
+            save_trained(Path(f"{target}.pth"), {"codec_model": state} if prefix == "codec_model" else state)
         else:
             save_file(state, f"{target}.safetensors")
     return folder

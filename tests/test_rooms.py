@@ -243,6 +243,15 @@ def test_forbidden_code_is_found() -> None:
     assert len(forbidden(ast.parse(source))) == 5
 
 
+def test_the_program_opens_pickles_with_its_own_reader_only() -> None:
+    """`yuegp.unpickler` runs nothing that a file names. Torch's restricted reader refuses what it does not know."""
+    for name, path in MODULES.items():
+        tree = read(path)
+        calls = {ast.unparse(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
+        assert not calls & {"torch.load", "torch.jit.load", "joblib.load"}, name
+        assert not {i.target.split(".")[0] for i in IMPORTS[name]} & {"pickle", "dill", "cloudpickle", "shelve"}, name
+
+
 def test_only_fronts_print() -> None:
     for name, path in MODULES.items():
         if (rank(name) or 0) < 5:

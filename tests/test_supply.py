@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from hub_server import Hub
 from released import SOUND, STAGE1, STAGE2, pretend_exl2, write_released
+from safetensors.torch import save_file
 
 from offload.device import GIB, imagined
-from yuegp import models, places, registry, supply
+from yuegp import models, pinned, places, registry, supply
 from yuegp.codec.convert import source_of
+from yuegp.codec.files import read_state
 from yuegp.errors import Cancelled, ModelError, RequestError
 from yuegp.registry import CHECKPOINTS
 
@@ -141,6 +145,75 @@ def test_the_codec_without_pickles_serves_where_it_is_here(stocked: Hub, tmp_pat
     shutil.copytree(safe, registry.models_dir() / "xcodec-mini-infer")
     order = supply.order(SET[2:])
     assert order.plans == () and order.here[0][0].id == "codec-safetensors"
+
+
+def test_who_asks_for_the_copy_without_pickles_gets_it_and_sets_use_it(
+    stocked: Hub, originals: Path, tmp_path: Path
+) -> None:
+    """It is the next step that is named where the original cannot be read."""
+    shutil.copytree(write_released(tmp_path / "safe") / SOUND, stocked.root / "SceneWorks" / "xcodec-mini-infer")
+    supply.add_folder(originals)
+    supply.settle(supply.Choice("yue-en-cot", tuple(SET), ""))
+    assert models.find("yue-en-cot").codec == originals / SOUND
+    (folder,) = supply.carry_out(supply.order([CHECKPOINTS["codec-safetensors"]]))
+    assert models.find("yue-en-cot").codec == folder == registry.models_dir() / "xcodec-mini-infer"
+
+
+def test_the_copy_without_pickles_is_chosen_once_it_is_pinned(originals: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert registry.is_pinned(CHECKPOINTS["codec"]) and registry.sound_model().id == "codec"
+    copy = CHECKPOINTS["codec-safetensors"]
+    sums = {name: pinned.Pinned("0" * 64) for name in copy.files or () if name.endswith(".safetensors")}
+    monkeypatch.setitem(pinned.FILES, copy.repo, sums)
+    choice = supply.choose("en", "cot", imagined(80 * GIB), exl2=False)
+    assert choice.checkpoints[2] == copy
+    supply.add_folder(originals)
+    order = supply.order(choice.checkpoints)  # the original is here, and holds the same numbers
+    assert order.plans == () and order.here[2] == (CHECKPOINTS["codec"], originals / SOUND)
+    sums[next(iter(sums))] = pinned.Pinned("0123456789abcdef")
+    assert registry.sound_model().id == "codec"
+
+
+def test_pickles_that_are_in_our_folder_already_are_converted(stocked: Hub, originals: Path) -> None:
+    ours = shutil.copytree(originals / SOUND, registry.models_dir() / SOUND)
+    supply.carry_out(supply.order(SET[2:]))
+    assert len(list(ours.rglob("*.safetensors"))) == 3 and stocked.log == []
+    seen: list[str] = []
+    supply.carry_out(supply.order(SET[2:]), lambda doing, *rest: seen.append(doing))
+    assert seen == []  # 1.4 GB are not read again
+
+
+def test_no_room_beside_the_pickles_stops_nothing(
+    stocked: Hub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    replace = os.replace
+
+    def full(source: Path, target: Path) -> None:
+        if str(target).endswith(".safetensors"):
+            raise OSError(28, "No space left on device")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", full)
+    (folder,) = supply.carry_out(supply.order(SET[2:]))
+    assert not list(folder.rglob("*.safetensors")) and not list(folder.rglob("*.tmp"))
+    supply.examine(SET[2], folder)
+
+
+@pytest.mark.parametrize("pth", [True, False])
+def test_every_weight_of_the_sound_model_is_read_before_it_is_used(
+    originals: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pth: bool
+) -> None:
+    """However large its file is: it is loaded last, after hours of work."""
+    monkeypatch.setattr("yuegp.codec.files.SCAN_LIMIT", 1000)
+    monkeypatch.setattr("yuegp.models.SCAN_LIMIT", 1000)
+    folder = Path(shutil.copytree(originals / SOUND, tmp_path / SOUND))
+    path = folder / "final_ckpt" / "ckpt_00360000.pth"
+    state = read_state(path, "codec_model")
+    state["fc_post2.weight"][-1, -1] = float("inf")
+    torch.save({"codec_model": state}, path)
+    if not pth:
+        save_file(state, path.with_suffix(".safetensors"))
+    with pytest.raises(ModelError, match=r"not numbers.*fc_post2\.weight"):
+        supply.add_folder(folder)
 
 
 # Judging

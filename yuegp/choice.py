@@ -83,7 +83,7 @@ def choose(
     fast = card is not None and (not without if exl2 is None else exl2)
     found = _published(fast, ("stage1", language, mode)), _published(fast, ("stage2", "any", "any"))
     firsts, seconds = (_copies(some, card, set()) for some in found)
-    codec = registry.CHECKPOINTS["codec"]
+    codec = registry.sound_model()
     where = f"{card.name} ({card.free / 2**30:.1f} GB free)" if card else "the processor"
     best = _plan(firsts, seconds, card, ram)
     if best is None:

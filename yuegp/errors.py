@@ -14,6 +14,8 @@ The number is the exit code of the command line.
 
 from __future__ import annotations
 
+import re
+
 
 class YueGPError(Exception):
     """`what` went wrong, with the actual values, and `hint`: one thing to do about it."""
@@ -21,9 +23,33 @@ class YueGPError(Exception):
     exit_code = 1
 
     def __init__(self, what: str, hint: str = "") -> None:
-        super().__init__(what if not hint else f"{what}\n{hint}")
-        self.what = what
-        self.hint = hint
+        self.what = one_line(what)
+        self.hint = "\n".join(map(one_line, hint.splitlines()))
+        super().__init__(f"{self.what}\n{self.hint}" if hint else self.what)
+
+
+_ESCAPE = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|.)?", re.DOTALL)
+"""What colours a terminal, moves its cursor or names its window. Source: ECMA-48, 5.4 (CSI) and 8.3.89 (OSC)."""
+
+_UNSEEN = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]+")
+"""Control characters, line ends, and what turns the direction of writing."""
+
+
+def one_line(text: object) -> str:
+    """A text without anything that is no text: names in files and other programs' messages reach the screen too."""
+    return _UNSEEN.sub(" ", _ESCAPE.sub("", str(text))).strip()
+
+
+def said(what: object, longest: int = 200) -> str:
+    """What somebody else's message says, to be quoted inside a sentence of ours: on one line, no longer than needed,
+    cut between sentences or words only, and without its own full stop."""
+    text = " ".join(one_line(what).split())
+    if len(text) > longest:
+        begun = text[: longest + 1]
+        whole = re.match(r".{20,}[.!?](?=\s)", begun)
+        text = whole[0] if whole else begun.rpartition(" ")[0] or text[:longest]
+        text = text if whole else text + " …"
+    return text.rstrip(".") or type(what).__name__
 
 
 class RequestError(YueGPError):

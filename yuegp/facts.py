@@ -24,7 +24,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from . import __version__, choice, disk, library, models, places, shelf
-from .errors import YueGPError
+from .errors import YueGPError, said
 from .jobs import Job, Queue
 from .lm.flash import probe
 from .lm.nf4_kernels import trial
@@ -49,7 +49,7 @@ def ask(name, package, needs=None):
     except importlib.metadata.PackageNotFoundError:
         pass
     except BaseException as exc:
-        entry["error"] = (type(exc).__name__ + ": " + str(exc)).splitlines()[0][:200]
+        entry["error"] = type(exc).__name__ + ": " + str(exc)
     found[name] = entry
 ask("torch", "torch")
 if "version" in found["torch"] and "error" not in found["torch"]:
@@ -208,7 +208,7 @@ def _packages() -> tuple[dict[str, Package], dict[str, Any], str]:
         return {}, {}, f"asking Python for its packages took more than {PATIENCE_SECONDS:.0f} s"
     except (OSError, ValueError, IndexError) as exc:
         return {}, {}, f"Python could not be asked for its packages ({type(exc).__name__})"
-    packages = {name: Package(e.get("version", ""), e.get("error", "")) for name, e in found.items()}
+    packages = {name: Package(e.get("version", ""), ("error" in e and said(e["error"])) or "") for name, e in found.items()}
     return packages, found.get("torch", {}), ""
 
 

@@ -35,6 +35,7 @@ def show_plan(arguments: argparse.Namespace) -> None:
 
     from . import lyrics
 
+    _check_sound(arguments.model)
     parsed = lyrics.parse(read_text(arguments.lyrics)) if arguments.lyrics else None
     here = machine()
     card = imagined(parse_size(arguments.vram), not arguments.headless) if arguments.vram else here.card
@@ -55,6 +56,18 @@ def show_plan(arguments: argparse.Namespace) -> None:
     where = card.name if card else "the CPU"
     print(f"{source} on {where}, {need.sections} sections, up to {need.rows[0]:,} ids of song\n")
     print(plan.table())
+
+
+def _check_sound(model: str) -> None:
+    """Refuse a sound model that is here and cannot be used; one that is not here yet is no matter for a plan."""
+    from . import models
+    from .codec import check_codec
+
+    try:
+        folder = models.find(model).codec
+    except ModelError:
+        return
+    check_codec(folder)
 
 
 def _need(

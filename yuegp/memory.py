@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING
 from offload.device import Card, Machine
 from offload.plan import CACHES, MemoryPlan, Need
 from offload.plan import plan as plan_memory
-from offload.sizes import FLOAT_BITS, RELEASED_SOUND, Shapes, Sound, Way
+from offload.sizes import FLOAT_BITS, Shapes, Sound, Way
 from offload.ways import BITS, held
 from offload.ways import lacking as _lacking
 
 from .checkpoint import read_config
-from .codec.files import CODEC, UPSAMPLERS, codec_file, header_shapes
+from .codec.files import CODEC, ENTRIES, UPSAMPLERS, codec_file, header, shapes_of
 from .codec.layout import CodecWidths, UpsamplerWidths
 from .errors import DeviceError, RequestError
 from .lm import stored_as
@@ -89,11 +89,9 @@ def _exl2_bits(folder: Path) -> Fraction:
 
 
 def sound_of(models: ModelSet) -> Sound:
-    """What the set's codec takes. Widths are read from safetensors headers; a `.pth` has the released ones."""
-    paths = [codec_file(models.codec, name) for name in (CODEC, UPSAMPLERS[Track.VOCAL])]
-    if any(path.suffix != ".safetensors" for path in paths):
-        return RELEASED_SOUND
-    codec, upsampler = (header_shapes(path) for path in paths)
+    """What the set's codec takes, from the shapes of its tensors."""
+    names = (CODEC, UPSAMPLERS[Track.VOCAL])
+    codec, upsampler = (shapes_of(header(codec_file(models.codec, name), ENTRIES.get(name))) for name in names)
     return Sound.of(CodecWidths.of(codec), UpsamplerWidths.of(upsampler))
 
 

@@ -106,7 +106,8 @@ def names() -> list[str]:
 
 def candidates(model: str, first: Sequence[str] = ()) -> dict[str, list[Checkpoint]]:
     """The checkpoints that could play each role in a set: those whose ids come `first`, then those that were chosen
-    when it was downloaded, then the others, most bits first. Empty for a name that stands for no set of checkpoints."""
+    when it was downloaded, then the others, most bits first; the sound model without pickles before all that have them.
+    Empty for a name that stands for no set of checkpoints."""
     every = registry.known()
     if model in RELEASED:
         own = [c for c in every.values() if (c.role, c.language, c.mode) == ("stage1", *RELEASED[model])]
@@ -116,8 +117,9 @@ def candidates(model: str, first: Sequence[str] = ()) -> dict[str, list[Checkpoi
         return {}
     chosen = registry.notes()["sets"].get(model, [])
     parts = {"stage1": own} | {role: [c for c in every.values() if c.role == role] for role in ROLES[1:]}
+    safe = "codec-safetensors"
     return {
-        role: sorted(some, key=lambda c: (c.id not in first, c.id not in chosen, -c.bits))
+        role: sorted(some, key=lambda c: (c.id != safe, c.id not in first, c.id not in chosen, -c.bits))
         for role, some in parts.items()
     }
 

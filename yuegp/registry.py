@@ -199,6 +199,19 @@ def _published() -> dict[str, Checkpoint]:
     return {entry.id: entry for entry in (*entries, codec, copy)}
 
 
+def is_pinned(checkpoint: Checkpoint) -> bool:
+    """Whether the whole checksum of every weights file of a checkpoint was known when this program was made."""
+    facts = pinned.FILES.get(checkpoint.repo, {})
+    weights = [name for name in checkpoint.files or () if name.endswith((".safetensors", ".pth"))]
+    return bool(weights) and all(name in facts and len(facts[name].sha256) == 64 for name in weights)
+
+
+def sound_model() -> Checkpoint:
+    """The sound model to get: the copy without pickles once its files are pinned, until then the original."""
+    copy = CHECKPOINTS["codec-safetensors"]
+    return copy if is_pinned(copy) else CHECKPOINTS["codec"]
+
+
 def _bitsandbytes(base: Checkpoint, repo: str, nf4_bytes: int | None) -> tuple[Checkpoint, Checkpoint]:
     """The 8-bit and 4-bit copies of a checkpoint."""
     common = replace(base, files=None, licence=None, commit=None)

@@ -6,6 +6,7 @@ For the command line and the web page alike; neither knows more than this module
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 from collections.abc import Callable, Iterable, Sequence
@@ -17,7 +18,7 @@ from .checkpoint import read_config
 from .choice import Choice as Choice
 from .choice import choose as choose
 from .codec import check_codec
-from .codec.convert import convert
+from .codec.convert import NotWritten, convert, is_converted
 from .download import Plan
 from .errors import ModelError, RequestError
 from .hub import NotOffered
@@ -74,7 +75,7 @@ def order(checkpoints: Sequence[Checkpoint], newest: bool = False) -> Order:
     passed = list[places.Passed]()
     here, plans, instead = list[tuple[Checkpoint, Path]](), list[Plan](), list[Instead]()
     for checkpoint in checkpoints:
-        some = _alike(checkpoint)
+        some = _alike(checkpoint, chosen=len(checkpoints) > 1)
         found = None if newest else _whole((c, folder) for c in some if (folder := places.locate(c)))
         if not found and not newest and not places.unfinished(checkpoint):
             if elsewhere is None:
@@ -112,9 +113,11 @@ def _offered(checkpoint: Checkpoint, newest: bool) -> tuple[Plan | tuple[Checkpo
         raise
 
 
-def _alike(checkpoint: Checkpoint) -> list[Checkpoint]:
-    """A checkpoint, and others that hold the same numbers: the sound model's copy without pickles."""
-    return [checkpoint, *([registry.CHECKPOINTS["codec-safetensors"]] if checkpoint.id == "codec" else [])]
+def _alike(checkpoint: Checkpoint, chosen: bool) -> list[Checkpoint]:
+    """A checkpoint, and others that hold the same numbers: the sound model is there with pickles and without. Who asks
+    for the copy without them by its name, instead of having it chosen, wants that one."""
+    others = {"codec": "codec-safetensors"} | ({"codec-safetensors": "codec"} if chosen else {})
+    return [checkpoint, *(registry.CHECKPOINTS[other] for own, other in others.items() if own == checkpoint.id)]
 
 
 def _whole(some: Iterable[tuple[Checkpoint, Path]]) -> tuple[Checkpoint, Path] | None:
@@ -140,19 +143,26 @@ def carry_out(order: Order, progress: Progress | None = None) -> list[Path]:
     if order.plans:
         download.check_space(list(order.plans))
     folders = [folder for _, folder in order.here]
+    for checkpoint, folder in order.here:
+        if checkpoint.role == "codec":
+            _convert(folder, progress)
     for plan in order.plans:
         report = (lambda what, done, total: progress("download", what, done, total)) if progress else None
         folder = download.fetch(plan, report)
         registry.remember({plan.checkpoint.id: None})  # a folder of another program's that was noted before
         if plan.checkpoint.role == "codec":
-            _convert(folder, progress)
+            _convert(folder, progress, again=True)
         examine(plan.checkpoint, folder)
         folders.append(folder)
     return folders
 
 
-def _convert(folder: Path, progress: Progress | None) -> None:
-    convert(folder, (lambda what, done, total: progress("convert", what, done, total)) if progress else None)
+def _convert(folder: Path, progress: Progress | None, again: bool = False) -> None:
+    """Write the sound model's safetensors beside its pickles, where the folder is ours: those that are missing, or
+    `again` those that do not fit any more. A disk without room for them stops nothing: the pickles can be read."""
+    if places.is_ours(folder) and (again or not is_converted(folder)):
+        with download.locked(folder), contextlib.suppress(NotWritten):
+            convert(folder, (lambda what, done, total: progress("convert", what, done, total)) if progress else None)
 
 
 def settle(choice: Choice, order: Order) -> None:
@@ -166,7 +176,8 @@ def settle(choice: Choice, order: Order) -> None:
 
 def examine(checkpoint: Checkpoint, folder: Path, progress: Progress | None = None) -> None:
     """Refuse, with a ModelError, a folder that does not hold what it should. With `progress` everything is read:
-    checksums against those of the download, and every weight for NaN; without it headers only."""
+    checksums against those of the download, and every weight for NaN; without it headers only, and the weights of the
+    sound model (0.9 GB), which is loaded after all the others: a song must not fail there."""
     checksums = (lambda what, done, total: progress("checksums", what, done, total)) if progress else None
     scan = (lambda what, done, total: progress("weights", what, done, total)) if progress else None
     if progress:
@@ -174,8 +185,8 @@ def examine(checkpoint: Checkpoint, folder: Path, progress: Progress | None = No
     if checkpoint.role == "tokenizer":
         return
     if checkpoint.role == "codec":
-        check_codec(folder, encode=True)
-        models.scan_sound(folder, scan)
+        check_codec(folder, encode=True, scan=scan or quiet)
+        models.scan_sound(folder, scan or quiet)
         return
     stage = 1 if checkpoint.role == "stage1" else 2
     config = read_config(folder)
@@ -194,6 +205,10 @@ def examine(checkpoint: Checkpoint, folder: Path, progress: Progress | None = No
             "should.",
             f"Switch the clone to the branch {checkpoint.revision or 'main'}, or remove it and get this one again.",
         )
+
+
+def quiet(what: str, done: int, total: int) -> None:
+    """Nobody wants to hear how far it is."""
 
 
 # Removing
@@ -238,6 +253,8 @@ def add_folder(
         checkpoint = item.checkpoint if not (name or said) else None
         checkpoint = checkpoint or registry.own(str(item.folder), name, item.said | (said or {}))
         examine(checkpoint, item.folder)
+        if checkpoint.role == "codec":
+            _convert(item.folder, None)
         if checkpoint.id in registry.CHECKPOINTS:
             registry.remember({checkpoint.id: str(item.folder)})
         else:

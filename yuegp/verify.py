@@ -223,19 +223,16 @@ class StoredTensor(NamedTuple):
     stop: int
 
 
-_BYTES = {
+WIDTHS = {
     **dict.fromkeys(("BOOL", "U8", "I8", "F8_E4M3", "F8_E5M2"), 1),
     **dict.fromkeys(("U16", "I16", "F16", "BF16"), 2),
     **dict.fromkeys(("U32", "I32", "F32"), 4),
     **dict.fromkeys(("U64", "I64", "F64"), 8),
 }
-_EXPONENT: dict[str, tuple[str, int]] = {
-    "F16": ("<u2", 0x7C00),
-    "BF16": ("<u2", 0x7F80),
-    "F32": ("<u4", 0x7F800000),
-    "F64": ("<u8", 0x7FF0000000000000),
-}
-"""The exponent bits of each float type, as an integer type and a mask: all set means NaN or infinity."""
+"""Bytes of one value."""
+
+_EXPONENT = {"F16": 0x7C00, "BF16": 0x7F80, "F32": 0x7F800000, "F64": 0x7FF0000000000000}
+"""The exponent bits of each float type: all set means NaN or infinity."""
 
 
 def safetensors_header(path: Path) -> dict[str, StoredTensor]:
@@ -267,10 +264,16 @@ def safetensors_header(path: Path) -> dict[str, StoredTensor]:
 
 def _stored(entry: dict[str, Any], base: int) -> StoredTensor:
     shape, (start, stop) = tuple(int(n) for n in entry["shape"]), entry["data_offsets"]
-    wanted = math.prod(shape) * _BYTES[entry["dtype"]]
+    wanted = math.prod(shape) * WIDTHS[entry["dtype"]]
     if start < 0 or min(shape, default=0) < 0 or stop - start != wanted:
         raise ValueError(f"bytes {start} to {stop} for {entry['dtype']} of shape {shape}")
     return StoredTensor(entry["dtype"], shape, base + start, base + stop)
+
+
+def not_numbers(bits: np.ndarray, dtype: str) -> bool:
+    """Whether NaN or infinity is among values of a type, given as unsigned integers."""
+    mask = _EXPONENT.get(dtype)
+    return mask is not None and bool(np.any((bits & mask) == mask))
 
 
 def scan_file(path: Path, header: Mapping[str, StoredTensor], watch: Watch | None = None) -> None:
@@ -279,13 +282,13 @@ def scan_file(path: Path, header: Mapping[str, StoredTensor], watch: Watch | Non
     for name, tensor in header.items():
         if tensor.dtype not in _EXPONENT:
             continue
-        integer, mask = _EXPONENT[tensor.dtype]
+        integer = f"<u{WIDTHS[tensor.dtype]}"
         count, offset = math.prod(tensor.shape), tensor.start
         while count:
             bits = np.fromfile(path, integer, count=min(count, SCAN_BLOCK), offset=offset)
             if not len(bits):
                 raise ModelError(f"{path} became shorter while it was read.", AGAIN)
-            if np.any((bits & mask) == mask):
+            if not_numbers(bits, tensor.dtype):
                 broken.append(name)
                 break
             count, offset = count - len(bits), offset + bits.nbytes

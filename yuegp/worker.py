@@ -18,7 +18,7 @@ from pathlib import Path
 
 from . import eta, library, models
 from .edit import write_together
-from .errors import Cancelled, YueGPError
+from .errors import Cancelled, YueGPError, said
 from .jobs import Job, Progress, Queue, State
 from .pipeline import run
 from .planning import Event, Watch, plan_for
@@ -274,7 +274,7 @@ class Worker:
         except YueGPError as exc:
             ended = replace(job, state=State.FAILED, what=exc.what, hint=exc.hint)
         except Exception as exc:  # whatever it is, the jobs behind this one are not to blame
-            what = f"The program failed: {type(exc).__name__}: {exc}."
+            what = f"The program failed: {type(exc).__name__}: {said(exc)}."
             hint = f"Resume the job; if it fails again, report this with the trace in {self.queue.path}."
             ended = replace(job, state=State.FAILED, what=what, hint=hint, trace=traceback.format_exc())
         finally:

@@ -1,8 +1,9 @@
 """The released `.pth` files of the codec folder as safetensors, once.
 
-A `.pth` is a pickle, which can hold code; ours are read through torch's restricted unpickler only, which runs none.
-Each is then written beside itself as safetensors: every tensor, bit for bit, without the training state, and with the
-SHA-256 of the `.pth` in the new file's metadata. From then on the pickle is not opened any more (`files.codec_file`).
+A `.pth` is a pickle, which can hold code; `torchfile` reads it without running any. Each is then written beside itself
+as safetensors: every tensor, bit for bit, without the training state, and with the SHA-256 of the `.pth` in the new
+file's metadata. From then on the pickle is not opened any more (`files.codec_file`). Only one tensor at a time is held
+in memory.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import os
 import secrets
 from collections.abc import Callable
@@ -17,7 +19,9 @@ from pathlib import Path
 
 from ..errors import ModelError
 from ..models import safetensors_header
-from .files import AGAIN, CODEC, CODEC_ENTRY, UPSAMPLERS, read_state
+from ..torchfile import read_bits, read_table
+from ..verify import WIDTHS, not_numbers
+from .files import AGAIN, CODEC, ENTRIES, UPSAMPLERS
 
 Watch = Callable[[str, int, int], None]
 """watch(file, done, total), in bytes; may raise `Cancelled`."""
@@ -26,12 +30,16 @@ SOURCE = "source_sha256"
 """The entry of the metadata that says which `.pth` a file was made from."""
 
 
+class NotWritten(ModelError):
+    """The pickles are as they should be, but there is no room beside them, or no permission."""
+
+
 def convert(folder: Path, watch: Watch | None = None) -> list[Path]:
     """Write the safetensors files that are missing from a codec folder, or were made from another `.pth`, and return
-    them. Safetensors files that we did not make are left alone. ModelError when a `.pth` is not plain tensors, holds
-    NaN, or the folder cannot be written."""
+    them. Safetensors files that we did not make are left alone. ModelError when a `.pth` holds no table of tensors, or
+    NaN; NotWritten when the folder cannot be written."""
     written = []
-    for name, entry in [(CODEC, CODEC_ENTRY), *((name, None) for name in UPSAMPLERS.values())]:
+    for name in (CODEC, *UPSAMPLERS.values()):
         source, target = folder / f"{name}.pth", folder / f"{name}.safetensors"
         if not source.is_file():
             continue
@@ -39,9 +47,14 @@ def convert(folder: Path, watch: Watch | None = None) -> list[Path]:
             continue
         digest = _digest(source, watch)
         if not target.is_file() or made_from != digest:
-            _write(source, target, entry, digest)
+            _write(source, target, ENTRIES.get(name), digest)
             written.append(target)
     return written
+
+
+def is_converted(folder: Path) -> bool:
+    """Whether there is a safetensors file for each of the codec folder's files."""
+    return all((folder / f"{name}.safetensors").is_file() for name in (CODEC, *UPSAMPLERS.values()))
 
 
 def source_of(path: Path) -> str | None:
@@ -68,22 +81,29 @@ def _digest(path: Path, watch: Watch | None) -> str:
 
 
 def _write(source: Path, target: Path, entry: str | None, digest: str) -> None:
-    import torch
-    from safetensors.torch import save_file
-
-    state = read_state(source, entry)
-    if broken := [n for n, t in state.items() if t.is_floating_point() and not torch.isfinite(t).all()]:
-        raise ModelError(f"{source} holds values that are not numbers (NaN or infinity): {broken[0]}.", AGAIN)
+    table = read_table(source, entry)
+    names = sorted(table, key=lambda name: (-WIDTHS[table[name].dtype], name))  # wide ones first: all stay aligned
+    header: dict[str, object] = {"__metadata__": {"format": "pt", SOURCE: digest}}
+    stop = 0
+    for name in names:
+        start, stop = stop, stop + math.prod(table[name].shape) * WIDTHS[table[name].dtype]
+        header[name] = {"dtype": table[name].dtype, "shape": table[name].shape, "data_offsets": (start, stop)}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
     try:
-        # clone: two names may share one storage in a pickle, and safetensors knows no sharing
-        tensors = {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in state.items()}
-        save_file(tensors, temporary, metadata={"format": "pt", SOURCE: digest})
-        with temporary.open("rb") as file:
+        with temporary.open("xb") as file:
+            file.write(len(text).to_bytes(8, "little") + text)
+            for name in names:
+                bits = read_bits(source, table[name])
+                if not_numbers(bits, table[name].dtype):
+                    raise ModelError(f"{source} holds values that are not numbers (NaN or infinity): {name}.", AGAIN)
+                file.write(bits.astype(bits.dtype.newbyteorder("<"), copy=False).tobytes())
+            file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, target)
     except OSError as exc:
-        raise ModelError(
+        raise NotWritten(
             f"{target} cannot be written: {exc.strerror or exc}.", "Free some space, or check the folder's permissions."
         ) from exc
     finally:

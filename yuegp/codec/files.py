@@ -6,21 +6,23 @@ The layout is the released one (`xcodec_mini_infer`), with safetensors accepted 
     decoders/     config.yaml   decoder_131000 (vocal)   decoder_151000 (instrumental)
     semantic_ckpts/hf_1_325000/config.json   only needed to encode
 
-`check_codec` reads headers only and does not import torch, so that a broken download is named at once. What the
-tensors mean is in `layout.py`; networks are in `xcodec.py` and `upsampler.py`.
+`check_codec` reads headers and pickles only, and does not import torch, so that a broken download is named at once.
+Pickles are read by `torchfile`, which runs nothing in them. What the tensors mean is in `layout.py`; networks are in
+`xcodec.py` and `upsampler.py`.
 """
 
 from __future__ import annotations
 
 import json
-import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import ModelError
-from ..models import safetensors_header
+from ..errors import ModelError, said
+from ..models import SCAN_LIMIT, StoredTensor, safetensors_header
 from ..song import Track
+from ..torchfile import INSTEAD, TorchTensor, read_bits, read_table
+from ..verify import WIDTHS, Watch, not_numbers
 from . import layout
 from .layout import CodecWidths, Shapes, UpsamplerWidths
 
@@ -28,33 +30,46 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 CODEC = "final_ckpt/ckpt_00360000"
-CODEC_ENTRY = "codec_model"
 UPSAMPLERS = {Track.VOCAL: "decoders/decoder_131000", Track.INSTRUMENTAL: "decoders/decoder_151000"}
+ENTRIES = {CODEC: "codec_model"}
+"""Under which key of a `.pth` the tensors stand; a file without one is their table itself."""
 HUBERT = "semantic_ckpts/hf_1_325000/config.json"
 
-AGAIN = "Download the sound model again; this file is not usable as it is."
+AGAIN = f"This file is not usable as it is. {INSTEAD}"
+
+Stored = StoredTensor | TorchTensor
+"""Where a tensor lies, in either kind of file."""
 
 Expected = Callable[[Mapping[str, tuple[int, ...]]], Shapes]
 """From the shapes a file has to the shapes of the tensors wanted from it. KeyError names a missing tensor."""
 
 
-def check_codec(folder: Path | str, encode: bool = False) -> None:
-    """Raise ModelError unless everything needed to decode (and to encode) is there and whole.
+def check_codec(folder: Path | str, encode: bool = False, scan: Watch | None = None) -> None:
+    """Raise ModelError unless everything needed to decode (and to encode) is there, whole, and made of floats.
 
-    Safetensors files are checked tensor by tensor from their headers; a `.pth` only as a whole file, its tensors
-    when it is loaded. Costs milliseconds."""
+    Reads the headers of safetensors and the pickles of `.pth` files: milliseconds, a tenth of a second at most. Small
+    `.pth` files are searched for NaN, all of them when `scan` is given to report to (safetensors: `models.scan_sound`).
+    """
     folder = Path(folder)
     check_upsampler_config(folder)
-    files = [
-        (CODEC, codec_expectation(folder, encode)),
-        *((UPSAMPLERS[track], upsampler_expectation) for track in Track),
-    ]
-    for name, wanted in files:
-        path = codec_file(folder, name)
-        if path.suffix == ".safetensors":
-            compare(path, header_shapes(path), wanted)
-        else:
-            _check_zip(path)
+    expectations = {CODEC: codec_expectation(folder, encode)} | {UPSAMPLERS[t]: upsampler_expectation for t in Track}
+    for name, expected in expectations.items():
+        path, entry = codec_file(folder, name), ENTRIES.get(name)
+        compare(path, header(path, entry), expected)
+        if path.suffix == ".pth" and (scan or path.stat().st_size <= SCAN_LIMIT):
+            _scan(path, read_table(path, entry), scan)
+
+
+def _scan(path: Path, tensors: Mapping[str, TorchTensor], watch: Watch | None) -> None:
+    """Refuse NaN and infinite weights in a `.pth`. Its training state is not looked at."""
+    sizes = {name: tensor.span * WIDTHS[tensor.dtype] for name, tensor in tensors.items()}
+    total, done = sum(sizes.values()), 0
+    for name, tensor in tensors.items():
+        if not_numbers(read_bits(path, tensor), tensor.dtype):
+            raise ModelError(f"{path} holds weights that are not numbers (NaN or infinite): {name}.", AGAIN)
+        done += sizes[name]
+        if watch:
+            watch(path.name, done, total)
 
 
 def codec_file(folder: Path, name: str) -> Path:
@@ -113,100 +128,88 @@ def hubert_config(folder: Path) -> dict[str, Any]:
         config = json.loads(path.read_text(encoding="utf-8"))
         layout.encode_shapes(CodecWidths(), config)
     except (ValueError, TypeError, KeyError, IndexError) as exc:
-        raise ModelError(f"{path} is not a HuBERT configuration: {exc!r}.", AGAIN) from exc
+        raise ModelError(f"{path} is not a HuBERT configuration: {said(repr(exc))}.", AGAIN) from exc
     return config
 
 
-def header_shapes(path: Path) -> Shapes:
-    """Names and shapes in a safetensors file, from its header, after checking that all its bytes are there."""
-    return {name: tensor.shape for name, tensor in safetensors_header(path).items()}
+def header(path: Path, entry: str | None = None) -> Mapping[str, Stored]:
+    """The tensors in a weights file, without reading them, after checking that all their bytes are there. `entry` is
+    the key of their table in a `.pth`."""
+    return safetensors_header(path) if path.suffix == ".safetensors" else read_table(path, entry)
 
 
-def compare(path: Path, have: Mapping[str, tuple[int, ...]], expected: Expected) -> Shapes:
-    """The shapes wanted from a file; ModelError names what is missing from it or has another shape."""
+def shapes_of(tensors: Mapping[str, Stored]) -> Shapes:
+    """Their shapes alone."""
+    return {name: tensor.shape for name, tensor in tensors.items()}
+
+
+def compare(path: Path, have: Mapping[str, Stored], expected: Expected) -> Shapes:
+    """The shapes wanted from a file; ModelError names what is missing from it, has another shape, or is no float."""
     try:
-        wanted = expected(have)
+        wanted = expected(shapes_of(have))
     except KeyError as exc:
         raise ModelError(f"{path} has no tensor {exc.args[0]} ({len(have)} others).", AGAIN) from exc
     except (ValueError, IndexError) as exc:
-        raise ModelError(f"{path} holds tensors of unexpected shapes: {exc}.", AGAIN) from exc
+        raise ModelError(f"{path} holds tensors of unexpected shapes: {said(exc)}.", AGAIN) from exc
     missing = [name for name in wanted if name not in have]
     if missing:
         raise ModelError(f"{path} lacks {len(missing)} tensors: {_first_five(missing)}.", AGAIN)
-    wrong = [f"{name} is {have[name]}, not {shape}" for name, shape in wanted.items() if have[name] != shape]
+    shapes = [(name, have[name].shape, shape) for name, shape in wanted.items()]
+    wrong = [f"{name} is {found}, not {shape}" for name, found, shape in shapes if found != shape]
     if wrong:
         raise ModelError(f"{path} has {len(wrong)} tensors of the wrong shape: {_first_five(wrong)}.", AGAIN)
+    if odd := [name for name in wanted if have[name].dtype not in _FLOATS]:
+        dtype = _TORCH[have[odd[0]].dtype]
+        raise ModelError(f"{odd[0]} in {path} holds torch.{dtype}, not sound weights.", AGAIN)
     return wanted
 
 
+_FLOATS = ("F32", "F16", "BF16", "F64")
+_TORCH = {
+    "F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float64", "I8": "int8", "U8": "uint8",
+    "I16": "int16", "U16": "uint16", "I32": "int32", "U32": "uint32", "I64": "int64", "U64": "uint64", "BOOL": "bool",
+    "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2",
+}  # fmt: skip
+"""Types as safetensors writes them, and torch's names for them."""
+
+
 def read_tensors(path: Path, expected: Expected, entry: str | None = None) -> dict[str, Tensor]:
-    """The wanted tensors as float32 copies on the CPU, all finite. `entry` is the key of the state in a `.pth`.
+    """The wanted tensors as float32 copies on the CPU, all finite. `entry` is the key of their table in a `.pth`.
 
     Only the wanted tensors are read; the training state in the same file never leaves the disk."""
     import torch
 
+    have = header(path, entry)
+    wanted = compare(path, have, expected)
     if path.suffix == ".safetensors":
         from safetensors import SafetensorError, safe_open
 
-        wanted = compare(path, header_shapes(path), expected)
         try:
             with safe_open(path, "pt") as file:
                 raw = {name: file.get_tensor(name) for name in wanted}
         except (SafetensorError, OSError) as exc:
-            raise ModelError(f"{path} cannot be read: {exc}.", AGAIN) from exc
+            raise ModelError(f"{path} cannot be read: {said(exc)}.", AGAIN) from exc
     else:
-        raw = _read_pth(path, expected, entry)
+        raw = read_state(path, entry, list(wanted))
     tensors: dict[str, Tensor] = {}
     for name in list(raw):
-        tensor = raw.pop(name)
-        if not tensor.is_floating_point():
-            raise ModelError(f"{name} in {path} holds {tensor.dtype}, not sound weights.", AGAIN)
-        tensors[name] = tensor.to(torch.float32, copy=True)
+        tensors[name] = raw.pop(name).to(torch.float32, copy=True)
         if not torch.isfinite(tensors[name]).all():
             raise ModelError(f"{name} in {path} holds values that are not numbers (NaN or infinity).", AGAIN)
     return tensors
 
 
-def _read_pth(path: Path, expected: Expected, entry: str | None) -> dict[str, Tensor]:
-    state = read_state(path, entry)
-    wanted = compare(path, {name: tuple(value.shape) for name, value in state.items()}, expected)
-    return {name: state[name] for name in wanted}
-
-
-def read_state(path: Path, entry: str | None) -> dict[str, Tensor]:
-    """The table of tensors in a `.pth`, or in its entry of that name. Through torch's restricted unpickler only: a
-    `.pth` can never run code here. ModelError when it tries, or holds anything else."""
-    import pickle
-
+def read_state(path: Path, entry: str | None, names: list[str] | None = None) -> dict[str, Tensor]:
+    """Tensors of a `.pth` as they are, on the CPU: those of these names, or all in its table."""
     import torch
 
-    _check_zip(path)
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (RuntimeError, OSError, ValueError, EOFError, pickle.UnpicklingError) as exc:
-        reason = str(exc).partition("\n")[0]
-        raise ModelError(f"{path} cannot be read as plain tensors: {reason}", AGAIN) from exc
-    if entry is not None:
-        if not isinstance(state, dict) or entry not in state:
-            raise ModelError(f"{path} has no entry {entry}.", AGAIN)
-        state = state[entry]
-    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
-        raise ModelError(f"{path} holds something else than a table of tensors.", AGAIN)
+    table = read_table(path, entry)
+    state: dict[str, Tensor] = {}
+    for name in table if names is None else names:
+        bits, dtype = read_bits(path, table[name]), table[name].dtype
+        signed = torch.from_numpy(bits.view(f"i{bits.itemsize}"))  # torch 2.9 does little with unsigned ones
+        state[name] = signed.view(getattr(torch, _TORCH[dtype]))
     return state
-
-
-def _check_zip(path: Path) -> None:
-    """A `.pth` saved by torch since version 1.6 is a zip file, whose directory stands at its very end."""
-    if zipfile.is_zipfile(path):
-        return
-    size = path.stat().st_size
-    with open(path, "rb") as file:
-        if file.read(19) == b"version https://git":
-            raise ModelError(
-                f"{path} is a git-lfs pointer of {size} bytes, not the file itself.",
-                "Run `git lfs pull` in that folder, or download the sound model again.",
-            )
-    raise ModelError(f"{path} ({size:,} bytes) is no torch file, or only the beginning of one.", AGAIN)
 
 
 def _yaml(path: Path) -> Any:
@@ -215,7 +218,7 @@ def _yaml(path: Path) -> Any:
     try:
         return yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as exc:
-        raise ModelError(f"{path} cannot be read: {str(exc).partition(chr(10))[0]}.", AGAIN) from exc
+        raise ModelError(f"{path} cannot be read: {said(exc)}.", AGAIN) from exc
 
 
 def _entry(path: Path, data: Any, *keys: str) -> Mapping[str, Any]:

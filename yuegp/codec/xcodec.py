@@ -169,7 +169,7 @@ def load(folder: Path, device: str = "cpu", encode: bool = False) -> XCodec:
     """The codec in `folder`. Without `encode` only the decoder's tensors are read (129, 115 MB released) and HuBERT
     never exists in memory. Raises ModelError."""
     path = files.codec_file(folder, files.CODEC)
-    released = files.read_tensors(path, files.codec_expectation(folder, encode), files.CODEC_ENTRY)
+    released = files.read_tensors(path, files.codec_expectation(folder, encode), files.ENTRIES[files.CODEC])
     widths = CodecWidths.of({name: tuple(tensor.shape) for name, tensor in released.items()})
     hubert = files.hubert_config(folder) if encode else None
     model = _build(widths, hubert)

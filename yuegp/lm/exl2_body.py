@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import Cancelled, DeviceError, ModelError
+from ..errors import Cancelled, DeviceError, ModelError, said
 from .exl2_attention import sight
 from .exl2_format import ModelFolder
 from .exl2_package import Package
@@ -217,7 +217,7 @@ def _load_errors(folder: ModelFolder) -> Iterator[None]:
                 "Close other programs that use the card, or choose a version of the model with fewer bits.",
             ) from exc
         raise ModelError(
-            f"ExLlamaV2 cannot load {folder.path}: {exc}.", "Download the model again, or use the torch engine."
+            f"ExLlamaV2 cannot load {folder.path}: {said(exc)}.", "Download the model again, or use the torch engine."
         ) from exc
 
 
@@ -232,5 +232,5 @@ def pass_errors() -> Iterator[None]:
                 "The card ran out of memory.", "Close other programs that use the card, or choose a smaller KV cache."
             ) from exc
         raise DeviceError(
-            f"ExLlamaV2 failed on the card: {exc}.", "Start again; use the torch engine if it stays."
+            f"ExLlamaV2 failed on the card: {said(exc)}.", "Start again; use the torch engine if it stays."
         ) from exc

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from ..errors import DeviceError
+from ..errors import DeviceError, said
 from .exl2_attention import PagedAttention
 from .exl2_presence import BUILD as BUILD
 from .exl2_presence import VERSION as VERSION
@@ -53,7 +53,7 @@ def take_in(card: int) -> Package:
         with _switches(flash), contextlib.redirect_stdout(sys.stderr):
             root, attn, params, device = (importlib.import_module(name) for name in names)
     except (ImportError, OSError, RuntimeError) as exc:
-        raise DeviceError(f"ExLlamaV2 cannot be loaded: {exc}.", _wheel_hint()) from exc
+        raise DeviceError(f"ExLlamaV2 cannot be loaded: {said(exc)}.", _wheel_hint()) from exc
     finally:
         torch.set_num_threads(threads)  # the package sets one thread for the whole process
     check(root.__version__, attn, flash)
