@@ -153,7 +153,7 @@ def test_who_asks_for_the_copy_without_pickles_gets_it_and_sets_use_it(
     """It is the next step that is named where the original cannot be read."""
     shutil.copytree(write_released(tmp_path / "safe") / SOUND, stocked.root / "SceneWorks" / "xcodec-mini-infer")
     supply.add_folder(originals)
-    supply.settle(supply.Choice("yue-en-cot", tuple(SET), ""))
+    supply.settle(supply.Choice("yue-en-cot", tuple(SET), ""), supply.Order((), (), 0))
     assert models.find("yue-en-cot").codec == originals / SOUND
     (folder,) = supply.carry_out(supply.order([CHECKPOINTS["codec-safetensors"]]))
     assert models.find("yue-en-cot").codec == folder == registry.models_dir() / "xcodec-mini-infer"

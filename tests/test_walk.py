@@ -52,7 +52,8 @@ class Person:
         own = {"HOME": home, "USERPROFILE": home, "YUEGP_HOME": home / "yuegp", "HF_HOME": home / "hf"}
         kept = {key: value for key, value in os.environ.items() if not key.startswith(("YUEGP_", "HF_"))}
         self.environment = kept | {key: str(value) for key, value in own.items()}
-        self.environment |= {"HF_ENDPOINT": hub, "HF_HUB_OFFLINE": "0"}
+        # the stand-in's files are small: neither at the pinned commits nor with the published checksums
+        self.environment |= {"HF_ENDPOINT": hub, "HF_HUB_OFFLINE": "0", "YUEGP_NEWEST": "1"}
         (home / "words.txt").write_text("[verse]\nSalt on the window\nLight on the sea\n")
 
     def types(self, *words: str, code: int = 0) -> str:
