@@ -61,6 +61,11 @@ def explain(label: str, output: str, log: Path, quiet: bool = False, hint: str =
             f"The disk of {log.parent.parent} cannot hold links, which a Python environment needs.",
             "Disks for exchange (exFAT, FAT32) and some in a network cannot: put the folder on another one.",
         )
+    if re.search(r"(?i)hash mismatch|do not match the hashes", output):
+        return SetupError(
+            f"What was fetched for {label} is not the file that is meant: its hash is another.",
+            f"A download that was cut off looks like this, too. {again} The output is in {log}.",
+        )
     if re.search(r"WinError 225\b|os error 225\b", output):
         return SetupError(
             f"The virus protection of Windows took a file away while installing {label}.",
@@ -369,7 +374,7 @@ def fill(root: Path, venv: Path, plan: Plan, uv: str, tests: bool, log: Path, en
     """The packages into an environment: what is to be remembered of it."""
     tools = get_tools(root, venv, plan, uv, log, env)
     results = {wheel.name: wheel.reason for wheel in plan.wheels if not wheel.url}
-    for step in package_steps(root, plan, tools, tests, os.environ):
+    for step in package_steps(root, plan, tools, tests):
         problem = run_step(step, log, env)
         if step.optional:
             results[step.optional] = problem

@@ -124,7 +124,7 @@ def commands(root: Path, venv: Path, plan: Plan) -> list[str]:
     python = str(venv_python(venv))
     tools = Tools("python", ("uv",) if plan.installer == "uv" else ())
     lines = ["  an environment: " + " ".join(venv_command(plan, "uv", venv)).replace(str(venv), venv.name)]
-    steps = package_steps(root, plan, tools, tests=False, env=os.environ)
+    steps = package_steps(root, plan, tools, tests=False)
     for step in [uv_step(root, "python"), *steps] if plan.installer == "uv" else steps:
         for number, way in enumerate(step.ways):
             start = f"  {step.label}: " if number == 0 else "    or, where that fails: "
