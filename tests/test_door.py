@@ -376,7 +376,7 @@ def test_a_slow_line_is_waited_for_unless_the_user_says_how_long() -> None:
 # ---- Where pip and uv keep things ------------------------------------------------------------------------------------
 
 
-def test_what_is_fetched_lies_in_our_folder(tmp_path: Path) -> None:
+def test_what_is_fetched_lies_in_our_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root, home = tmp_path / "y z", tmp_path / "home"
     inside = own_folders.own_folders(root, {"HOME": str(home), "USERPROFILE": str(home)}, {})
     folders = {key: value for key, value in inside.items() if key.endswith("_DIR") or key.startswith("T")}
@@ -387,6 +387,10 @@ def test_what_is_fetched_lies_in_our_folder(tmp_path: Path) -> None:
         (root / ".launch" / name / "x").mkdir(parents=True, exist_ok=True)
     own_folders.clear_fetched(root)
     assert sorted(path.name for path in (root / ".launch").iterdir()) == ["python", "uv"]
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "base_prefix", str(root / ".launch" / "python" / "cpython-3.12.11"))
+        own_folders.clear_fetched(root, everything=True)
+    assert [path.name for path in (root / ".launch").iterdir()] == ["python"], "not the one that runs this"
     own_folders.clear_fetched(root, everything=True)
     assert not list((root / ".launch").iterdir())
 
