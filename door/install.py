@@ -365,7 +365,10 @@ def install(root: Path, wish: str, task: str, tests: bool) -> None:
         (venv / "launch.json").write_text(MADE_BY, "utf-8")
         (venv / "yuegp.json").unlink()
     tests = tests or "tests" in record
-    write_record(venv, fill(root, venv, plan, machine.uv, tests, log, env))
+    made = fill(root, venv, plan, machine.uv, tests, log, env)
+    if task != "everything" and "why" in record:
+        made["why"] = record["why"]  # an update asks for the stack that there is
+    write_record(venv, made)
     clear_fetched(root)
     say(f"Ready after {time.monotonic() - started:.0f} s.")
 
@@ -390,6 +393,9 @@ def fill(root: Path, venv: Path, plan: Plan, uv: str, tests: bool, log: Path, en
         "torch": found["torch"],
         "card": found["card"],
         "installer": "uv" if tools.uv else "pip",
+        "build": plan.build,
+        "beside": list(plan.beside),
+        "why": plan.why,
         "optional": {name: problem or "installed" for name, problem in results.items()},
         "failed": {
             **{wheel.name: results[wheel.name] for wheel in plan.wheels if wheel.url and results[wheel.name]},

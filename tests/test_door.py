@@ -314,6 +314,28 @@ def test_the_kernel_tells_windows_beneath_and_jetsons(
     assert (found.wsl, found.jetson) == (wsl, jetson)
 
 
+def test_a_card_without_code_beside_one_with_is_hidden_from_the_program(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would be the first card, and the first card is taken: `no kernel image is available`."""
+    old, new = Card("GTX 1080", "580.65", (6, 1)), Card("RTX 4090", "580.65", (8, 9))
+    monkeypatch.setattr(main, "find_cards", lambda: [old, new, old])
+    monkeypatch.setattr(main.platform, "machine", lambda: "AMD64")
+    plan = plan_for("windows,gtx1080,rtx4090")
+    assert plan_for("windows,gtx1080,rtx4090", "cuda").beside == plan.beside, "after an update of the packages"
+    noted = {"beside": list(plan.beside), "build": plan.build}
+    assert noted == {"beside": ["GTX1080"], "build": "cu128"}
+    assert main.hide_cards({"A": "b"}, noted) == {
+        "A": "b",
+        "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
+        "CUDA_VISIBLE_DEVICES": "1",
+    }
+    assert main.hide_cards({"CUDA_VISIBLE_DEVICES": "0"}, noted) == {"CUDA_VISIBLE_DEVICES": "0"}, "the user's own"
+    monkeypatch.setattr(main, "find_cards", lambda: [new])  # the old one was taken out since
+    assert main.hide_cards({}, noted) == {}
+    monkeypatch.setattr(main, "find_cards", lambda: [])
+    assert main.hide_cards({}, noted) == {}
+    assert main.hide_cards({}, {"stack": "cuda"}) == {}
+
+
 def test_makers_of_cards_are_read_from_the_bus(tmp_path: Path) -> None:
     for name, kind, maker in [("a", "0x030000", "0x10de"), ("b", "0x030200", "0x1002"), ("c", "0x020000", "0x8086")]:
         (tmp_path / name).mkdir()
