@@ -16,7 +16,8 @@ if not errorlevel 1 (
 )
 uv --version >nul 2>nul
 if not errorlevel 1 (
-    uv run --no-project --python 3.12 "%launch%" %*
+    if not defined UV_PYTHON_INSTALL_DIR set "UV_PYTHON_INSTALL_DIR=%~dp0.launch\python"
+    uv run --no-cache --no-project --python 3.12 "%launch%" %*
     goto done
 )
 echo yuegp needs Python, and none was found.

@@ -8,7 +8,8 @@ for python in python3 python3.12 python3.11 python3.13 python; do
     fi
 done
 if command -v uv >/dev/null 2>&1; then
-    exec uv run --no-project --python 3.12 "$here/launch.py" "$@"
+    export UV_PYTHON_INSTALL_DIR="${UV_PYTHON_INSTALL_DIR:-$here/.launch/python}"
+    exec uv run --no-cache --no-project --python 3.12 "$here/launch.py" "$@"
 fi
 echo "yuegp needs Python, and none was found (3.8 or newer to begin with, 3.12 is best)." >&2
 case $(uname -s) in

@@ -6,7 +6,7 @@ From the build scripts of torch 2.9 (`.ci/manywheel/build_cuda.sh`, `.ci/aarch64
 from __future__ import annotations
 
 import re
-from typing import Mapping, NamedTuple
+from typing import Mapping, NamedTuple, Sequence
 
 from .machine import Card, Machine
 
@@ -36,11 +36,13 @@ KEPLER = re.compile(r"\bGTX? ?(?!745|750)[67]\d\d|\bTITAN( BLACK| Z)?$|\b(TESLA|
 
 
 class Choice(NamedTuple):
-    """`build` is `cpu` or a key of `CUDA`; `reason` is a clause; `card` is the one that decided, where one did."""
+    """`build` is `cpu` or a key of `CUDA`; `reason` is a clause; `card` is the one that decided, where one did, and
+    `beside` are names of cards that the build holds no code for."""
 
     build: str
     reason: str
     card: Card | None = None
+    beside: Sequence[str] = ()
 
 
 def index_of(build: str, env: Mapping[str, str]) -> str:
@@ -82,6 +84,12 @@ def objection(card: Card, machine: Machine, arch: str) -> str:
     return ""
 
 
+def without_code(build: str, arch: str, cards: Sequence[Card]) -> list[str]:
+    """Names of the cards that a build holds no code for, each once."""
+    others = [card for card in cards if card.capability and not holds_code(build, arch, card.capability)]
+    return list(dict.fromkeys(card.name for card in others))
+
+
 def choose_build(wish: str, machine: Machine, arch: str) -> Choice:
     """What to compute on. `wish`: auto, cpu or cuda."""
     if wish == "cpu":
@@ -91,18 +99,27 @@ def choose_build(wish: str, machine: Machine, arch: str) -> Choice:
     cards = sorted(machine.cards, key=lambda card: card.capability or (0, 0), reverse=True)
     if wish == "cuda":
         card = next((card for card in cards if build_for(card, arch)), None)
-        return Choice(build_for(card, arch) if card else next(iter(CUDA)), "as asked for", card)
+        build = build_for(card, arch) if card else next(iter(CUDA))
+        return Choice(build, "as asked for", card, without_code(build, arch, cards) if card else ())
     if machine.jetson:
         return Choice("cpu", "a Jetson needs NVIDIA's own builds of torch, which this program does not know")
     objections = [objection(card, machine, arch) for card in cards]
     if "" in objections:
         card = cards[objections.index("")]
         build = build_for(card, arch)
-        others = [other for other in cards if other.capability and not holds_code(build, arch, other.capability)]
-        beside = " and ".join(dict.fromkeys(other.name for other in others))
-        more = f"; not on the {beside}, for which this build holds no code" if beside else ""
-        return Choice(build, f"{card.name}, driver {card.driver}{more}", card)
+        beside = without_code(build, arch, cards)
+        more = f"; not on the {' and '.join(beside)}, for which this build holds no code" if beside else ""
+        return Choice(build, f"{card.name}, driver {card.driver}{more}", card, beside)
     return Choice("cpu", objections[0] if cards else no_card(machine))
+
+
+def served(build: str, arch: str, cards: Sequence[Card]) -> str:
+    """The cards that a build holds code for as a value of CUDA_VISIBLE_DEVICES, in nvidia-smi's order, which is that of
+    the bus; empty when nothing is to be hidden. Programs take the first card there is, and it may be the old one."""
+    numbers = [
+        str(i) for i, card in enumerate(cards) if not card.capability or holds_code(build, arch, card.capability)
+    ]
+    return ",".join(numbers) if len(numbers) < len(cards) else ""
 
 
 def no_card(machine: Machine) -> str:

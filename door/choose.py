@@ -53,6 +53,12 @@ class Plan(NamedTuple):
     installer: str = "uv"
     """`uv` or `pip`."""
     wheels: Sequence[Wheel] = ()
+    build: str = "cpu"
+    """`cpu`, or the build for NVIDIA cards: `cu128`, `cu126`."""
+    beside: Sequence[str] = ()
+    """Names of NVIDIA cards that it holds no code for, beside one that it does."""
+    why: str = ""
+    """Why the processor computes, as a clause, where it does."""
 
 
 def how_to_get_python(system: str) -> str:
@@ -211,7 +217,8 @@ def decide(machine: Machine, wish: str, urls: Sequence[str], installer: str = "u
     if machine.synced:
         reason = "it would copy several GB to its servers; a folder outside of it spares that"
         said.append(Decision("Folder", f"inside {machine.synced}", reason))
-    plan = Plan(said, None, python, stack, torch, installer, wheels)
+    why = choice.reason if stack == "cpu" else ""
+    plan = Plan(said, None, python, stack, torch, installer, wheels, choice.build, choice.beside, why)
     if machine.free is not None and machine.free < ROOM[stack] * 10**9:
         return plan._replace(
             problem=SetupError(

@@ -61,6 +61,11 @@ def explain(label: str, output: str, log: Path, quiet: bool = False, hint: str =
             f"The disk of {log.parent.parent} cannot hold links, which a Python environment needs.",
             "Disks for exchange (exFAT, FAT32) and some in a network cannot: put the folder on another one.",
         )
+    if re.search(r"(?i)hash mismatch|do not match the hashes", output):
+        return SetupError(
+            f"What was fetched for {label} is not the file that is meant: its hash is another.",
+            f"A download that was cut off looks like this, too. {again} The output is in {log}.",
+        )
     if re.search(r"WinError 225\b|os error 225\b", output):
         return SetupError(
             f"The virus protection of Windows took a file away while installing {label}.",
@@ -360,7 +365,10 @@ def install(root: Path, wish: str, task: str, tests: bool) -> None:
         (venv / "launch.json").write_text(MADE_BY, "utf-8")
         (venv / "yuegp.json").unlink()
     tests = tests or "tests" in record
-    write_record(venv, fill(root, venv, plan, machine.uv, tests, log, env))
+    made = fill(root, venv, plan, machine.uv, tests, log, env)
+    if task != "everything" and "why" in record:
+        made["why"] = record["why"]  # an update asks for the stack that there is
+    write_record(venv, made)
     clear_fetched(root)
     say(f"Ready after {time.monotonic() - started:.0f} s.")
 
@@ -369,7 +377,7 @@ def fill(root: Path, venv: Path, plan: Plan, uv: str, tests: bool, log: Path, en
     """The packages into an environment: what is to be remembered of it."""
     tools = get_tools(root, venv, plan, uv, log, env)
     results = {wheel.name: wheel.reason for wheel in plan.wheels if not wheel.url}
-    for step in package_steps(root, plan, tools, tests, os.environ):
+    for step in package_steps(root, plan, tools, tests):
         problem = run_step(step, log, env)
         if step.optional:
             results[step.optional] = problem
@@ -385,6 +393,9 @@ def fill(root: Path, venv: Path, plan: Plan, uv: str, tests: bool, log: Path, en
         "torch": found["torch"],
         "card": found["card"],
         "installer": "uv" if tools.uv else "pip",
+        "build": plan.build,
+        "beside": list(plan.beside),
+        "why": plan.why,
         "optional": {name: problem or "installed" for name, problem in results.items()},
         "failed": {
             **{wheel.name: results[wheel.name] for wheel in plan.wheels if wheel.url and results[wheel.name]},

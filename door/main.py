@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import os
+import platform
 import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Mapping, NamedTuple, Sequence
+from typing import Any, Mapping, NamedTuple, Sequence
 
+from .builds import served
 from .choose import Plan, decide
 from .install import clear, installer, prepare, venv_command, wheel_urls
-from .machine import Machine, look
+from .machine import Machine, find_cards, look
 from .own_folders import clear_fetched
 from .pretend import pretend
 from .record import is_ours, needed, read_record, venv_folder
@@ -124,7 +126,7 @@ def commands(root: Path, venv: Path, plan: Plan) -> list[str]:
     python = str(venv_python(venv))
     tools = Tools("python", ("uv",) if plan.installer == "uv" else ())
     lines = ["  an environment: " + " ".join(venv_command(plan, "uv", venv)).replace(str(venv), venv.name)]
-    steps = package_steps(root, plan, tools, tests=False, env=os.environ)
+    steps = package_steps(root, plan, tools, tests=False)
     for step in [uv_step(root, "python"), *steps] if plan.installer == "uv" else steps:
         for number, way in enumerate(step.ways):
             start = f"  {step.label}: " if number == 0 else "    or, where that fails: "
@@ -160,6 +162,18 @@ def reset(root: Path) -> None:
         say(f"{venv} is removed. Songs and models are untouched; the next start sets up anew.")
     else:
         say(f"{venv} was not made by launch.py and stays.")
+
+
+def hide_cards(env: Mapping[str, str], record: Mapping[str, Any]) -> dict[str, str]:
+    """The environment in which the program does not see cards that its torch holds no code for. Only where there were
+    such beside others when torch was installed are the cards looked for again; what the user has set stays."""
+    out = dict(env)
+    if record.get("beside") and "CUDA_VISIBLE_DEVICES" not in out:
+        arch = "x86_64" if platform.machine() in ("x86_64", "AMD64") else "arm64"
+        shown = served(str(record.get("build")), arch, find_cards())
+        if shown:
+            out.update(CUDA_DEVICE_ORDER="PCI_BUS_ID", CUDA_VISIBLE_DEVICES=shown)
+    return out
 
 
 def start(command: list[str], env: Mapping[str, str], cwd: Path) -> int:
@@ -198,7 +212,8 @@ def run(root: Path, argv: Sequence[str]) -> int:
     if command == "install":
         say("Everything is in place. Start with: python launch.py")
         return 0
-    python, env = str(venv_python(venv_folder(root))), app_env(os.environ, root)
+    venv = venv_folder(root)
+    python, env = str(venv_python(venv)), hide_cards(app_env(os.environ, root), read_record(venv))
     if command == "test":
         return start([python, "-m", "pytest", *(rest or side_by_side())], env, root)
     if command == "check":

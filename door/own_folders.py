@@ -50,6 +50,9 @@ def own_folders(root: Path, env: Mapping[str, str], settings: Mapping[str, str])
 
 
 def clear_fetched(root: Path, everything: bool = False) -> None:
-    """Remove what is not needed any more; with `everything`, also the Python and the uv that were fetched."""
+    """Remove what is not needed any more; with `everything`, also the Python and the uv that were fetched, but not the
+    Python that runs this: half of it would stay where files in use cannot go."""
     for name in FETCHED + (KEPT if everything else ()):
-        shutil.rmtree(root / ".launch" / name, ignore_errors=True)
+        folder = root / ".launch" / name
+        if folder not in Path(sys.base_prefix).parents:
+            shutil.rmtree(folder, ignore_errors=True)

@@ -44,7 +44,7 @@ class Tools(NamedTuple):
         return [*by_uv, [self.python, *PIP, *args]]
 
 
-def torch_step(root: Path, plan: Plan, tools: Tools, env: Mapping[str, str]) -> Step:
+def torch_step(root: Path, plan: Plan, tools: Tools, env: Mapping[str, str] = os.environ) -> Step:
     """torch, first and exactly, so that nothing after it can bring another build."""
     version = named(root / f"requirements-{plan.stack}.txt")["torch"]
     lock = root / "locks" / f"torch-{plan.stack}.txt"
@@ -70,7 +70,7 @@ def torch_step(root: Path, plan: Plan, tools: Tools, env: Mapping[str, str]) -> 
     return Step("torch", ways, hint=hint)
 
 
-def package_steps(root: Path, plan: Plan, tools: Tools, tests: bool, env: Mapping[str, str]) -> list[Step]:
+def package_steps(root: Path, plan: Plan, tools: Tools, tests: bool, env: Mapping[str, str] = os.environ) -> list[Step]:
     """Everything, torch first. Raises `SetupError` when there is no way to do one of them."""
     steps = [torch_step(root, plan, tools, env)]
     steps.append(locked_step(root, "the other packages", "packages", "requirements", tools))

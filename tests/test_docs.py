@@ -27,6 +27,7 @@ DOOR = {"help", "install", "update", "reset", "test", "check"}
 NOT_RUN = {
     r"$": "the page stays open until Ctrl-C; tests/test_serve.py starts it",
     r"(test|check)\b": "these are what runs this file",
+    r"--(dry-run|pretend)\b": "launch.py's own, and no command; tests/test_door.py tells about many machines",
     r"models (get|remove)\b": "needs a network or what was downloaded; tests/test_weights_cli.py has a hub of its own",
     r"models add\b": "needs a folder of the reader's; tests/test_weights_cli.py",
     r".*--model (yue-|shanties)": "needs YuE's weights, or a model of the reader's",

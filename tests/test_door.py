@@ -283,6 +283,59 @@ def test_a_driver_too_old_to_name_the_capability_is_asked_again(
     assert choice.build == "cpu" and why in choice.reason and name in choice.reason
 
 
+@pytest.mark.parametrize(("said", "release"), [("14.6.1", (14, 6)), ("10.16", None), ("", None)])
+def test_the_release_of_macos_is_believed_unless_it_is_the_one_for_old_programs(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, said: str, release: tuple[int, int] | None
+) -> None:
+    """A Python built for older systems (conda's) is told 10.16 on every newer one."""
+    monkeypatch.setattr(machine.platform, "system", lambda: "Darwin")
+    monkeypatch.setattr(machine.platform, "mac_ver", lambda: (said, ("", "", ""), "arm64"))
+    monkeypatch.setattr(machine, "find_pythons", lambda commands: [])
+    monkeypatch.setattr(machine, "find_cards", lambda: [])
+    assert machine.look({}, tmp_path / ".venv").release == release
+
+
+@pytest.mark.parametrize(
+    ("kernel", "wsl", "jetson"),
+    [
+        ("5.15.167.4-microsoft-standard-WSL2", True, False),
+        ("5.15.148-tegra", False, True),
+        ("6.11.0-1016-nvidia", False, False),  # DGX Spark
+    ],
+)
+def test_the_kernel_tells_windows_beneath_and_jetsons(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, kernel: str, wsl: bool, jetson: bool
+) -> None:
+    monkeypatch.setattr(machine.platform, "system", lambda: "Linux")
+    monkeypatch.setattr(machine.platform, "release", lambda: kernel)
+    monkeypatch.setattr(machine, "find_pythons", lambda commands: [])
+    monkeypatch.setattr(machine, "find_cards", lambda: [])
+    found = machine.look({}, tmp_path / ".venv")
+    assert (found.wsl, found.jetson) == (wsl, jetson)
+
+
+def test_a_card_without_code_beside_one_with_is_hidden_from_the_program(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would be the first card, and the first card is taken: `no kernel image is available`."""
+    old, new = Card("GTX 1080", "580.65", (6, 1)), Card("RTX 4090", "580.65", (8, 9))
+    monkeypatch.setattr(main, "find_cards", lambda: [old, new, old])
+    monkeypatch.setattr(main.platform, "machine", lambda: "AMD64")
+    plan = plan_for("windows,gtx1080,rtx4090")
+    assert plan_for("windows,gtx1080,rtx4090", "cuda").beside == plan.beside, "after an update of the packages"
+    noted = {"beside": list(plan.beside), "build": plan.build}
+    assert noted == {"beside": ["GTX1080"], "build": "cu128"}
+    assert main.hide_cards({"A": "b"}, noted) == {
+        "A": "b",
+        "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
+        "CUDA_VISIBLE_DEVICES": "1",
+    }
+    assert main.hide_cards({"CUDA_VISIBLE_DEVICES": "0"}, noted) == {"CUDA_VISIBLE_DEVICES": "0"}, "the user's own"
+    monkeypatch.setattr(main, "find_cards", lambda: [new])  # the old one was taken out since
+    assert main.hide_cards({}, noted) == {}
+    monkeypatch.setattr(main, "find_cards", lambda: [])
+    assert main.hide_cards({}, noted) == {}
+    assert main.hide_cards({}, {"stack": "cuda"}) == {}
+
+
 def test_makers_of_cards_are_read_from_the_bus(tmp_path: Path) -> None:
     for name, kind, maker in [("a", "0x030000", "0x10de"), ("b", "0x030200", "0x1002"), ("c", "0x020000", "0x8086")]:
         (tmp_path / name).mkdir()
@@ -347,7 +400,7 @@ def test_a_slow_line_is_waited_for_unless_the_user_says_how_long() -> None:
 # ---- Where pip and uv keep things ------------------------------------------------------------------------------------
 
 
-def test_what_is_fetched_lies_in_our_folder(tmp_path: Path) -> None:
+def test_what_is_fetched_lies_in_our_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root, home = tmp_path / "y z", tmp_path / "home"
     inside = own_folders.own_folders(root, {"HOME": str(home), "USERPROFILE": str(home)}, {})
     folders = {key: value for key, value in inside.items() if key.endswith("_DIR") or key.startswith("T")}
@@ -358,6 +411,10 @@ def test_what_is_fetched_lies_in_our_folder(tmp_path: Path) -> None:
         (root / ".launch" / name / "x").mkdir(parents=True, exist_ok=True)
     own_folders.clear_fetched(root)
     assert sorted(path.name for path in (root / ".launch").iterdir()) == ["python", "uv"]
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "base_prefix", str(root / ".launch" / "python" / "cpython-3.12.11"))
+        own_folders.clear_fetched(root, everything=True)
+    assert [path.name for path in (root / ".launch").iterdir()] == ["python"], "not the one that runs this"
     own_folders.clear_fetched(root, everything=True)
     assert not list((root / ".launch").iterdir())
 
@@ -398,6 +455,8 @@ def test_the_users_own_places_stay(tmp_path: Path) -> None:
         ("ERROR: No matching distribution found for torch==2.13.0", "There is no torch==2.13.0 for this machine"),
         ("ERROR: ResolutionImpossible", "did not work"),
         ("", "said nothing"),
+        ("  × Failed to read `x`\n  ╰─▶ Hash mismatch for `x`\n  Computed:\n   sha256:82", "its hash is another"),
+        ("ERROR: THESE PACKAGES DO NOT MATCH THE HASHES FROM THE REQUIREMENTS FILE.\n  Got  82", "its hash is another"),
         ("Error: [Errno 1] Operation not permitted: 'lib' -> '/mnt/stick/y/.venv/lib64'", "cannot hold links"),
         ("Error: [Errno 95] Operation not supported: 'lib' -> '/nas/y/.venv/lib64'", "cannot hold links"),
         ("error: failed to symlink file from a to b: Operation not permitted (os error 1)", "cannot hold links"),
@@ -408,7 +467,7 @@ def test_a_failed_step_is_explained(output: str, what: str, capsys: pytest.Captu
     text = str(install.explain("torch", output, Path("/y/.launch/install.log")))
     assert what in text and text.count("\n") == 1
     shown = capsys.readouterr().err
-    said_it_all = any(word in what for word in ("reached", "full", "trusted", "nothing", "links", "virus"))
+    said_it_all = any(word in what for word in ("reached", "full", "trusted", "nothing", "links", "virus", "hash"))
     assert bool(shown) is not said_it_all, "the tail of the output, unless the sentence is enough"
 
 

@@ -95,8 +95,11 @@ def test_only_what_changed_is_installed_again(house: House) -> None:
     requirements.write_bytes(requirements.read_bytes().replace(b"\n", b"\r\n"))
     house.start("install")
     assert house.installed() == [], "other line endings are no change"
+    noted = house.root / ".venv" / "yuegp.json"
+    noted.write_text(noted.read_text().replace('"as asked for"', '"the card is too old"'))
     requirements.write_text("numpy>=1\n")
     house.start("install")
+    assert house.record()["why"] == "the card is too old", "an update asks for what there is: that is no reason"
     updated = [UV, "uv:torch==2.13.0+cpu", "uv:requirements.txt", "uv:requirements-test.txt"]
     assert house.installed() == updated, "a lock that is not of these requirements is not used; the tests stay"
     house.start("--cpu", "install", YUEGP_STACK="cuda")

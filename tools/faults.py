@@ -86,6 +86,26 @@ FAULTS = [
         FAIL,
         "compute capability 12.0",
     ),
+    Fault(
+        "a card that no CUDA build serves",
+        replace(
+            CPU, cards=(CARD,), launched={"why": "the GeForce GTX 680 is older than any CUDA build holds code for"}
+        ),
+        "torch",
+        WARN,
+        "the processor computes: the GeForce GTX 680 is older",
+    ),
+    Fault(
+        "exllamav2 that is not published for the card's build of torch",
+        replace(
+            GPU,
+            packages=packages(exllamav2=Package()),
+            launched={"optional": {"exllamav2": "not published ready-built for CUDA 12.6"}},
+        ),
+        "exllamav2",
+        WARN,
+        "not published ready-built for CUDA 12.6",
+    ),
     Fault("no exllamav2", replace(GPU, packages=packages(exllamav2=Package())), "exllamav2", WARN, "not installed"),
     Fault(
         "exllamav2 without its compiled part",

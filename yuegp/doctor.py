@@ -84,7 +84,14 @@ def _torch(facts: Facts) -> Iterator[Finding]:
     torch = facts.packages.get("torch")
     if not torch or not torch.version or torch.error:
         return  # told by `_packages`
-    if facts.cards and not facts.torch_cuda:
+    if facts.cards and not facts.torch_cuda and (why := facts.launched.get("why")) and why != "as asked for":
+        yield Finding(
+            "torch",
+            WARN,
+            f"A {facts.cards[0].name} is here, but the processor computes: {why}.",
+            "`YUEGP_STACK=cuda` insists: set it, then run `python launch.py --repair`.",
+        )
+    elif facts.cards and not facts.torch_cuda:
         yield Finding(
             "torch",
             WARN,
@@ -132,7 +139,12 @@ def _exllamav2(facts: Facts) -> Iterator[Finding]:
         return  # nothing to be fast on
     package = facts.packages.get("exllamav2")
     instead = "The torch engine is used instead: it works, more slowly. Run `python launch.py --repair` to try again."
-    if not package or not package.version:
+    optional = facts.launched.get("optional")
+    why = str(optional.get("exllamav2")) if isinstance(optional, dict) else ""
+    if (not package or not package.version) and "not published" in why:
+        what = f"ExLlamaV2, the fast engine, is not there for this machine: {why}."
+        yield Finding("exllamav2", WARN, what, "Nothing to do: the torch engine is used instead. It is slower.")
+    elif not package or not package.version:
         yield Finding("exllamav2", WARN, "ExLlamaV2, the fast engine, is not installed.", instead)
     elif package.error:
         yield Finding("exllamav2", WARN, f"ExLlamaV2 {package.version} cannot be used: {package.error}.", instead)
