@@ -279,8 +279,9 @@ def announced(answer: Any) -> list[str]:
 def session() -> Any:
     """The library's HTTP client. HubUnreachable when the proxy that is set cannot be used."""
     from httpx2 import InvalidURL
-    from huggingface_hub import get_session
+    from huggingface_hub import constants, get_session
 
+    constants.HF_HUB_DISABLE_TELEMETRY = True  # or it asks the public hub, once a day, which programs are known to it
     try:
         return get_session()
     except (ImportError, ValueError, InvalidURL) as exc:
