@@ -218,8 +218,10 @@ def copies(hub: Hub, originals: Path) -> Hub:
     return hub
 
 
-@pytest.mark.parametrize("refused", [(401, "RepoNotFound"), (401, ""), (403, "GatedRepo"), (403, ""), (404, "RepoNotFound"),
-                                     (404, "RevisionNotFound"), (410, ""), (451, ""), None])  # fmt: skip
+@pytest.mark.parametrize("refused", [
+    (401, "RepoNotFound"), (401, ""), (403, "GatedRepo"), (403, ""), (404, "RepoNotFound"), (404, "RevisionNotFound"),
+    (410, ""), (451, ""), None,
+])  # fmt: skip
 def test_what_the_hub_does_not_have_is_replaced_by_the_next_best(copies: Hub, refused: tuple[int, str] | None) -> None:
     if refused:
         copies.refuse["Alissonerdx/YuE-s2-1B-general-nf4"] = refused
@@ -325,7 +327,9 @@ def test_a_branch_and_a_folder_are_named_with_the_repository(
     assert registry.named(entry.id) == registry.named(source.rstrip("/")) == entry
 
 
-@pytest.mark.parametrize("source", ["x/s2@../../y", "x/s2:../y", "x/s2:", "x/s2@", "x/s2:a\\b", "x/s2:CON", "x/s2@a b:c:d"])
+@pytest.mark.parametrize(
+    "source", ["x/s2@../../y", "x/s2:../y", "x/s2:", "x/s2@", "x/s2:a\\b", "x/s2:CON", "x/s2@a:c:d"]
+)
 def test_a_branch_or_folder_that_leads_elsewhere_is_refused(source: str) -> None:
     with pytest.raises(registry.RequestError) as caught:
         registry.own(source, None, {})

@@ -199,9 +199,7 @@ def metadata(repo: str, commit: str, file: HubFile) -> Any:
     from huggingface_hub import get_hf_file_metadata, hf_hub_url
 
     url = hf_hub_url(repo, file.source, revision=commit, endpoint=endpoint())
-    return get_hf_file_metadata(
-        url, token=_token(), timeout=PATIENCE * 0.9, endpoint=endpoint(), headers=agent()
-    )
+    return get_hf_file_metadata(url, token=_token(), timeout=PATIENCE * 0.9, endpoint=endpoint(), headers=agent())
 
 
 # Files
