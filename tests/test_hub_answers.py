@@ -15,7 +15,7 @@ import pytest
 from hub_server import Handler, Hub
 from test_download import ENTRY, SIZE, refusal, same
 
-from yuegp import download, filenames, places, registry, transfer
+from yuegp import download, filenames, places, registry, supply, transfer
 from yuegp import hub as hub_room
 from yuegp.hub import HubUnreachable, NotOffered
 from yuegp.registry import Checkpoint
@@ -317,8 +317,17 @@ def test_a_token_that_has_expired_does_not_keep_anybody_from_what_is_for_all(
     hub.expired = "hf_expired"
     assert same(download.get(ENTRY), repo)
     assert [path for _, path, _ in hub.log].count("/api/models/somebody/model/revision/main") == 2
+    assert "Bearer hf_expired" in hub.tokens["hub"] and hub_room._REJECTED == {"hf_expired"}
+
+
+def test_a_token_is_not_blamed_for_what_nobody_is_shown(
+    hub: Hub, repo: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hub_room, "_REJECTED", set())
+    monkeypatch.setenv("HF_TOKEN", "hf_good")
     hub.refuse["me/private"] = 401, "RepoNotFound"
     refusal(lambda: hub_room.listing("me/private"), NotOffered)
+    assert hub_room._REJECTED == set()
 
 
 # Proxies
@@ -396,6 +405,7 @@ def test_only_the_folder_that_was_named_is_downloaded_and_found_again(hub: Hub, 
     assert "is not the file" in refusal(lambda: download.check_pin(entry, folder)).what
     other = download.get(registry.own(f"{FOLDERS}:3.0bpw", None, {}))
     assert other != folder and (other / "output.safetensors").read_bytes() != kept["output.safetensors"]
+    assert supply.remove(entry) > 0 and not folder.exists() and other.is_dir() and places.locate(entry) is None
 
 
 def test_a_folder_in_the_librarys_cache_is_used(hub: Hub, folders: Path) -> None:

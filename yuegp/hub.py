@@ -133,7 +133,11 @@ def listing(repo: str, revision: str | None = None) -> Listing:
         except Exception as exc:
             if not _discard_token(exc):
                 raise
-            info = within(PATIENCE, ask)
+            try:
+                info = within(PATIENCE, ask)
+            except Exception:
+                _REJECTED.clear()  # it was not the token
+                raise
     if not isinstance(info.sha, str) or not re.fullmatch(r"[0-9a-f]{40}", info.sha):
         raise _strange(repo, f"commit {info.sha!r}")
     if not isinstance(info.siblings, list):
