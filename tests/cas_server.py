@@ -13,6 +13,9 @@ from pathlib import Path
 CHUNK = 8192
 """Bytes of a chunk; 64 KB on average in the real one."""
 
+TERM = 4
+"""Chunks that are fetched together."""
+
 
 def hash_of(path: Path) -> str:
     """What the storage knows a file by. Ours is another hash than the real one, which no client computes."""
@@ -40,13 +43,12 @@ def reconstruction(data: bytes, name: str, header: str | None, address: str) -> 
     ends = [0]
     for piece in _container(data):
         ends.append(ends[-1] + len(piece))
-    chunks, covered = {"start": first, "end": last}, min(len(data), last * CHUNK) - first * CHUNK
-    where = {"range": chunks, "url": address, "url_range": {"start": ends[first], "end": ends[last] - 1}}
-    body = {
-        "offset_into_first_range": start - first * CHUNK,
-        "terms": [{"hash": name, "unpacked_length": covered, "range": chunks}],
-        "fetch_info": {name: [where]},
-    }
+    terms, where = [], []
+    for at in range(first, last, TERM):
+        chunks = {"start": at, "end": (end := min(at + TERM, last))}
+        terms.append({"hash": name, "unpacked_length": min(len(data), end * CHUNK) - at * CHUNK, "range": chunks})
+        where.append({"range": chunks, "url": address, "url_range": {"start": ends[at], "end": ends[end] - 1}})
+    body = {"offset_into_first_range": start - first * CHUNK, "terms": terms, "fetch_info": {name: where}}
     return 200, json.dumps(body).encode()
 
 

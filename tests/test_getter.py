@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from hub_server import Hub
-from released import write_released
+from released import STAGE2, write_released
 
 from ui import setup_page
 from ui.desk import Desk
@@ -111,6 +111,14 @@ def test_what_the_hub_refuses_is_said_with_a_next_step(desk: Desk, stocked: Hub)
     stocked.refuse = {}
     click(desk, "ask")
     assert wait(desk.getter, lambda now: now.state != "asking").state == "offered", "it can be tried again"
+
+
+def test_what_is_taken_in_the_place_of_something_is_said_with_the_offer(desk: Desk, stocked: Hub) -> None:
+    shutil.move(stocked.root / "m-a-p" / STAGE2, stocked.root / "Alissonerdx" / f"{STAGE2}-int8")
+    click(desk, "ask")
+    offered = wait(desk.getter, lambda now: now.state != "asking")
+    said = setup_page.getting(desk, T)["text"]
+    assert "s2-int8" in offered.parts and "s2-int8 is taken in the place of s2." in said and "MB to download" in said
 
 
 def test_an_offer_that_nobody_takes_is_given_up_for_another(desk: Desk, stocked: Hub) -> None:

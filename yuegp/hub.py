@@ -133,7 +133,11 @@ def listing(repo: str, revision: str | None = None) -> Listing:
         except Exception as exc:
             if not _discard_token(exc):
                 raise
-            info = within(PATIENCE, ask)
+            try:
+                info = within(PATIENCE, ask)
+            except Exception:
+                _REJECTED.clear()  # it was not the token
+                raise
     if not isinstance(info.sha, str) or not re.fullmatch(r"[0-9a-f]{40}", info.sha):
         raise _strange(repo, f"commit {info.sha!r}")
     if not isinstance(info.siblings, list):
@@ -199,9 +203,7 @@ def metadata(repo: str, commit: str, file: HubFile) -> Any:
     from huggingface_hub import get_hf_file_metadata, hf_hub_url
 
     url = hf_hub_url(repo, file.source, revision=commit, endpoint=endpoint())
-    return get_hf_file_metadata(
-        url, token=_token(), timeout=PATIENCE * 0.9, endpoint=endpoint(), headers=agent()
-    )
+    return get_hf_file_metadata(url, token=_token(), timeout=PATIENCE * 0.9, endpoint=endpoint(), headers=agent())
 
 
 # Files
@@ -279,8 +281,9 @@ def announced(answer: Any) -> list[str]:
 def session() -> Any:
     """The library's HTTP client. HubUnreachable when the proxy that is set cannot be used."""
     from httpx2 import InvalidURL
-    from huggingface_hub import get_session
+    from huggingface_hub import constants, get_session
 
+    constants.HF_HUB_DISABLE_TELEMETRY = True  # or it asks the public hub, once a day, which programs are known to it
     try:
         return get_session()
     except (ImportError, ValueError, InvalidURL) as exc:

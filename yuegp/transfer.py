@@ -99,7 +99,7 @@ class Transfer:
             self._catch_up(data, digest)
             if digest.size >= self.file.size:
                 return
-            way, most = self.ways.pick(self.file.size - digest.size)
+            way, most = self.ways.pick(self.file, self.file.size - digest.size)
             begun, at = time.monotonic(), digest.size
             opened = xet.stream if way == xet.XET else hub.stream
             with opened(self.repo, self.commit, self.file, digest.size) as (start, blocks):

@@ -59,12 +59,13 @@ class Ways:
     """Whether Xet is out of the question; None until somebody asks."""
     _guard: threading.Lock = field(default_factory=threading.Lock)
 
-    def pick(self, left: int) -> tuple[str, int]:
-        """The way, and how many bytes to take by it before asking again, for a file of which `left` are missing."""
+    def pick(self, file: HubFile, left: int) -> tuple[str, int]:
+        """The way, and how many bytes to take by it before asking again, for a file of which `left` are missing. Only
+        large ones are kept in chunks, and only for those it is worth a request more."""
         with self._guard:
             if self._lost is None:
                 self._lost = not installed()
-            if self._lost or (left < 2 * TRIAL and len(self.rates) < 2):
+            if self._lost or not file.sha256 or file.size < 2 * TRIAL:
                 return HTTP, left
             if untried := [way for way in (XET, HTTP) if way not in self.rates]:
                 way = next((way for way in untried if way not in self._trying), untried[0])
