@@ -6,6 +6,7 @@ import importlib
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -37,6 +38,30 @@ def test_probe_and_read_agree(tmp_path: Path) -> None:
     got, rate = audio.read(path)
     assert rate == RATE and got.dtype == np.float32
     np.testing.assert_array_equal(got, wave)
+
+
+@pytest.mark.parametrize("name", ["Jürgen Müller", "音楽", "🎵", "100% #1", "it's [x]"])
+def test_windows_opens_sound_by_its_wide_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """libsndfile's narrow function takes names in the system's code page there, which has no such letters. soundfile
+    uses the wide one for text, which is all we give it: under Windows' rule here, where the narrow one takes none."""
+    real = soundfile._snd
+
+    class Windows:
+        def __getattr__(self, name: str) -> object:
+            return getattr(real, name)
+
+        def sf_open(self, file: bytes, *more: object) -> object:
+            raise AssertionError(f"the narrow function was given {file!r}")
+
+        def sf_wchar_open(self, file: str, *more: object) -> object:
+            return real.sf_open(file.encode(), *more)
+
+    monkeypatch.setattr(soundfile, "_snd", Windows())
+    monkeypatch.setattr(soundfile, "_sys", SimpleNamespace(platform="win32"))
+    (folder := tmp_path / name).mkdir()
+    audio.write(folder / f"{name}.flac", wave := tone(0.5), RATE)
+    got, _ = audio.read(folder / f"{name}.flac")
+    assert audio.probe(str(folder / f"{name}.flac")).frames == len(wave) and np.allclose(got[:, 0], wave, atol=1e-6)
 
 
 def slow_sinc(wave: np.ndarray, source: int, target: int) -> np.ndarray:

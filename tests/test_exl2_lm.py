@@ -3,6 +3,7 @@ ExLlamaV2 with real arithmetic: the same logits as the torch engine, whatever is
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import gc
 import json
@@ -460,3 +461,43 @@ def test_unload_drops_the_weights(folder: Path) -> None:
     assert models[0]() is None
     with pytest.raises(RuntimeError, match="was unloaded"):
         engine.open([9])
+
+
+# Streams
+
+
+@pytest.mark.parametrize("stream", ["the package's", None])
+def test_streams_are_ordered_also_after_a_pass_that_was_stopped(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, stream: str | None
+) -> None:
+    """What was queued before a cancel is still under way: what comes next must wait for it all the same. Before the
+    package has made its stream, as it loads its first model, the engine's card must be the current one already."""
+    events: list[str] = []
+
+    class Stream:
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def wait_stream(self, other: Any) -> None:
+            events.append(f"{self.name} waits for {other.name}")
+
+    @contextlib.contextmanager
+    def entered(what: Any) -> Any:
+        name = getattr(what, "name", what)
+        events.append(f"in {name}")
+        yield
+        events.append(f"out of {name}")
+
+    engine = fake.engine(folder)
+    body = engine._body
+    assert body is not None
+    body.device = torch.device("cuda:1")
+    monkeypatch.setattr(type(body), "stream", property(lambda self: Stream("theirs") if stream else None))
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: Stream("ours"))
+    monkeypatch.setattr(torch.cuda, "device", entered)
+    monkeypatch.setattr(torch.cuda, "stream", entered)
+    with pytest.raises(Cancelled), body.lane():
+        raise Cancelled
+    if stream:
+        assert events[0] == "theirs waits for ours" and events[-1] == "ours waits for theirs"
+    assert "in cuda:1" in events

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from yuegp.errors import DeviceError
-from yuegp.lm import exl2_package
+from yuegp.lm import exl2_package, exl2_presence
 from yuegp.lm.exl2_attention import PagedAttention
 from yuegp.lm.exl2_package import take_in
 from yuegp.lm.flash import Probe
@@ -23,7 +23,8 @@ __version__ = "0.3.2"
 SEEN = {name: value for name, value in os.environ.items() if name.startswith("EXLLAMA_")}
 torch.set_num_threads(1)
 print("chatter")
-class ExLlamaV2Config: pass
+class ExLlamaV2Config:
+    def prepare(self, no_tensors=False): self.looked_for_files = not no_tensors
 class ExLlamaV2: pass
 class ExLlamaV2Cache: pass
 class ExLlamaV2Cache_Q8: pass
@@ -117,7 +118,7 @@ def test_the_compiled_part_is_not_built_unasked(installed: Path, monkeypatch: py
     """The wheel of the package index compiles for 10 to 20 minutes at its first import."""
     (installed.parent / "exllamav2_ext.py").unlink()
     monkeypatch.delenv("YUEGP_EXL2_BUILD", raising=False)
-    with pytest.raises(DeviceError, match="without its compiled part") as caught:
+    with pytest.raises(DeviceError, match="needs the compiled part") as caught:
         take_in(0)
     assert "YUEGP_EXL2_BUILD=1" in caught.value.hint and "exllamav2" not in sys.modules
     monkeypatch.setenv("YUEGP_EXL2_BUILD", "1")
@@ -125,6 +126,27 @@ def test_the_compiled_part_is_not_built_unasked(installed: Path, monkeypatch: py
 
 
 def test_absence_is_said(installed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(exl2_package.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(DeviceError, match="is not installed"):
+    monkeypatch.setattr(exl2_presence.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(DeviceError, match="needs the package exllamav2"):
         take_in(0)
+
+
+def test_settings_open_no_weight_file(installed: Path) -> None:
+    settings = take_in(0).config("C:\\Users\\Jürgen")
+    assert settings.model_dir == "C:\\Users\\Jürgen" and not settings.looked_for_files and not settings.tensor_file_map
+
+
+def test_a_plan_can_ask_without_loading_anything(installed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(exl2_presence.BUILD, raising=False)
+    assert exl2_presence.missing() == ""
+    (installed.parent / "exllamav2-0.3.1.dist-info").mkdir()
+    metadata = installed.parent / "exllamav2-0.3.1.dist-info" / "METADATA"
+    metadata.write_text("Metadata-Version: 2.1\nName: exllamav2\nVersion: 0.3.1\n")
+    assert exl2_presence.missing().endswith("and 0.3.1 is installed.")
+    metadata.write_text("Metadata-Version: 2.1\nName: exllamav2\nVersion: 0.3.2+cu128.torch0.1.0\n")
+    assert "needs torch 0.1" in exl2_presence.missing()
+    metadata.write_text("Metadata-Version: 2.1\nName: exllamav2\nVersion: 0.3.2\n")
+    assert exl2_presence.missing() == ""
+    (installed.parent / "exllamav2_ext.py").unlink()
+    assert exl2_presence.missing() == exl2_presence.UNCOMPILED
+    assert "exllamav2" not in sys.modules

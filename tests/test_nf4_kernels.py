@@ -124,8 +124,8 @@ def test_it_is_asked_once_in_a_process_and_only_for_a_card(monkeypatch: pytest.M
 
     monkeypatch.setattr(nf4_kernels, "trial", broken)
     assert kernels(CPU, torch.float32, 64) is None and missing(CPU, torch.float32, 64) == "" and not asked
-    for _ in range(3):
-        assert kernels(CARD, torch.float16, 64) is None and "OSError" in missing(CARD, torch.float16, 64)
+    for card in (torch.device("cuda"), CARD, CARD):
+        assert kernels(card, torch.float16, 64) is None and "OSError" in missing(card, torch.float16, 64)
     assert asked == [("cuda:0", "float16", 64)]
 
 

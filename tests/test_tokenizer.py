@@ -55,6 +55,24 @@ def test_empty_text_has_no_ids_and_paths_may_hold_spaces_and_umlauts(small_model
     assert tokenizer.encode("sing") and tokenizer.encode("sing") != tokenizer.encode(" sing")
 
 
+@pytest.mark.parametrize("name", ["Jürgen Müller", "音楽", "🎵", "100% #1", "it's [x]"])
+def test_sentencepiece_is_never_given_a_path(
+    small_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Its own reader of files takes names in the system's code page on Windows, which has no such letters."""
+    from sentencepiece import SentencePieceProcessor
+
+    def narrow(self: object, path: object) -> None:
+        raise OSError(f"Not found: {path!r}")
+
+    monkeypatch.setattr(SentencePieceProcessor, "LoadFromFile", narrow)
+    (tmp_path / name).mkdir()
+    moved = tmp_path / name / "tokenizer.model"
+    moved.write_bytes(small_model.read_bytes())
+    there = open_tokenizer("sentencepiece", moved, SMALL)
+    assert there.encode("the sea") == open_tokenizer("sentencepiece", small_model, SMALL).encode("the sea")
+
+
 def test_an_id_outside_text_never_leaves_the_tokenizer(small_model: Path) -> None:
     """Inherited fault: `<SOA>` typed by a user becomes a control token. Here the file itself is at fault."""
     tokenizer = open_tokenizer("sentencepiece", small_model, dataclasses.replace(SMALL, text_size=3))

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import importlib.util
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -19,8 +18,7 @@ import torch
 
 from ..errors import DeviceError, said
 from .exl2_attention import PagedAttention
-from .exl2_presence import BUILD as BUILD
-from .exl2_presence import VERSION as VERSION
+from .exl2_presence import BUILD, UNCOMPILED, VERSION, missing, other_version
 from .flash import Probe, probe
 
 _TORCH = "Use the torch engine instead."
@@ -88,8 +86,8 @@ def prepared(kind: Callable[[], Any], folder: str) -> Any:
 
 def check(version: str, attn: Any, flash: Probe) -> None:
     """DeviceError in a state known, or not known not, to be wrong."""
-    if version != VERSION:
-        raise DeviceError(f"ExLlamaV2 {version} is installed; only {VERSION} is known to compute right.", _wheel_hint())
+    if why := other_version(version):
+        raise DeviceError(why, _wheel_hint())
     ours = isinstance(getattr(attn, "flash_attn_with_kvcache", None), PagedAttention)
     if flash.works and (ours or not getattr(attn, "has_flash_attn_with_paged", False)):
         raise DeviceError(
@@ -99,14 +97,9 @@ def check(version: str, attn: Any, flash: Probe) -> None:
 
 
 def _check_presence() -> None:
-    if importlib.util.find_spec("exllamav2") is None:
-        raise DeviceError("The ExLlamaV2 engine is not installed.", _wheel_hint())
-    if importlib.util.find_spec("exllamav2_ext") is None and os.environ.get(BUILD) != "1":
-        raise DeviceError(
-            "ExLlamaV2 is installed without its compiled part.",
-            f"{_wheel_hint()} Or set {BUILD}=1 to compile it at the next start: that takes 10 to 20 minutes and needs "
-            "NVIDIA's CUDA toolkit.",
-        )
+    if why := missing():
+        build = f" Or set {BUILD}=1 to compile it at the next start: that takes 10 to 20 minutes and needs NVIDIA's "
+        raise DeviceError(why, _wheel_hint() + (build + "CUDA toolkit." if why == UNCOMPILED else ""))
 
 
 def _wheel_hint() -> str:

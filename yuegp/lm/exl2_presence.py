@@ -15,6 +15,8 @@ VERSION = "0.3.2"
 BUILD = "YUEGP_EXL2_BUILD"
 """Set to 1 to let ExLlamaV2 compile its extension when no ready-built one is installed."""
 
+UNCOMPILED = "The ExLlamaV2 engine needs the compiled part of the package exllamav2."
+
 OLDEST_CARD = (6, 0)
 """Compute capability from which its ready-built files hold code. Source: build-wheels-release.yml of its repository."""
 
@@ -32,6 +34,19 @@ def lacking() -> str:
     if made_for and torch and made_for[1] != torch[0]:
         return f"torch {made_for[1]}, for which the package exllamav2 was built, and {torch[0]} is installed"
     return ""
+
+
+def missing() -> str:
+    """Why the exl2 engine cannot start in this Python, a sentence; empty where nothing speaks against it."""
+    why = lacking()
+    return f"The ExLlamaV2 engine needs {why}." if why else ""
+
+
+def other_version(version: str) -> str:
+    """What is to be said of another version than ours; nothing of ours. A build names its torch behind a plus sign."""
+    if version.partition("+")[0] == VERSION:
+        return ""
+    return f"ExLlamaV2 {version} is installed; only {VERSION} is known to compute right."
 
 
 def _version(package: str) -> str:

@@ -47,17 +47,17 @@ class Trial:
 
 def kernels(device: torch.device, dtype: torch.dtype, block: int) -> Any:
     """bitsandbytes, where it multiplies right with values of `dtype` on this card; None: on processors, or without."""
-    return _taken(str(device), str(dtype).removeprefix("torch."), block)[0] if device.type == "cuda" else None
+    return _taken(device.index or 0, str(dtype), block)[0] if device.type == "cuda" else None
 
 
 def missing(device: torch.device, dtype: torch.dtype, block: int) -> str:
     """Why it is not used on this card, in a few words; empty where it is."""
-    return _taken(str(device), str(dtype).removeprefix("torch."), block)[1] if device.type == "cuda" else ""
+    return _taken(device.index or 0, str(dtype), block)[1] if device.type == "cuda" else ""
 
 
 @functools.cache
-def _taken(device: str, dtype: str, block: int) -> tuple[Any, str]:
-    found = trial(device, dtype, block)
+def _taken(card: int, dtype: str, block: int) -> tuple[Any, str]:
+    found = trial(f"cuda:{card}", dtype.removeprefix("torch."), block)
     if found.works:
         try:
             return importlib.import_module("bitsandbytes"), ""
