@@ -131,8 +131,8 @@ class Guard:
             return HTMLResponse(self.stranger(str(host), command), 421)
         return PlainTextResponse(
             f"This server does not answer under the name {host}; on its own computer it is "
-            f"http://127.0.0.1:{self.port}. If the name is yours, end the program and start it with `{command}`; in a container, set "
-            f"{hosts.VARIABLE}={host}.",
+            f"http://127.0.0.1:{self.port}. If the name is yours, end the program and start it with `{command}`; "
+            f"in a container, set {hosts.VARIABLE}={host}.",
             421,
         )
 
