@@ -68,7 +68,8 @@ def test_under_another_name_the_command_that_allows_it_is_told() -> None:
     told = client().get("/en/config", headers={"host": NAME})
     assert told.status_code == 421 and f"`python launch.py ui --allow-host {NAME}`" in told.text
     assert f"YUEGP_ALLOW_HOST={NAME}" in told.text and "http://127.0.0.1:7860" in told.text
-    page = client().get("/", headers={"host": f"{NAME}:8443", "accept": "text/html"})
+    page = client().get("/en/config", headers={"host": f"{NAME}:8443", "accept": "text/html"})
+    assert page.headers["content-type"].startswith("text/html")
     assert page.status_code == 421 and f"<code>python launch.py ui --allow-host {NAME}:8443</code>" in page.text
     door = guard.Door("word", "form")
     assert "ui --listen --allow-host nas`" in client(listening=True, door=door).get("/", headers={"host": "nas"}).text
