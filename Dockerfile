@@ -6,8 +6,9 @@
 #   docker run --rm -p 127.0.0.1:7860:7860 -v yuegp:/data -e YUEGP_PASSWORD=choose-one yuegp
 #   docker run --rm --gpus all -p 127.0.0.1:7860:7860 -v yuegp:/data -e YUEGP_PASSWORD=choose-one yuegp
 #
-# Then open http://127.0.0.1:7860. Songs and models are kept in the volume. CUDA itself comes with torch's packages, so
-# both kinds begin with the same small image.
+# Then open http://127.0.0.1:7860. Another number before the colon works too (-p 127.0.0.1:9000:7860). For a name besides
+# localhost and addresses, -e YUEGP_ALLOW_HOST=nas.fritz.box (docs/network.md). Songs and models are kept in the volume.
+# CUDA itself comes with torch's packages, so both kinds begin with the same small image.
 FROM python:3.12-slim
 
 RUN useradd --create-home --uid 1000 yuegp && mkdir /app /data && chown yuegp:yuegp /app /data

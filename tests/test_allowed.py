@@ -1,4 +1,4 @@
-"""What the server answers at all: every route that is registered stands on our list or is refused, however it is asked."""
+"""What the server answers at all: every registered route stands on our list or is refused, however it is asked."""
 
 from __future__ import annotations
 
@@ -58,8 +58,8 @@ EXPECTED = {
     ("POST", "/api/gradio_api/cancel"),
     ("POST", "/api/gradio_api/reset"),
 } - {("GET", "/api/favicon.ico")}
-"""Every route that may be reached, as it is registered. A version of Gradio that registers another one under a path that
-we let through fails here; one that it registers elsewhere is refused anyway."""
+"""Every route that may be reached, as it is registered. A version of Gradio that registers another one under a path
+that we let through fails here; one that it registers elsewhere is refused anyway."""
 
 PROBES = (
     "x", "1", "ab12", "0" * 32, "make", "predict", "v2", "en", "api", "index-Ab_1.js", "/tmp/a.wav", "mix.flac",

@@ -26,6 +26,8 @@ DOOR = {"help", "install", "update", "reset", "test", "check"}
 
 NOT_RUN = {
     r"$": "the page stays open until Ctrl-C; tests/test_serve.py starts it",
+    r"ui --(listen|allow-host)": "the same; tests/test_hosts.py and tests/test_proxy.py",
+    r"ui --hosts --forget-host": "forgets what the reader has allowed; tests/test_hosts.py",
     r"(test|check)\b": "these are what runs this file",
     r"--(dry-run|pretend)\b": "launch.py's own, and no command; tests/test_door.py tells about many machines",
     r"models (get|remove)\b": "needs a network or what was downloaded; tests/test_weights_cli.py has a hub of its own",

@@ -22,7 +22,7 @@ WORDS, TAGS = "[verse]\nla la\n", "pop piano"
 
 
 class Proxy(http.server.BaseHTTPRequestHandler):
-    """As nginx and Caddy do it: takes `prefix` off the path and says so, passes the name on, and answers as it comes."""
+    """As nginx and Caddy do it: takes `prefix` off the path and says so, passes the name on, answers as it comes."""
 
     upstream, prefix = 0, ""
 

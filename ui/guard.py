@@ -80,8 +80,7 @@ class Guard:
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = Headers(scope=scope)
         route = allowed.find(scope["method"], scope["path"], login=self.door is not None)
-        send = labelled(send, route.media if route else PAGE, scope["path"])
-        way, refusal = self._judge(scope, headers, route)
+        way, refusal = self._judge(scope, headers)
         if way is None or route is None or refusal:
             answer = refusal or PlainTextResponse("There is nothing here.", 404)
         elif self.door and not self.door.open_to(headers):
@@ -89,11 +88,11 @@ class Guard:
         elif route is allowed.LOGIN:  # who has the cookie needs no form
             answer = RedirectResponse(f"{way.prefix}/", 303)
         else:
-            await self._pass(_forwarded(scope, way), route, way, receive, send)
+            await self._pass(_forwarded(scope, way), route, way, receive, labelled(send, route.media, scope["path"]))
             return
-        await answer(scope, receive, send)
+        await answer(scope, receive, labelled(send, PAGE, scope["path"]))
 
-    def _judge(self, scope: Scope, headers: Headers, route: Route | None) -> tuple[_Way | None, Response | None]:
+    def _judge(self, scope: Scope, headers: Headers) -> tuple[_Way | None, Response | None]:
         """How the request came, and what it is answered when it may not come that way."""
         host = hosts.read(headers.get("host", ""))
         if host is None or len(headers.getlist("host")) > 1 or not self.hosts.ours(host):
@@ -131,8 +130,8 @@ class Guard:
             return HTMLResponse(self.stranger(str(host), command), 421)
         return PlainTextResponse(
             f"This server does not answer under the name {host}; on its own computer it is "
-            f"http://127.0.0.1:{self.port}. If the name is yours, end the program and start it with `{command}`; in a container, set "
-            f"{hosts.VARIABLE}={host}.",
+            f"http://127.0.0.1:{self.port}. If the name is yours, end the program and start it with `{command}`; "
+            f"in a container, set {hosts.VARIABLE}={host}.",
             421,
         )
 
