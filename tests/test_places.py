@@ -241,7 +241,7 @@ def test_a_header_of_two_gigabytes_and_a_pipe_for_weights_are_not_read(originals
 def test_a_folder_whose_name_is_no_text_is_said_and_not_used(originals: Path, tmp_path: Path) -> None:
     folder = os.path.join(os.fsencode(tmp_path), b"caf\xe9", os.fsencode(STAGE2))
     shutil.copytree(os.fsencode(originals / STAGE2), folder)
-    assert found([tmp_path]) == {} and list(passed(tmp_path).values())[0].endswith("is no text; give it another.")
+    assert found([tmp_path]) == {} and next(iter(passed(tmp_path).values())).endswith("is no text; give it another.")
     str(passed(tmp_path)).encode()
 
 

@@ -17,6 +17,7 @@ from .desk import Desk
 from .shell import Shell
 from .texts import LANGUAGES, Texts
 
+
 def build(desk: Desk, shell: Shell, t: Texts) -> None:
     """Put the page into the tab that is being built."""
 

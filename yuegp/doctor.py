@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from .facts import PORT, Facts, Package, look
+from .facts import PORT, Facts, look
 
 OK, WARN, FAIL = "ok", "warn", "fail"
 

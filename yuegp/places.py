@@ -21,7 +21,6 @@ from .registry import VOCABULARIES, Checkpoint, known, models_dir, notes, read_n
 from .verify import language_model, weight_files
 from .wander import ask, is_folder, read_small, wander
 
-
 # Pins
 
 
