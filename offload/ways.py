@@ -1,4 +1,4 @@
-"""In which ways a model can be held on a machine, from how it is stored; and whether the fast engine is there for it."""
+"""In which ways a model can be held on a machine, from how it is stored, and whether the fast engine is there."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One answer to what a card gets: the README's table, what is fetched, what is planned and shown, and what a song uses."""
+"""One answer to what a card gets: the README's table, what is fetched, planned and shown, and what a song uses."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def test_table_choice_plan_page_doctor_and_song_say_the_same(
     fast = {"exllamav2": facts.Package("0.3.2")}
     assert facts._foreseen(fast) == (said[0], "")
     about = sum(c.about for c in chosen.checkpoints)
-    offered = next(row for row in setup_page.model_rows(Texts()) if row["name"] == "yue-en-cot")
+    offered = setup_page._model_row("yue-en-cot", Texts())
     assert setup_page.size(about) in offered["text"], "the page says the size of what it would get"
 
     assert main(["models", "get", "--language", "en", "--yes", "--quiet"]) == 0
@@ -177,8 +177,8 @@ def test_a_plan_is_of_what_is_fetched_for_every_set(language: str, mode: str, fa
         (("exllamav2", "exllamav2_ext"), {"exllamav2": "0.3.2+cu128.torch2.9.0", "torch": "2.13.0"}, card(24),
          "torch 2.9, for which"),
         (("exllamav2", "exllamav2_ext"), {}, card(24, (5, 2)), "a newer card than the NVIDIA card"),
-        (("exllamav2", "exllamav2_ext"), {"exllamav2": "0.3.2+cu128.torch2.9.0", "torch": "2.9.0+cu128"}, card(11, (7, 5)),
-         ""),
+        (("exllamav2", "exllamav2_ext"), {"exllamav2": "0.3.2+cu128.torch2.9.0", "torch": "2.9.0+cu128"},
+         card(11, (7, 5)), ""),
     ],
 )  # fmt: skip
 def test_an_engine_that_could_not_start_is_not_counted_on(

@@ -98,7 +98,7 @@ def test_the_example_files_form_is_read(tmp_path: Path) -> None:
     ("text", "expected"),
     [
         ("a:\n  yue: more/yue", ["{here}/more/yue"]),
-        ("a:\n  base_path: ../other\n  yue: yue/", ["{here}/../other/models", "{here}/../other", "{here}/../other/yue"]),
+        ("a:\n  base_path: ../b\n  yue: yue/", ["{here}/../b/models", "{here}/../b", "{here}/../b/yue"]),
         ("a:\n  yue: ~/yue\n  vae: $STORE/vae\n  clip: '%STORE%/clip'", ["{home}/yue", "/store/vae", "/store/clip"]),
         ("a:\n  is_default: true\n  yue: [/one, /two, 3, {x: /no}]", ["/one", "/two"]),
         ("a: &base\n  yue: /one\nb:\n  <<: *base\n  vae: /two", ["/one", "/two"]),
@@ -167,8 +167,9 @@ def test_comfyui_looks_into_the_folders_it_was_told_of(originals: Path, nobody: 
 
 
 @pytest.mark.parametrize(
-    "root", ["D/ComfyUI_windows_portable/ComfyUI", "D/AI/ComfyUI_windows_portable_nvidia/ComfyUI_windows_portable/ComfyUI",
-             "C/Users/Jürgen/Downloads/ComfyUI_windows_portable/ComfyUI", "C/ComfyUI"],
+    "root", ["D/ComfyUI_windows_portable/ComfyUI", "C/ComfyUI",
+             "D/AI/ComfyUI_windows_portable_nvidia/ComfyUI_windows_portable/ComfyUI",
+             "C/Users/Jürgen/Downloads/ComfyUI_windows_portable/ComfyUI"],
 )  # fmt: skip
 def test_comfyui_portable_wherever_it_was_unpacked(originals: Path, tmp_path: Path, root: str) -> None:
     where = windows(tmp_path)
@@ -270,7 +271,9 @@ def test_clones_of_programs_for_yue(originals: Path, nobody: Path, name: str) ->
     assert found() == {"codec-safetensors": folder}
 
 
-@pytest.mark.parametrize("data", [b"", b"[]", b"{", b"\xff\xfe", b"[" * 100_000, b'{"home": 5, "LibraryPath": "\\u0000"}'])
+@pytest.mark.parametrize(
+    "data", [b"", b"[]", b"{", b"\xff\xfe", b"[" * 100_000, b'{"home": 5, "LibraryPath": "\\u0000"}']
+)
 def test_odd_settings_of_other_programs_are_passed_over(nobody: Path, data: bytes) -> None:
     for name in (".pinokio/config.json", ".config/StabilityMatrix/library.json", ".lmstudio/settings.json",
                  ".config/ComfyUI/config.json", ".lmstudio-home-pointer"):  # fmt: skip

@@ -188,8 +188,12 @@ def test_another_revision_in_a_cache_is_said_and_not_used(originals: Path, tmp_p
 
 def test_what_is_yues_and_not_whole_is_said(originals: Path, tmp_path: Path) -> None:
     apps = tmp_path / "apps"
-    for name in ("cut", "pointer", "half", "pickled"):
+    for name in ("cut", "pointer", "half", "pickled", "bare", "nested"):
         shutil.copytree(originals / STAGE1, apps / name / STAGE1)
+    (apps / "bare" / STAGE1 / "config.json").unlink()
+    (apps / "nested" / STAGE1 / "config.json").write_text("[" * 100_000)
+    shutil.copytree(originals / SOUND, apps / "sound" / SOUND)
+    shutil.rmtree(apps / "sound" / SOUND / "decoders")
     first = "model-00001-of-00003.safetensors"
     data = (apps / "cut" / STAGE1 / first).read_bytes()
     (apps / "cut" / STAGE1 / first).write_bytes(data[:-10])
@@ -199,7 +203,8 @@ def test_what_is_yues_and_not_whole_is_said(originals: Path, tmp_path: Path) -> 
     for path in (apps / "pickled" / STAGE1).glob("*.safetensors"):
         path.rename(path.with_suffix(".bin"))
     said = {item.folder.parent.name: item.why for item in places.survey([apps])[1]}
-    assert found([apps]) == {} and set(said) == {"cut", "pointer", "half", "pickled"}
+    assert found([apps]) == {} and set(said) == {"cut", "pointer", "half", "pickled", "bare", "nested", "sound"}
+    assert "no config.json" in said["bare"] and "the sound model" in said["sound"]
     assert "cut short" in said["cut"] and "git-lfs" in said["pointer"] and "lacks 1 of its 3" in said["half"]
 
 
@@ -241,8 +246,8 @@ def test_a_header_of_two_gigabytes_and_a_pipe_for_weights_are_not_read(originals
 def test_a_folder_whose_name_is_no_text_is_said_and_not_used(originals: Path, tmp_path: Path) -> None:
     folder = os.path.join(os.fsencode(tmp_path), b"caf\xe9", os.fsencode(STAGE2))
     shutil.copytree(os.fsencode(originals / STAGE2), folder)
-    assert found([tmp_path]) == {} and list(passed(tmp_path).values())[0].endswith("is no text; give it another.")
-    str(passed(tmp_path)).encode()
+    assert found([tmp_path]) == {} and next(iter(passed(tmp_path).values())).endswith("is no text.")
+    str(list(passed(tmp_path).values())).encode()
 
 
 def test_another_programs_files_stay_as_they_are(originals: Path, nobody: Path) -> None:

@@ -284,6 +284,20 @@ def test_a_model_of_ones_own_becomes_a_set_of_its_own(originals: Path, tmp_path:
     assert checkpoint.id == "shanties" and found.stage1 == mine and found.mode == "cot" and "shanties" in models.names()
 
 
+def test_a_folder_that_cannot_be_noted_is_refused(originals: Path, tmp_path: Path) -> None:
+    folder = os.path.join(os.fsencode(tmp_path), b"caf\xe9")
+    shutil.copytree(os.fsencode(originals / STAGE2), folder)
+    with pytest.raises(ModelError, match="is no text"):
+        supply.add_folder(Path(os.fsdecode(folder)))
+
+
+def test_why_nothing_was_added_is_said(originals: Path, tmp_path: Path) -> None:
+    shutil.copytree(originals / STAGE2, tmp_path / "a" / STAGE2)
+    (tmp_path / "a" / STAGE2 / "config.json").unlink()
+    with pytest.raises(RequestError, match=r"No YuE model was found .* has no config\.json"):
+        supply.add_folder(tmp_path)
+
+
 def test_an_empty_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RequestError, match="No YuE model was found"):
         supply.add_folder(tmp_path)

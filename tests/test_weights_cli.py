@@ -91,6 +91,16 @@ def test_a_set_is_chosen_for_a_card_and_settled(stocked: Hub, run: Run, monkeypa
     assert registry.notes()["sets"]["yue-en-cot"] == [fast.id, "s2", "codec"]
 
 
+def test_what_another_program_has_and_cannot_be_used_is_told(
+    stocked: Hub, run: Run, originals: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    theirs = Path(shutil.copytree(originals / STAGE2, tmp_path / "disk" / STAGE2)) / "model.safetensors"
+    theirs.write_bytes(theirs.read_bytes()[:-5])
+    monkeypatch.setenv("YUEGP_MODEL_DIRS", str(tmp_path / "disk"))
+    code, out, _ = run("get", "s2", "--yes", "--quiet")
+    assert code == 0 and f"not used  {theirs} is cut short" in out and "Everything is here and whole." in out
+
+
 def test_a_damaged_download_is_told_and_mended_by_the_same_command(stocked: Hub, run: Run) -> None:
     stocked.damage["model.safetensors"] = 100_000
     code, _, err = run("get", "s2", "--yes", "--quiet")

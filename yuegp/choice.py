@@ -1,7 +1,7 @@
 """Which of YuE's published models suit a machine, and how they are held there: decided here and nowhere else.
 
 `models get` and the page fetch what is chosen here, `plan`, the Set-up page and the doctor tell of it, the README's
-table is what it answers, and a song takes what lies on the disk in the same order. The order itself is `offload.plan`'s.
+table is what it answers, and a song takes what lies on the disk in the same order. That order is `offload.plan`'s.
 """
 
 from __future__ import annotations

@@ -128,7 +128,8 @@ def _chosen(arguments: argparse.Namespace, card: Card, ram: int) -> tuple[tuple[
     ways = choice.ways(first, card)
     if arguments.bits is not None:
         every = ways if arguments.engine == "torch" else memory.LIBRARY
-        ways = tuple(way for way in every if float(way.bits) == arguments.bits) or (Way("exl2", "exl2", Fraction(arguments.bits).limit_denominator(100)),)
+        pressed = Way("exl2", "exl2", Fraction(arguments.bits).limit_denominator(100))
+        ways = tuple(way for way in every if float(way.bits) == arguments.bits) or (pressed,)
     return ways, choice.ways(second, card)
 
 

@@ -40,12 +40,11 @@ def ways(folder: Path, stage: int, card: Card | None) -> tuple[Way, ...]:
     """How the model in `folder` can be held here, as stored and made smaller. DeviceError when it needs a card or a
     package that is not here."""
     stored = stored_as(folder)
-    if stored == "exl2":
-        if lacking := _lacking(card):
-            raise DeviceError(
-                f"The model in {folder} is an EXL2 model, which needs {lacking}.",
-                "Use the unquantized model, or set the program up again with `python launch.py`.",
-            )
+    if stored == "exl2" and (lacking := _lacking(card)):
+        raise DeviceError(
+            f"The model in {folder} is an EXL2 model, which needs {lacking}.",
+            "Use the unquantized model, or set the program up again with `python launch.py`.",
+        )
     bits = _exl2_bits(folder) if stored == "exl2" else Fraction(16)
     return held(stored, bits, stage, card, Shapes(read_config(folder), 0))
 

@@ -6,20 +6,25 @@ which commit they are of, and the checksum of every file.
 
 from __future__ import annotations
 
+import functools
 import json
 import os
+import time
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from . import comfy_paths, neighbours
+from . import comfy_paths, neighbours, strangers
 from .disk import write_atomic
 from .errors import ModelError
 from .library import home
 from .registry import VOCABULARIES, Checkpoint, known, models_dir, notes, read_name
 from .verify import language_model, weight_files
-from .wander import ask, is_folder, read_small, wander
+from .wander import is_folder, read_small, wander
+
+FRESH_SECONDS = 10
+"""How long it is taken to hold which other programs have a hub cache of their own."""
 
 # Pins
 
@@ -122,13 +127,26 @@ def _cached(checkpoint: Checkpoint) -> Iterator[Path]:
     if not checkpoint.repo:
         return
     pin = read_pin(checkpoint)
-    for cache in (cache_dir(), *neighbours.hub_caches(_surroundings())):
+    for cache in (cache_dir(), *_other_caches(Path.home(), os.environ.get("PINOKIO_HOME"), _moment())):
         folder = cache / f"models--{checkpoint.repo.replace('/', '--')}"
+        if not is_folder(folder):
+            continue
         named = [pin.commit] if pin else []
         named += [checkpoint.commit] if checkpoint.commit else []
         named.append(_commit(folder, checkpoint.revision) or checkpoint.revision or "main")
         snapshots = [folder / "snapshots" / name / checkpoint.subfolder for name in named]
         yield from (place for place in snapshots if is_folder(place))
+
+
+@functools.lru_cache(4)
+def _other_caches(*seen: object) -> list[Path]:
+    """Other programs' hub caches that are there. Looked for again when what they depend on has changed, and now and
+    then: every model asks for them."""
+    return [cache for cache in neighbours.hub_caches(_surroundings()) if is_folder(cache)]
+
+
+def _moment() -> int:
+    return int(time.monotonic() // FRESH_SECONDS)
 
 
 def _commit(folder: Path, revision: str | None) -> str:
@@ -151,7 +169,7 @@ def identify(folder: Path) -> Found:
         safe = any((folder / "final_ckpt").glob("*.safetensors"))
         return Found(folder, known()["codec-safetensors" if safe else "codec"], {"role": "codec"})
     model = language_model(folder)
-    said = read_name(_name(folder)) | {"stored": model.stored}
+    said = read_name(strangers.name(folder)) | {"stored": model.stored}
     for role, size in VOCABULARIES.items():
         if model.config.vocab_size == size:
             said["role"] = role
@@ -192,88 +210,22 @@ def survey(roots: list[Path] | None = None) -> tuple[list[Found], list[Passed]]:
     found, passed = list[Found](), list[Passed]()
     for folder, files in _model_folders(usual_places() if roots is None else roots):
         try:
-            _readable(folder, files)
+            strangers.screen(folder, files)
+            strangers.refuse_unwritable(folder)
+            if is_folder(folder / "final_ckpt") and not _looks_whole(folder, "codec"):
+                raise ModelError(f"{folder} lacks files of the sound model.")
             item = identify(folder)
-        except _AnotherKind:
+        except strangers.AnotherKind:
             continue  # these folders are full of them
         except ModelError as exc:
-            passed.append(Passed(folder, exc.what))
+            passed.append(Passed(folder, strangers.readable(exc.what)))
         except OSError as exc:
-            passed.append(Passed(folder, f"{folder} cannot be read: {exc.strerror or exc}."))
+            passed.append(Passed(folder, strangers.readable(f"{folder} cannot be read: {exc.strerror or exc}.")))
         else:
             other = item.checkpoint and _other_revision(folder, item.checkpoint)
             found += [item] * (not other)
             passed += [Passed(folder, other)] if other else []
     return found, passed
-
-
-MOST_CONFIG, MOST_HEADER = 1 << 20, 1 << 24
-"""Bytes of a config.json and of a safetensors header beyond which it is no model of YuE's; theirs have 1 and 50 KB."""
-
-MOST_LAYERS, MOST_WIDTH = 200, 1 << 16
-"""The same of layers, and of the largest width."""
-
-
-class _AnotherKind(Exception):
-    """The folder has nothing to do with YuE."""
-
-
-def _readable(folder: Path, files: frozenset[str]) -> None:
-    """Tell, before anything is built of it, a model of YuE's from whatever else lies in other programs' folders.
-    _AnotherKind, or ModelError where it is YuE's and cannot be used."""
-    ours = "role" in read_name(_name(folder))
-    if "config.json" not in files or is_folder(folder / "final_ckpt"):
-        if is_folder(folder / "final_ckpt") and not _looks_whole(folder, "codec"):
-            raise ModelError(f"{folder} lacks files of the sound model.") if ours else _AnotherKind
-    else:
-        data = _config(folder)
-        if data.get("vocab_size") not in VOCABULARIES.values() or not _plausible(data):
-            raise _AnotherKind
-        weights = {name for name in files if name.endswith(".safetensors")}
-        if not weights:
-            raise ModelError(f"{folder} holds no ordinary safetensors files.")
-        if any(_header(folder / name) > MOST_HEADER for name in weights):
-            raise ModelError(f"A file in {folder} has a header of more than {MOST_HEADER >> 20} MiB.")
-        if odd := sorted({path.name for path in folder.glob("*.safetensors")} - weights):
-            raise ModelError(f"{folder / odd[0]} is no file, or leads nowhere.")
-    try:
-        str(folder).encode()
-    except UnicodeEncodeError:
-        shown = os.fsencode(folder).decode("utf-8", "replace")
-        raise ModelError(f"The name of the folder {shown} is no text; give it another.") from None
-
-
-def _config(folder: Path) -> dict[str, object]:
-    try:
-        data = json.loads(read_small(folder / "config.json", MOST_CONFIG) or b"")
-    except (ValueError, RecursionError):
-        data = None
-    if not isinstance(data, dict):
-        raise _AnotherKind
-    return data
-
-
-def _plausible(config: dict[str, object]) -> bool:
-    """Whether the sizes are such that something may be counted with them."""
-    limits = {"num_hidden_layers": MOST_LAYERS, "hidden_size": MOST_WIDTH, "intermediate_size": MOST_WIDTH}
-    return all(isinstance(n := config.get(key), int) and 0 < n <= most for key, most in limits.items())
-
-
-def _header(path: Path) -> int:
-    """Bytes of a safetensors file's header as it announces them; none when it has no room for so many."""
-
-    def read(name: str) -> int:
-        with open(name, "rb") as file:
-            announced = int.from_bytes(file.read(8), "little")
-            return announced if announced < os.fstat(file.fileno()).st_size else 0
-
-    return ask(read, path) or 0
-
-
-def _name(folder: Path) -> str:
-    """What a folder is called by whoever keeps it: the hub and other programs put owner or branch above it, ModelScope
-    writes a dot as three underlines."""
-    return "/".join(folder.parts[-3:]).replace("___", ".")
 
 
 def _other_revision(folder: Path, checkpoint: Checkpoint) -> str:
@@ -306,7 +258,8 @@ def _model_folders(roots: list[Path]) -> Iterator[tuple[Path, frozenset[str]]]:
         place = os.path.realpath(folder)
         if place == ours or place.startswith(ours + os.sep):
             continue
-        if is_folder(folder / "final_ckpt") or "config.json" in files:
+        weights = any(name.endswith(".safetensors") for name in files) and strangers.is_named(folder)
+        if weights or "config.json" in files or is_folder(folder / "final_ckpt"):
             yield folder, files
 
 

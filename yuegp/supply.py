@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import download, models, places, registry
+from . import download, models, places, registry, strangers
 from .checkpoint import read_config
 from .choice import Choice as Choice
 from .choice import choose as choose
@@ -239,6 +239,7 @@ def add_folder(
 ) -> list[tuple[Checkpoint, Path]]:
     """Use the models in `folder`, or in folders below it, from where they are. `said` gives language and mode where
     their names do not; `name` is a new checkpoint's. RequestError when nothing is found or something is not told."""
+    strangers.refuse_unwritable(folder)
     alone = (folder / "config.json").is_file() or (folder / "final_ckpt").is_dir()
     found, passed = ([places.identify(folder)], []) if alone else places.survey([folder])
     if not found:
