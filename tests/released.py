@@ -25,8 +25,9 @@ from tools.make_set import LM, SIZES, write_codec, write_lm
 STAGE1, STAGE2, SOUND = "YuE-s1-7B-anneal-en-cot", "YuE-s2-1B-general", "xcodec_mini_infer"
 
 
-def write_released(folder: Path, pth: bool = False) -> Path:
-    """The three repositories of English without reference, in `folder`. With `pth` the codec as released (torch)."""
+def write_released(folder: Path, pth: bool = True) -> Path:
+    """The three repositories of English without reference, in `folder`. Without `pth` the codec is the copy that holds
+    safetensors."""
     write_lm(folder / STAGE1, LM(83968, 8, 16, 2, 4, 2, 16384, shards=3), seed=0)
     write_lm(folder / STAGE2, LM(83840, 8, 16, 2, 2, 2, 8192), seed=1)
     write_codec(folder / SOUND, replace(SIZES["tiny"].codec), seed=2, pth=pth)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
+from released import as_trained
 
 from tools.make_set import make_set
 from ui import create_model, create_page, create_plan, create_reference, create_tags, create_words, form, machine
@@ -200,6 +201,16 @@ def test_the_plan_says_what_will_happen(desk: Desk) -> None:
 def test_what_cannot_be_made_is_said_instead_of_a_plan(desk: Desk, changes: dict[str, Any], part: str) -> None:
     plan = create_plan.describe(values(**changes), desk.root, T)
     assert part in plan["error"] and plan["rows"] == []
+
+
+def test_a_sound_model_that_cannot_be_read_is_said_instead_of_a_plan(desk: Desk, tmp_path: Path) -> None:
+    folder = make_set(tmp_path / "set", "tiny", pth=True)
+    as_trained(folder / "codec")
+    assert create_plan.describe(values(model=str(folder)), desk.root, T)["error"] == ""
+    path = folder / "codec" / "decoders" / "decoder_131000.pth"
+    path.write_bytes(path.read_bytes().replace(b"head.out.bias", b"head.out.bass"))
+    error = create_plan.describe(values(model=str(folder)), desk.root, T)["error"]
+    assert "decoder_131000.pth lacks 1 tensors: head.out.bias" in error and "models get codec-safetensors" in error
 
 
 def test_an_empty_page_is_no_error(desk: Desk) -> None:

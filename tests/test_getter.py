@@ -29,7 +29,7 @@ PATIENCE = 60.0
 
 @pytest.fixture(scope="module")
 def originals(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_released(tmp_path_factory.mktemp("originals"), pth=True)
+    return write_released(tmp_path_factory.mktemp("originals"))
 
 
 @pytest.fixture

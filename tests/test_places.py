@@ -65,7 +65,7 @@ def test_other_programs_folders_are_found_and_recognised(originals: Path, nobody
     pinokio = nobody / "pinokio" / "api" / "yue.git" / "app"
     pretend_exl2(originals / STAGE1, pinokio / f"{STAGE1}-exl2", 4.25)
     seen = found()
-    assert seen["s2"] == comfy / STAGE2 and seen["codec-safetensors"] == clone / SOUND
+    assert seen["s2"] == comfy / STAGE2 and seen["codec"] == clone / SOUND
     assert seen["s1-en-cot-exl2-4.25bpw-h6"] == pinokio / f"{STAGE1}-exl2"
 
 

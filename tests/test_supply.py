@@ -24,7 +24,7 @@ SET = [CHECKPOINTS[name] for name in ("s1-en-cot", "s2", "codec")]
 
 @pytest.fixture(scope="module")
 def originals(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_released(tmp_path_factory.mktemp("originals"), pth=True)
+    return write_released(tmp_path_factory.mktemp("originals"))
 
 
 @pytest.fixture
@@ -141,7 +141,7 @@ def test_a_set_without_a_tokenizer_gets_one_by_itself(stocked: Hub, originals: P
 
 
 def test_the_codec_without_pickles_serves_where_it_is_here(stocked: Hub, tmp_path: Path) -> None:
-    safe = write_released(tmp_path / "safe") / SOUND
+    safe = write_released(tmp_path / "safe", pth=False) / SOUND
     shutil.copytree(safe, registry.models_dir() / "xcodec-mini-infer")
     order = supply.order(SET[2:])
     assert order.plans == () and order.here[0][0].id == "codec-safetensors"
@@ -151,7 +151,8 @@ def test_who_asks_for_the_copy_without_pickles_gets_it_and_sets_use_it(
     stocked: Hub, originals: Path, tmp_path: Path
 ) -> None:
     """It is the next step that is named where the original cannot be read."""
-    shutil.copytree(write_released(tmp_path / "safe") / SOUND, stocked.root / "SceneWorks" / "xcodec-mini-infer")
+    safe = write_released(tmp_path / "safe", pth=False) / SOUND
+    shutil.copytree(safe, stocked.root / "SceneWorks" / "xcodec-mini-infer")
     supply.add_folder(originals)
     supply.settle(supply.Choice("yue-en-cot", tuple(SET), ""), supply.Order((), (), 0))
     assert models.find("yue-en-cot").codec == originals / SOUND

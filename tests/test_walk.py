@@ -33,7 +33,7 @@ OTHERS = {
 
 @pytest.fixture(scope="module")
 def originals(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = write_released(tmp_path_factory.mktemp("originals"), pth=True)
+    folder = write_released(tmp_path_factory.mktemp("originals"))
     for name, files in OTHERS.items():
         if name != SOUND:
             write_tokenizer(folder / name / "tokenizer.model")
@@ -135,7 +135,7 @@ def test_a_sound_model_that_cannot_be_read_is_refused_first_and_the_next_step_wo
         assert "models get codec-safetensors" in person.types(*words, code=3)
     assert "decoder_151000.pth" in person.makes(code=3)
     assert not list((person.home / "yuegp").rglob("stage1.npz"))
-    write_released(there / "safe")
+    write_released(there / "safe", pth=False)
     shutil.copytree(there / "safe" / SOUND, hub.root / "SceneWorks" / "xcodec-mini-infer")
     shutil.rmtree(there / "safe")
     person.types("models", "get", "codec-safetensors", "--yes", "--quiet")

@@ -22,7 +22,7 @@ Run = Callable[..., tuple[int, str, str]]
 
 @pytest.fixture(scope="module")
 def originals(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_released(tmp_path_factory.mktemp("originals"))
+    return write_released(tmp_path_factory.mktemp("originals"), pth=False)
 
 
 @pytest.fixture

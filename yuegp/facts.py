@@ -208,7 +208,8 @@ def _packages() -> tuple[dict[str, Package], dict[str, Any], str]:
         return {}, {}, f"asking Python for its packages took more than {PATIENCE_SECONDS:.0f} s"
     except (OSError, ValueError, IndexError) as exc:
         return {}, {}, f"Python could not be asked for its packages ({type(exc).__name__})"
-    packages = {name: Package(e.get("version", ""), ("error" in e and said(e["error"])) or "") for name, e in found.items()}
+    errors = {name: said(entry["error"]) for name, entry in found.items() if "error" in entry}
+    packages = {name: Package(entry.get("version", ""), errors.get(name, "")) for name, entry in found.items()}
     return packages, found.get("torch", {}), ""
 
 

@@ -264,7 +264,7 @@ def _zipped(path: Path, file: BinaryIO) -> _Contents:
             raise Unreadable(f"it is damaged, {name} is not in it")
         if item.compress_type != zipfile.ZIP_STORED or item.flag_bits & 1:
             raise Unreadable(f"{name} in it is packed; torch does not pack")
-        file.seek(item.header_offset)
+        file.seek(max(0, item.header_offset))
         head = file.read(30)
         if head[:4] != b"PK\3\4" or len(head) < 30:
             raise Unreadable(f"it is damaged, {name} is not where it should be")

@@ -158,6 +158,8 @@ def compare(path: Path, have: Mapping[str, Stored], expected: Expected) -> Shape
     wrong = [f"{name} is {found}, not {shape}" for name, found, shape in shapes if found != shape]
     if wrong:
         raise ModelError(f"{path} has {len(wrong)} tensors of the wrong shape: {_first_five(wrong)}.", AGAIN)
+    if empty := [name for name, found, _ in shapes if 0 in found]:
+        raise ModelError(f"{path} has {len(empty)} tensors without values: {_first_five(empty)}.", AGAIN)
     if odd := [name for name in wanted if have[name].dtype not in _FLOATS]:
         dtype = _TORCH[have[odd[0]].dtype]
         raise ModelError(f"{odd[0]} in {path} holds torch.{dtype}, not sound weights.", AGAIN)
