@@ -166,7 +166,7 @@ def _smi_cards() -> tuple[Card, ...]:
     with contextlib.suppress(OSError, subprocess.SubprocessError):
         answer = subprocess.run(
             [program, f"--query-gpu={QUERY}", "--format=csv,noheader,nounits"],
-            capture_output=True, text=True, timeout=10, check=True,
+            capture_output=True, encoding="utf-8", errors="replace", timeout=10, check=True,
         )  # fmt: skip
         return visible(parse_smi(answer.stdout), os.environ.get("CUDA_VISIBLE_DEVICES"))
     return ()

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from yuegp import __version__
 from yuegp.checkpoint import read_config
-from yuegp.disk import write_atomic
+from yuegp.disk import discard, replace, write_atomic
 from yuegp.errors import Cancelled, DeviceError, LibraryError, ModelError, RequestError
 from yuegp.lm import stored
 from yuegp.verify import weight_files
@@ -105,7 +105,7 @@ def convert(job: Job, credit: str = "", progress: Progress = lambda what, done, 
     if not job.measurement.is_file():
         partial = job.work / "measurement.json"
         _run(job, "measure", ["-om", str(partial), "-i", str(job.source), "-o", str(job.work / "measure")], progress)
-        partial.replace(job.measurement)
+        replace(partial, job.measurement)
     arguments = ["-m", str(job.measurement), "-i", str(job.source), "-o", str(job.work / "press")]
     arguments += ["-b", f"{job.bits:g}", "-hb", str(job.head_bits), "-cf", str(job.work / "model")]
     _run(job, "press", arguments, progress)
@@ -121,8 +121,8 @@ def convert(job: Job, credit: str = "", progress: Progress = lambda what, done, 
     write_atomic(job.work / "model" / "README.md", card.encode())
     if job.target.exists():
         job.target.rmdir()
-    (job.work / "model").replace(job.target)
-    shutil.rmtree(job.work, ignore_errors=True)
+    replace(job.work / "model", job.target)
+    discard(job.work)
     return job.target
 
 
@@ -139,7 +139,7 @@ def _same_source(job: Job) -> None:
 def _run(job: Job, what: str, arguments: Sequence[str], progress: Progress) -> None:
     command = [sys.executable, "-m", "quant.exl2_job", str(job.rows), str(job.held), "--", *arguments, "-so"]
     environment = dict(os.environ, PYTHONPATH=os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]))
-    environment["PYTHONUNBUFFERED"] = "1"
+    environment.update(PYTHONUNBUFFERED="1", PYTHONUTF8="1")  # it prints names of folders, and reads JSON
     try:
         child = subprocess.Popen(
             command,

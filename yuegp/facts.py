@@ -187,7 +187,8 @@ def _packages() -> tuple[dict[str, Package], dict[str, Any], str]:
         done = subprocess.run(
             [sys.executable, "-c", _ASK],
             capture_output=True,
-            text=True,
+            encoding="utf-8",
+            errors="replace",
             timeout=PATIENCE_SECONDS,
             stdin=subprocess.DEVNULL,
         )
@@ -237,8 +238,9 @@ def _nvidia_smi(query: str) -> list[list[str]]:
         return []
     try:
         done = subprocess.run(
-            [program, query, "--format=csv,noheader,nounits"], capture_output=True, text=True, timeout=20
-        )
+            [program, query, "--format=csv,noheader,nounits"],
+            capture_output=True, encoding="utf-8", errors="replace", timeout=20,
+        )  # fmt: skip
     except (OSError, subprocess.TimeoutExpired):
         return []
     return [[part.strip() for part in line.split(",")] for line in done.stdout.splitlines() if line.strip()]

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
-import os
-import shutil
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -20,12 +18,12 @@ from offload.plan import DoesNotFit, Need
 from offload.plan import plan as plan_memory
 from offload.sizes import RELEASED_SOUND, RELEASED_STAGE1, RELEASED_STAGE2, Way
 
-from . import download, models, places, registry
+from . import disk, download, models, places, registry
 from .checkpoint import read_config
 from .codec import check_codec
 from .codec.convert import convert
 from .download import Plan
-from .errors import ModelError, RequestError
+from .errors import LibraryError, ModelError, RequestError
 from .registry import Checkpoint
 from .verify import check_tensors, exl2_bits
 from .vocab import YUE_V1
@@ -239,8 +237,9 @@ def remove(checkpoint: Checkpoint) -> int:
     with download.locked(folder):
         entries = [path for path in folder.iterdir() if path.name != ".lock"]
         for path in entries:
-            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
-    os.rmdir(folder)
+            disk.remove_tree(path) if path.is_dir() and not path.is_symlink() else disk.remove(path)
+    with contextlib.suppress(OSError, LibraryError):  # a lock that somebody looks at keeps the empty folder
+        disk.patiently(folder.rmdir, folder, "removed")
     registry.forget(checkpoint.id)
     return freed
 

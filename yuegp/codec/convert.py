@@ -7,15 +7,14 @@ SHA-256 of the `.pth` in the new file's metadata. From then on the pickle is not
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-import os
 import secrets
 from collections.abc import Callable
 from pathlib import Path
 
-from ..errors import ModelError
+from .. import disk
+from ..errors import LibraryError, ModelError
 from ..models import safetensors_header
 from .files import AGAIN, CODEC, CODEC_ENTRY, UPSAMPLERS, read_state
 
@@ -79,13 +78,12 @@ def _write(source: Path, target: Path, entry: str | None, digest: str) -> None:
         # clone: two names may share one storage in a pickle, and safetensors knows no sharing
         tensors = {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in state.items()}
         save_file(tensors, temporary, metadata={"format": "pt", SOURCE: digest})
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, target)
+        disk.put(temporary, target)
+    except LibraryError as exc:
+        raise ModelError(exc.what, exc.hint) from exc
     except OSError as exc:
         raise ModelError(
             f"{target} cannot be written: {exc.strerror or exc}.", "Free some space, or check the folder's permissions."
         ) from exc
     finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
+        disk.discard(temporary)
