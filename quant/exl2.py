@@ -22,6 +22,7 @@ from yuegp.checkpoint import read_config
 from yuegp.disk import discard, replace, write_atomic
 from yuegp.errors import Cancelled, DeviceError, LibraryError, ModelError, RequestError
 from yuegp.lm import stored
+from yuegp.shortage import shortage_in
 from yuegp.verify import weight_files
 
 from .press import same_job
@@ -166,9 +167,10 @@ def _run(job: Job, what: str, arguments: Sequence[str], progress: Progress) -> N
         raise
     if child.wait():
         said = next((line for line in reversed(last) if line), "nothing")
-        if "out of memory" in "\n".join(last).lower():
-            what = f"The card's memory ran out while pressing: {said}"
-            raise DeviceError(what, "Close other programs that use the card, and run again: it goes on.")
+        if kind := shortage_in("\n".join(last)):
+            what, user = ("The card's memory", "use the card") if kind == "card" else ("The memory (RAM)", "take much")
+            hint = f"Close other programs that {user}, and run again: it goes on."
+            raise DeviceError(f"{what} ran out while pressing: {said}", hint)
         what = f"ExLlamaV2's converter gave up: {said}"
         raise ModelError(what, "Run again to go on; `yuegp doctor` checks the engine.")
 

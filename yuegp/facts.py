@@ -111,6 +111,10 @@ class Facts:
     misfit: str = ""
     """Why it would not fit, in two sentences."""
     ram_free: int = 0
+    page_file: int | None = None
+    """Size of Windows' page files; None elsewhere, and where Windows makes them larger by itself."""
+    commit_free: int | None = None
+    """What Windows would still commit, RAM and page files together; None elsewhere."""
     home: Path = Path()
     home_error: str = ""
     disk_free: int = 0
@@ -162,7 +166,7 @@ def look(port: int = PORT) -> Facts:
         torch_archs=tuple(torch.get("archs", ())),
         torch_cards=tuple((name, major, minor) for name, major, minor in torch.get("cards", ())),
         cards=cards(),
-        ram_free=_ram_free(),
+        **_memory(),
         home=home,
         home_error=home_error,
         disk_free=_disk_free(home),
@@ -246,10 +250,12 @@ def _nvidia_smi(query: str) -> list[list[str]]:
     return [[part.strip() for part in line.split(",")] for line in done.stdout.splitlines() if line.strip()]
 
 
-def _ram_free() -> int:
-    from offload.device import free_bytes
+def _memory() -> dict[str, Any]:
+    from offload.ram import ram
 
-    return free_bytes("cpu")
+    here = ram()
+    fixed = None if here.page_file_grows else here.page_file
+    return {"ram_free": here.free, "page_file": fixed, "commit_free": here.commit_free}
 
 
 def _disk_free(folder: Path) -> int:
