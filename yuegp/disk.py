@@ -103,7 +103,9 @@ def patiently(action: Callable[[], T], path: Path, done: str) -> T:
         try:
             return action()
         except OSError as exc:
-            if not in_use(exc) or _read_only(path):
+            if not in_use(exc):
+                raise
+            if _read_only(path):
                 break
         sleep(pause)
     try:
@@ -111,7 +113,7 @@ def patiently(action: Callable[[], T], path: Path, done: str) -> T:
     except OSError as exc:
         if not in_use(exc):
             raise
-        if _read_only(path):
+        if _read_only(path) and done != "read":
             hint = "Take that mark away (right click, Properties, Read-only), then try again."
             raise InUse(f"{path} cannot be {done}: it is marked as read-only.", hint) from exc
         surely = getattr(exc, "winerror", None) in (32, 33, 1224)
