@@ -17,7 +17,7 @@ from typing import Any, Mapping, Sequence
 from .choose import Plan, decide, fetchers, how_to_get_python
 from .machine import ROOT, Machine, ask, is_uv, look, probe
 from .own_folders import clear_fetched, own_folders
-from .record import is_ours, make_record, needed, read_record, venv_folder, write_record
+from .record import is_ours, make_record, needed, patiently, read_record, venv_folder, write_record
 from .steps import (
     PIP,
     Step,
@@ -169,10 +169,7 @@ def clear(root: Path, venv: Path) -> None:
     old = root / ".launch" / "old"
     old.mkdir(parents=True, exist_ok=True)
     if venv.exists():
-        try:
-            os.replace(venv, old / f"{venv.name}-{time.time_ns()}")
-        except PermissionError as exc:
-            raise SetupError(f"{venv} is in use.", "Close every other window of yuegp, then start again.") from exc
+        patiently(lambda: os.replace(venv, old / f"{venv.name}-{time.time_ns()}"), venv)
     shutil.rmtree(old, ignore_errors=True)  # what cannot go now goes next time
 
 
@@ -363,7 +360,7 @@ def install(root: Path, wish: str, task: str, tests: bool) -> None:
     else:
         say(f"The requirements have changed: updating {venv.name}.")
         (venv / "launch.json").write_text(MADE_BY, "utf-8")
-        (venv / "yuegp.json").unlink()
+        patiently((venv / "yuegp.json").unlink, venv / "yuegp.json")
     tests = tests or "tests" in record
     made = fill(root, venv, plan, machine.uv, tests, log, env)
     if task != "everything" and "why" in record:

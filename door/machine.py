@@ -221,7 +221,7 @@ def makers(bus: Path = Path("/sys/bus/pci/devices")) -> list[str]:
     found = set()
     for device in bus.glob("*"):
         try:
-            kind, maker = (device / "class").read_text().strip(), (device / "vendor").read_text().strip()
+            kind, maker = (device / "class").read_text("utf-8").strip(), (device / "vendor").read_text("utf-8").strip()
         except OSError:
             continue
         if kind.startswith("0x03") and maker in names:  # 03: display controllers

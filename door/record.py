@@ -10,9 +10,15 @@ import json
 import os
 import re
 from pathlib import Path
-from typing import Any, Mapping
+from time import sleep
+from typing import Any, Callable, Mapping
+
+from .words import SetupError
 
 FORMAT = 2
+
+PAUSES = (0.01, 0.02, 0.04, 0.08, 0.15, 0.3, 0.4)
+"""Seconds between tries at a file that another program has open: as `disk.py`, which cannot be imported here."""
 
 
 def venv_folder(root: Path) -> Path:
@@ -110,7 +116,23 @@ def read_record(venv: Path) -> dict[str, Any]:
 def write_record(venv: Path, record: Mapping[str, Any]) -> None:
     part = venv / "yuegp.json.part"
     part.write_text(json.dumps(record, indent=1), "utf-8")
-    os.replace(part, venv / "yuegp.json")
+    patiently(lambda: os.replace(part, venv / "yuegp.json"), venv / "yuegp.json")
+
+
+def patiently(action: Callable[[], None], path: Path) -> None:
+    """Move or remove a file or folder, which Windows refuses while a virus scanner or another window has it open."""
+    for pause in (*PAUSES, None):
+        try:
+            return action()
+        except OSError as exc:
+            if getattr(exc, "winerror", None) not in (5, 32, 33):
+                raise
+            if pause is None:
+                raise SetupError(
+                    f"{path} cannot be changed: another program has it open.",
+                    "Close every other window of yuegp, then start again.",
+                ) from exc
+        sleep(pause)
 
 
 def needed(root: Path, wish: str, tests: bool) -> str:

@@ -13,12 +13,12 @@ import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from yuegp.errors import DeviceError, RequestError
 
 from . import smi
+from .ram import ram
 
 SMALL = 500_000_000
 """Parameters up to which a CPU computes in float32: 2 GB, exact, and fast enough. Above, bfloat16 halves the RAM."""
@@ -78,6 +78,8 @@ class Card:
     """Bytes per second between it and RAM, modelled from its PCIe generation and width."""
     imagined: bool = False
     """It is only planned for: no program can run on it here."""
+    pinned: int | None = None
+    """RAM that may be pinned to feed it at most; None when that is not known."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +104,9 @@ def machine(environment: Mapping[str, str] = os.environ) -> Machine:
     pretend = parse_size(environment[PRETEND]) if environment.get(PRETEND) else None
     if pretend is not None:
         cards = tuple(_shrunk(card, pretend) for card in cards) or (imagined(pretend),)
-    return Machine(cards, _ram_total(), free_bytes("cpu"), pretend)
+    memory = ram()
+    cards = tuple(replace(card, pinned=memory.pinned) for card in cards)
+    return Machine(cards, memory.total, memory.free, pretend)
 
 
 DESKTOP = 600 * MIB
@@ -232,42 +236,9 @@ def place(parameters: int, device: str = "auto") -> Placement:
 
 
 def free_bytes(device: str) -> int:
-    """Memory a new allocation could use now: free VRAM, or available RAM (reclaimable caches included)."""
+    """Memory a new allocation could use now: free VRAM, or RAM."""
     if device.startswith("cuda"):
         import torch
 
         return torch.cuda.mem_get_info(device)[0]
-    if sys.platform == "linux":
-        return _meminfo("MemAvailable")
-    if sys.platform == "win32":
-        return _windows_memory()[1]
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
-
-
-def _ram_total() -> int:
-    if sys.platform == "win32":
-        return _windows_memory()[0]
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-
-
-def _meminfo(entry: str) -> int:
-    for line in Path("/proc/meminfo").read_text().splitlines():
-        if line.startswith(f"{entry}:"):
-            return int(line.split()[1]) * 1024
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
-
-
-def _windows_memory() -> tuple[int, int]:
-    """`ullTotalPhys` and `ullAvailPhys` of GlobalMemoryStatusEx (Win32 documentation, MEMORYSTATUSEX)."""
-    import ctypes
-
-    class MemoryStatus(ctypes.Structure):
-        _fields_ = (
-            ("length", ctypes.c_ulong),
-            ("load", ctypes.c_ulong),
-            *((name, ctypes.c_ulonglong) for name in ("total", "available", "a", "b", "c", "d", "e")),
-        )
-
-    status = MemoryStatus(length=ctypes.sizeof(MemoryStatus))
-    ctypes.windll.kernel32.GlobalMemoryStatusEx(ctypes.byref(status))  # type: ignore[attr-defined]
-    return int(status.total), int(status.available)
+    return ram().free

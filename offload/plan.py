@@ -243,11 +243,13 @@ def budget_of(card: Card | None, ram: int) -> int:
 
 def _best(job: Need, card: Card | None, ram: int, limits: Mapping[int, int] = NO_LIMITS) -> MemoryPlan | None:
     device = "cuda" if card else "cpu"
-    budget = budget_of(card, ram)
+    budget, aside = budget_of(card, ram), ram * RAM_SHARE
+    if card and card.pinned is not None:  # all of it is pinned
+        aside = min(aside, card.pinned)
     for group in _groups(job, device, budget, range(1, MOST_ROWS[device] + 1)):
         best: MemoryPlan | None = None
         for candidate in group:
-            if candidate.peak > budget or (card and candidate.ram > ram * RAM_SHARE):
+            if candidate.peak > budget or (card and candidate.ram > aside):
                 continue
             if any(candidate.steps[stage - 1].bytes > most for stage, most in limits.items()):
                 continue

@@ -134,18 +134,6 @@ class Cast:
         self._here[stage] = engine
 
 
-def out_of_memory(error: BaseException | None) -> bool:
-    """Whether an error, or what caused it, is that memory ran out: on the card or in RAM, in torch or below it."""
-    while error is not None:
-        said = str(error).lower()
-        if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-            return True
-        if isinstance(error, RuntimeError) and ("out of memory" in said or "can't allocate memory" in said):
-            return True
-        error = error.__cause__
-    return False
-
-
 def _difference(before: MemoryPlan, after: MemoryPlan) -> str:
     """What a smaller plan does otherwise, in words."""
     parts = []

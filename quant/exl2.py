@@ -19,9 +19,10 @@ from pathlib import Path
 
 from yuegp import __version__
 from yuegp.checkpoint import read_config
-from yuegp.disk import write_atomic
+from yuegp.disk import discard, replace, write_atomic
 from yuegp.errors import Cancelled, DeviceError, LibraryError, ModelError, RequestError
 from yuegp.lm import stored
+from yuegp.shortage import shortage_in
 from yuegp.verify import weight_files
 
 from .press import same_job
@@ -105,7 +106,7 @@ def convert(job: Job, credit: str = "", progress: Progress = lambda what, done, 
     if not job.measurement.is_file():
         partial = job.work / "measurement.json"
         _run(job, "measure", ["-om", str(partial), "-i", str(job.source), "-o", str(job.work / "measure")], progress)
-        partial.replace(job.measurement)
+        replace(partial, job.measurement)
     arguments = ["-m", str(job.measurement), "-i", str(job.source), "-o", str(job.work / "press")]
     arguments += ["-b", f"{job.bits:g}", "-hb", str(job.head_bits), "-cf", str(job.work / "model")]
     _run(job, "press", arguments, progress)
@@ -121,8 +122,8 @@ def convert(job: Job, credit: str = "", progress: Progress = lambda what, done, 
     write_atomic(job.work / "model" / "README.md", card.encode())
     if job.target.exists():
         job.target.rmdir()
-    (job.work / "model").replace(job.target)
-    shutil.rmtree(job.work, ignore_errors=True)
+    replace(job.work / "model", job.target)
+    discard(job.work)
     return job.target
 
 
@@ -139,7 +140,7 @@ def _same_source(job: Job) -> None:
 def _run(job: Job, what: str, arguments: Sequence[str], progress: Progress) -> None:
     command = [sys.executable, "-m", "quant.exl2_job", str(job.rows), str(job.held), "--", *arguments, "-so"]
     environment = dict(os.environ, PYTHONPATH=os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]))
-    environment["PYTHONUNBUFFERED"] = "1"
+    environment.update(PYTHONUNBUFFERED="1", PYTHONUTF8="1")  # it prints names of folders, and reads JSON
     try:
         child = subprocess.Popen(
             command,
@@ -166,9 +167,10 @@ def _run(job: Job, what: str, arguments: Sequence[str], progress: Progress) -> N
         raise
     if child.wait():
         said = next((line for line in reversed(last) if line), "nothing")
-        if "out of memory" in "\n".join(last).lower():
-            what = f"The card's memory ran out while pressing: {said}"
-            raise DeviceError(what, "Close other programs that use the card, and run again: it goes on.")
+        if kind := shortage_in("\n".join(last)):
+            what, user = ("The card's memory", "use the card") if kind == "card" else ("The memory (RAM)", "take much")
+            hint = f"Close other programs that {user}, and run again: it goes on."
+            raise DeviceError(f"{what} ran out while pressing: {said}", hint)
         what = f"ExLlamaV2's converter gave up: {said}"
         raise ModelError(what, "Run again to go on; `yuegp doctor` checks the engine.")
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import datetime
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,7 +21,7 @@ from torch import Tensor
 
 from yuegp import __version__
 from yuegp.checkpoint import read_config
-from yuegp.disk import write_atomic
+from yuegp.disk import discard, put, write_atomic
 from yuegp.errors import LibraryError, RequestError
 from yuegp.lm import int8, nf4, stored
 from yuegp.locks import lock_handle
@@ -174,8 +173,8 @@ def _held(target: Path, job: dict[str, Any]) -> Iterator[None]:
         else:
             write_atomic(note, json.dumps(job).encode())
         yield
-    note.unlink(missing_ok=True)
-    (target / ".lock").unlink(missing_ok=True)
+    discard(note)
+    discard(target / ".lock")
 
 
 def _check_disk(target: Path, kind: str, found: dict[str, stored.Place]) -> None:
@@ -199,13 +198,12 @@ def _write_shard(path: Path, places: dict[str, Path], kind: str) -> None:
     partial = path.with_name(f".{path.name}.part")
     try:
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial, metadata={"format": "pt"})
-        with partial.open("rb+") as file_handle:
-            os.fsync(file_handle.fileno())
-        partial.replace(path)
+        put(partial, path)
     except OSError as exc:
-        partial.unlink(missing_ok=True)
         what = f"{path} cannot be written: {exc.strerror or exc}."
         raise LibraryError(what, "Free some space and run again.") from exc
+    finally:
+        discard(partial)
 
 
 def _complete(source: Path, target: Path, kind: str, credit: str) -> None:

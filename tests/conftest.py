@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from browser import browser, browser_page, new_person, page_server
+from windows import windows_rules
 
 # One thread: on a shared machine torch's threads wait for each other by spinning, which costs 5 to 20 times (measured).
 os.environ.update(
@@ -24,7 +25,7 @@ os.environ.update(
 
 ROOT = Path(__file__).resolve().parent.parent
 
-__all__ = ["browser", "browser_page", "new_person", "page_server"]  # fixtures that live in browser.py
+__all__ = ["browser", "browser_page", "new_person", "page_server", "windows_rules"]  # fixtures with files of their own
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -23,6 +23,33 @@ MACHINES = json.loads((Path(__file__).parent / "machines.json").read_text("utf-8
 URLS = install.wheel_urls(ROOT)
 
 
+# ---- Files that somebody has open (Windows) --------------------------------------------------------------------------
+
+
+def test_a_scanned_environment_waits_a_second_and_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pauses: list[float] = []
+    monkeypatch.setattr(record, "sleep", pauses.append)
+
+    def scanned(times: int, code: int) -> None:
+        def act() -> None:
+            if len(pauses) < times:
+                error = PermissionError(13, "Access is denied")
+                error.winerror = code
+                raise error
+
+        pauses.clear()
+        record.patiently(act, tmp_path / ".venv")
+
+    scanned(3, 5), scanned(7, 32)
+    assert pauses == list(record.PAUSES)
+    with pytest.raises(SetupError, match=r"\.venv cannot be changed: another program has it open") as caught:
+        scanned(8, 32)
+    assert "Close every other window" in caught.value.hint
+    with pytest.raises(PermissionError):
+        scanned(1, 19)
+    assert pauses == []
+
+
 # ---- A table of machines ---------------------------------------------------------------------------------------------
 
 

@@ -19,7 +19,7 @@ from offload.aside import Aside
 from offload.device import GIB
 from offload.plan import MemoryPlan, Need, plan
 from offload.sizes import Shapes, Sound, Way
-from offload.swap import Cast, Parks, out_of_memory
+from offload.swap import Cast, Parks
 from yuegp.checkpoint import read_config
 from yuegp.errors import DeviceError
 from yuegp.lm import LMEngine, LMSession, Setup, open_engine
@@ -183,24 +183,6 @@ def test_both_stages_limits_are_kept_in_mind(tiny_set: Path) -> None:
     refining = actors.plan.steps[1].bytes
     actors.step_down(1)
     assert actors.plan.steps[1].bytes <= refining
-
-
-@pytest.mark.parametrize(
-    ("error", "is_it"),
-    [
-        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."), True),
-        (MemoryError(), True),
-        (RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory"), True),
-        (RuntimeError("CUDA error: out of memory"), True),
-        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
-        (DeviceError("No CUDA card can be used here.", ""), False),
-    ],
-)
-def test_memory_errors_are_told_from_others(error: BaseException, is_it: bool) -> None:
-    assert out_of_memory(error) is is_it
-    wrapped = DeviceError("The graphics card ran out of memory in the codec.", "")
-    wrapped.__cause__ = error
-    assert out_of_memory(wrapped) is is_it
 
 
 # Aside

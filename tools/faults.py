@@ -154,6 +154,13 @@ FAULTS = [
     ),
     Fault("small card", replace(GPU, cards=(replace(CARD, total=4 * GIB, free=4 * GIB),)), "card", WARN, "4.0 GB"),
     Fault("little memory", replace(CPU, ram_free=GIB), "memory", WARN, "1.0 GB of memory"),
+    Fault(
+        "Windows with a small page file",
+        replace(CPU, page_file=2 * GIB, commit_free=7 * GIB),
+        "page file",
+        WARN,
+        "7.0 GB left to promise",
+    ),
     Fault("little disk", replace(CPU, disk_free=GIB), "disk", WARN, "1.0 GB are free"),
     Fault("home not writable", replace(CPU, home_error="/x may not be written."), "folder", FAIL, "may not be written"),
     Fault("broken song", replace(CPU, broken=(("2026-song", "song.json is cut short."),)), "songs", WARN, "cut short"),

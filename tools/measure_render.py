@@ -35,7 +35,7 @@ def measure(seconds: float = 180.0, threads: int = 1, folder: Path | None = None
         command = [sys.executable, __file__, "--inside", place, "--folder", str(folder)]
         command += ["--seconds", str(seconds), "--threads", str(threads)]
         env = os.environ | {"OMP_NUM_THREADS": str(threads)}
-        done = subprocess.run(command, env=env, stdout=subprocess.PIPE, text=True, check=True)
+        done = subprocess.run(command, env=env, stdout=subprocess.PIPE, encoding="utf-8", check=True)
         return json.loads(done.stdout)
 
 
@@ -60,7 +60,7 @@ def _inside(seconds: float, threads: int, folder: Path, place: Path) -> dict[str
 
     codec = load_codec(folder)
     upsamplers = {track: load_upsampler(folder, track) for track in Track}
-    loaded = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 1e6
+    loaded = int(Path("/proc/self/statm").read_text("utf-8").split()[1]) * resource.getpagesize() / 1e6
     lap("load")
     frames = round(seconds * codec.frame_rate)
     codes = np.random.default_rng(0).integers(0, codec.codebook_size, (2, 8, frames)).astype(np.int16)

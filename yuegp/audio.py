@@ -6,7 +6,6 @@ and writing is in `mix.py` and `codec/`. Needs no torch; soundfile and soxr are 
 
 from __future__ import annotations
 
-import contextlib
 import math
 import os
 import shutil
@@ -16,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from .disk import sync_folder
+from . import disk
 from .errors import GenerationError, LibraryError, RequestError
 from .song import Reference
 
@@ -242,21 +241,17 @@ def write(path: Path | str, wave: np.ndarray, rate: int, kind: str = "flac24") -
         with soundfile.SoundFile(temporary, "w", samplerate=rate, channels=channels, **options) as file:
             for start in range(0, len(wave), BLOCK):
                 file.write(wave[start : start + BLOCK])
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
         written = soundfile.info(str(temporary)).frames
         if written != len(wave):  # libsndfile does not report every short write
             raise OSError(f"only {written} of {len(wave)} frames were written")
-        os.replace(temporary, path)
-        sync_folder(path.parent)
+        disk.put(temporary, path)
     except (OSError, soundfile.LibsndfileError, AssertionError) as exc:  # soundfile asserts that writes are complete
         reason = str(exc).rstrip(".") or "the write was cut short"
         raise LibraryError(
             f"{path} could not be written: {reason}{_free(path.parent)}.", "Free some space, or choose another folder."
         ) from exc
     finally:
-        with contextlib.suppress(OSError):  # the clean-up must not hide the error
-            temporary.unlink(missing_ok=True)
+        disk.discard(temporary)
 
 
 def _free(folder: Path) -> str:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 
 from . import __version__, examining, keeping, machines, making, measuring, pressing, weights
 from .errors import Cancelled, YueGPError
+from .shortage import named
 from .song import PRESETS
 from .wishes import AUTO, CACHES, ENGINES, WEIGHTS
 
@@ -35,17 +36,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments = build_parser().parse_args(["ui"])
     try:
         return arguments.run(arguments) or 0
-    except YueGPError as exc:
-        if getattr(arguments, "json", False):
-            print(json.dumps({"error": exc.what, "hint": exc.hint, "exit": exc.exit_code}, ensure_ascii=False))
-        print(f"{exc.what}\n{exc.hint}".strip(), file=sys.stderr)
-        return exc.exit_code
     except (Cancelled, KeyboardInterrupt):
         print("Stopped.", file=sys.stderr)
         return STOPPED
     except BrokenPipeError:
         sys.stderr.close()  # the reader went away; nothing is left to say to it
         return 0
+    except Exception as problem:
+        exc = named(problem)
+        if not isinstance(exc, YueGPError):
+            raise
+        if getattr(arguments, "json", False):
+            print(json.dumps({"error": exc.what, "hint": exc.hint, "exit": exc.exit_code}, ensure_ascii=False))
+        print(f"{exc.what}\n{exc.hint}".strip(), file=sys.stderr)
+        return exc.exit_code
 
 
 def show_page(arguments: argparse.Namespace) -> None:

@@ -11,7 +11,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from offload.sizes import RELEASED_STAGE1
+
 from .facts import PORT, Facts, look
+from .shortage import PAGE_FILE
 
 OK, WARN, FAIL = "ok", "warn", "fail"
 
@@ -19,6 +22,8 @@ PYTHONS = ((3, 11), (3, 13))
 """Oldest and newest Python we are tested with."""
 
 NEED_RAM = 3 << 30
+NEED_COMMIT = 2 * (RELEASED_STAGE1.config.layers * RELEASED_STAGE1.matrices + 2 * RELEASED_STAGE1.table)
+"""Bytes of Stage 1's matrices in 16 bits: what Windows must have left to promise for them to wait in RAM."""
 NEED_DISK = 2 << 30
 """Bytes for a few songs; a released model needs far more and says so when it is fetched."""
 
@@ -251,6 +256,14 @@ def _memory(facts: Facts) -> Iterator[Finding]:
         )
     else:
         yield Finding("memory", OK, f"{_size(facts.ram_free)} of memory free.")
+    if facts.page_file is not None and facts.commit_free is not None and facts.commit_free < NEED_COMMIT:
+        yield Finding(
+            "page file",
+            WARN,
+            f"Windows has {_size(facts.commit_free)} left to promise, with a page file of {_size(facts.page_file)} "
+            f"that does not grow; YuE's Stage 1 takes up to {_size(NEED_COMMIT)} while it waits in RAM.",
+            PAGE_FILE,
+        )
 
 
 def _disk(facts: Facts) -> Iterator[Finding]:

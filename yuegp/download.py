@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from . import filenames, hub, pinned
+from . import disk, filenames, hub, pinned
 from .errors import LibraryError, ModelError
 from .hub import HubFile, HubUnreachable, Listing, NotOffered, RevisionGone
 from .locks import song_lock
@@ -245,7 +245,7 @@ class _Fetch:
                 if self._matches(path, file):
                     return True
             if path.stat().st_size < file.size and not part_of(path).exists() and not is_pointer(path):
-                os.replace(path, part_of(path))  # cut short: the checksum will tell whether its beginning is right
+                disk.replace(path, part_of(path))  # cut short: the checksum will tell whether its beginning is right
             else:
                 set_aside(path, "replaced")
         except FileNotFoundError:

@@ -13,11 +13,12 @@ import json
 import math
 import os
 import re
-import tempfile
+import secrets
 import types
 import typing
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -38,7 +39,8 @@ KINDS = {"wav16": ("wav16", 16), "wav24": ("wav24", 24), "flac": ("flac24", 24),
 NAME_BYTES = 120
 """Longest title in a file name, in UTF-8 bytes: with ` (2) - instrumental.flac` it stays far below 255."""
 
-RESERVED = frozenset(["CON", "PRN", "AUX", "NUL", *(f"{port}{n}" for port in ("COM", "LPT") for n in range(10))])
+PORTS = [f"{port}{n}" for port in ("COM", "LPT") for n in "0123456789¹²³"]
+RESERVED = frozenset(["CON", "PRN", "AUX", "NUL", "CONIN$", "CONOUT$", *PORTS])
 """Names that Windows keeps for devices, whatever the ending."""
 
 Progress = Callable[[str, int, int], None]
@@ -93,19 +95,22 @@ def export(
     with _opened(take) as sounds:
         frames = sounds["mix"].frames
         disk.check_writable(folder, frames * 3 * (len(parts) + 1))
+        hidden = folder / f".yuegp-{secrets.token_hex(4)}"
         try:
-            with tempfile.TemporaryDirectory(dir=folder, prefix=".yuegp-", ignore_cleanup_errors=True) as hidden:
-                made = {ending: Path(hidden) / part for part, ending in names.items()} | {".lrc": Path(hidden) / "lrc"}
-                _save(made[".lrc"], lrc(take.info, title).encode("utf-8", "replace"))
-                for part in parts:
-                    path = made[names[part]]
-                    _encode(path, kind, _samples(sounds, part, kind, take), frames, sounds[part].samplerate, progress)
-                    _save(path, tagging.embed(path.read_bytes(), _tags(take.info, title, part, artist), names[part]))
-                return _put(made, folder, stem)
+            hidden.mkdir()
+            made = {ending: hidden / part for part, ending in names.items()} | {".lrc": hidden / "lrc"}
+            _save(made[".lrc"], lrc(take.info, title).encode("utf-8", "replace"))
+            for part in parts:
+                path = made[names[part]]
+                _encode(path, kind, _samples(sounds, part, kind, take), frames, sounds[part].samplerate, progress)
+                _save(path, tagging.embed(path.read_bytes(), _tags(take.info, title, part, artist), names[part]))
+            return _put(made, folder, stem)
         except OSError as exc:
             raise LibraryError(
                 f"{folder} cannot be written: {exc.strerror or exc}.", "Free some space, or choose another folder."
             ) from exc
+        finally:
+            disk.discard(hidden)
 
 
 def _names(target: Path, title: str, ending: str) -> tuple[Path, str, bool]:
@@ -143,7 +148,7 @@ def _put(made: dict[str, Path], folder: Path, stem: str) -> list[Path]:
             break
     for target, source in targets.items():
         if target not in taken:
-            _rename(source, target)
+            disk.patiently(partial(_rename, source, target), target, "written")
     return list(targets)
 
 

@@ -117,6 +117,10 @@ class Facts:
     misfit: str = ""
     """Why it would not fit, in two sentences."""
     ram_free: int = 0
+    page_file: int | None = None
+    """Size of Windows' page files; None elsewhere, and where Windows makes them larger by itself."""
+    commit_free: int | None = None
+    """What Windows would still commit, RAM and page files together; None elsewhere."""
     home: Path = Path()
     home_error: str = ""
     disk_free: int = 0
@@ -173,7 +177,7 @@ def look(port: int = PORT) -> Facts:
         torch_archs=tuple(torch.get("archs", ())),
         torch_cards=tuple((name, major, minor) for name, major, minor in torch.get("cards", ())),
         cards=cards(),
-        ram_free=_ram_free(),
+        **_memory(),
         home=home,
         home_error=home_error,
         disk_free=_disk_free(home),
@@ -199,7 +203,8 @@ def _packages() -> tuple[dict[str, Package], dict[str, Any], str]:
         done = subprocess.run(
             [sys.executable, "-c", _ASK],
             capture_output=True,
-            text=True,
+            encoding="utf-8",
+            errors="replace",
             timeout=PATIENCE_SECONDS,
             stdin=subprocess.DEVNULL,
         )
@@ -251,10 +256,12 @@ def _nvidia_smi(query: str) -> list[list[str]]:
     return [[part.strip() for part in line.split(",")] for line in ask(query, 20).splitlines() if line.strip()]
 
 
-def _ram_free() -> int:
-    from offload.device import free_bytes
+def _memory() -> dict[str, Any]:
+    from offload.ram import ram
 
-    return free_bytes("cpu")
+    here = ram()
+    fixed = None if here.page_file_grows else here.page_file
+    return {"ram_free": here.free, "page_file": fixed, "commit_free": here.commit_free}
 
 
 def _disk_free(folder: Path) -> int:

@@ -241,12 +241,12 @@ class Queue:
     def save_progress(self, progress: Progress) -> None:
         """For other processes to see. Left undone when the disk does not want to: no song depends on it."""
         temporary = self.folder / f".progress.{secrets.token_hex(4)}.tmp"
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, LibraryError):
             try:
                 temporary.write_text(json.dumps(asdict(progress), ensure_ascii=False), encoding="utf-8")
-                os.replace(temporary, self.folder / "progress.json")
+                disk.replace(temporary, self.folder / "progress.json")
             finally:
-                temporary.unlink(missing_ok=True)
+                disk.discard(temporary)
 
     @contextlib.contextmanager
     def work(self) -> Iterator[None]:
@@ -292,7 +292,7 @@ class Queue:
 
     def _read(self) -> list[Job]:
         try:
-            data = json.loads(self.path.read_bytes().decode("utf-8", "surrogatepass"))
+            data = json.loads(disk.read_bytes(self.path).decode("utf-8", "surrogatepass"))
             if data["format"] > FORMAT:
                 raise LibraryError(
                     f"{self.path} was written by a newer yuegp (format {data['format']}; this one reads {FORMAT}).",

@@ -25,7 +25,6 @@ import json
 import os
 import re
 import secrets
-import shutil
 import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -154,7 +153,7 @@ def create(request: SongRequest, root: Path, text: str | None = None) -> Song:
         info = SongInfo(title=request.title, created=now())
         _write_song(folder, info, request)
     except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
+        disk.discard(folder)
         raise
     return Song(folder, info, request)
 
@@ -410,7 +409,7 @@ def _read_json(
     path: Path, build: Callable[[dict[str, Any]], T], migrate: Callable[[dict[str, Any]], dict[str, Any]]
 ) -> T:
     try:
-        data = json.loads(path.read_bytes().decode("utf-8", "surrogatepass"))
+        data = json.loads(disk.read_bytes(path).decode("utf-8", "surrogatepass"))
         if data["format"] > FORMAT:
             raise LibraryError(
                 f"{path} was made by a newer yuegp (format {data['format']}; this one reads up to {FORMAT}).",

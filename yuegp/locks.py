@@ -20,6 +20,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from . import disk
 from .errors import LibraryError
 
 LOCK = ".lock"
@@ -87,11 +88,10 @@ def _release(handle: int, path: Path) -> None:
     """Remove the file where it still is ours, then let go. Windows removes no open file: there it is the other way
     round, and a file that another process has opened meanwhile stays."""
     ours = _is_at(handle, path)
-    with contextlib.suppress(OSError):  # a file that stays keeps nobody out, and the work is done
-        if sys.platform == "win32":
-            os.close(handle)
-        if ours:
-            path.unlink()
+    if sys.platform == "win32":
+        os.close(handle)
+    if ours:
+        disk.discard(path)  # one that stays keeps nobody out
     if sys.platform != "win32":
         os.close(handle)
 

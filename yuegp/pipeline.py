@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .errors import DeviceError
 from .library import Take
 from .locks import song_lock
 from .planning import FADE, LEAD, SongPlan, Watch, missing_sections
 from .planning import plan as plan
+from .shortage import shortage
 from .song import MadeWith, Stage
 from .wishes import ANY, Wishes
 
@@ -81,7 +81,6 @@ def candidates(
     """One section once per seed, after the earlier sections of `parent`, in as few batches as the memory allows.
     Nothing is saved here."""
     from offload.plan import DoesNotFit
-    from offload.swap import out_of_memory
 
     from .stage1 import write_candidates
     from .studio import Making
@@ -110,8 +109,8 @@ def candidates(
             try:
                 write()
                 return found, making.made_with()
-            except (RuntimeError, MemoryError, DeviceError) as exc:
-                if not out_of_memory(exc):
+            except Exception as exc:
+                if not shortage(exc):
                     raise
             together //= 2
             making.open(takes=together)

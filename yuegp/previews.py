@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import sys
 import threading
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from . import audio, mix
+from . import audio, disk, mix
 from .errors import Cancelled, YueGPError
 from .library import Take
 from .song import Span
@@ -51,7 +50,7 @@ class Previews:
         self._closed = False
         self._thread: threading.Thread | None = None
         for left_over in self.folder.glob(".*.part"):
-            left_over.unlink(missing_ok=True)
+            disk.discard(left_over)
 
     def __enter__(self) -> Previews:
         return self
@@ -93,7 +92,7 @@ class Previews:
     def discard(self) -> None:
         """Remove them all: the take has its mix."""
         self.close()
-        shutil.rmtree(self.folder, ignore_errors=True)
+        disk.discard(self.folder)
 
     def _ask(self, name: str, codes: np.ndarray, known: int) -> None:
         if not self._on or self._closed:

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from . import lyrics, tags
+from . import disk, lyrics, tags
 from .errors import LibraryError, RequestError
 from .library import Song, open_song
 from .locks import song_lock
@@ -352,8 +352,8 @@ def _move(folder: Path, place: Path) -> Path:
                 if os.name != "nt":
                     target.mkdir()  # making it takes the name; what is renamed here replaces an empty folder
                 try:
-                    os.rename(folder, target)
-                except OSError:
+                    disk.patiently(lambda target=target: os.rename(folder, target), folder, "moved")  # type: ignore[misc]
+                except (OSError, LibraryError):
                     with contextlib.suppress(OSError):
                         target.rmdir()
                     raise

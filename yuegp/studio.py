@@ -14,7 +14,7 @@ import numpy as np
 
 from offload.device import Card, cap, machine, place
 from offload.plan import plan as plan_memory
-from offload.swap import Cast, out_of_memory
+from offload.swap import Cast
 
 from . import __version__
 from .errors import Cancelled, DeviceError
@@ -23,6 +23,7 @@ from .memory import need
 from .planning import Event, SongPlan, Watch, missing_sections, prompts_of
 from .previews import Previews
 from .rendering import reference_codes, render
+from .shortage import named, shortage
 from .song import MadeWith, Span, Stage, TakeInfo
 from .stage1 import Score, SectionCodes, write_sections
 from .stage2 import CHUNK, Chunk, chunks, refine
@@ -78,8 +79,8 @@ class Making:
             try:
                 work()
                 return
-            except (RuntimeError, MemoryError, DeviceError) as exc:
-                if not out_of_memory(exc):
+            except Exception as exc:  # whoever says so, and whatever it was taken for
+                if not shortage(exc):
                     raise
             # outside of the handler: its traceback would keep what is to be freed
             self._put_down()
@@ -91,9 +92,13 @@ class Making:
         self.cast.clear()
         try:
             return work(where)
-        except (RuntimeError, MemoryError, DeviceError) as exc:
-            if where == "cpu" or not out_of_memory(exc):
+        except Exception as exc:
+            if not shortage(exc):
                 raise
+            if where == "cpu" and isinstance(exc, DeviceError):
+                raise
+            if where == "cpu":
+                raise named(exc, "while the codec worked") from exc
         self.cast.clear()
         self._note = "Memory ran out on the card. The sound is worked on by the CPU."
         return work("cpu")

@@ -7,20 +7,18 @@ For the command line and the web page alike; neither knows more than this module
 from __future__ import annotations
 
 import contextlib
-import os
-import shutil
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import download, models, places, registry, strangers
+from . import disk, download, models, places, registry, strangers
 from .checkpoint import read_config
 from .choice import Choice as Choice
 from .choice import choose as choose
 from .codec import check_codec
 from .codec.convert import NotWritten, convert, is_converted
 from .download import Plan
-from .errors import ModelError, RequestError
+from .errors import LibraryError, ModelError, RequestError
 from .hub import NotOffered
 from .registry import Checkpoint
 from .verify import check_tensors, exl2_bits
@@ -225,8 +223,9 @@ def remove(checkpoint: Checkpoint) -> int:
     with download.locked(folder):
         entries = [path for path in folder.iterdir() if path.name != ".lock"]
         for path in entries:
-            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
-    os.rmdir(folder)
+            disk.remove_tree(path) if path.is_dir() and not path.is_symlink() else disk.remove(path)
+    with contextlib.suppress(OSError, LibraryError):  # a lock that somebody looks at keeps the empty folder
+        disk.patiently(folder.rmdir, folder, "removed")
     registry.forget(checkpoint.id)
     return freed
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
-import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -17,8 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
-from . import hub, xet
-from .disk import sync_folder
+from . import disk, hub, xet
 from .errors import LibraryError, ModelError
 from .hub import HubFile, HubUnreachable
 from .xet import Ways
@@ -87,10 +85,7 @@ class Transfer:
                 "Start the download again to fetch this file anew.",
             )
         with writing(self.target):
-            with part.open("rb") as data:
-                os.fsync(data.fileno())
-            os.replace(part, self.target)
-            sync_folder(self.target.parent)
+            disk.put(part, self.target)
         return digest.sha256.hexdigest()
 
     def _stream(self, part: Path, digest: Digest) -> None:
@@ -177,7 +172,7 @@ def set_aside(path: Path, why: str) -> Path:
     """Give a file that is not what it should be another name. Nothing is ever deleted unasked."""
     aside = path.with_name(f"{path.name.removesuffix('.part')}.{why}.bad")
     with writing(path):
-        os.replace(path, aside)
+        disk.replace(path, aside)
     return aside
 
 
@@ -187,7 +182,8 @@ def writing(path: Path) -> Iterator[None]:
     try:
         yield
     except LibraryError as exc:
-        raise ModelError(exc.what, "Set YUEGP_MODELS to a folder that can be written.") from exc
+        hint = exc.hint if isinstance(exc, disk.InUse) else "Set YUEGP_MODELS to a folder that can be written."
+        raise ModelError(exc.what, hint) from exc
     except OSError as exc:
         raise cannot(path, exc) from exc
 

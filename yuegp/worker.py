@@ -23,6 +23,7 @@ from .jobs import Job, Progress, Queue, State
 from .pipeline import run
 from .planning import Event, Watch, plan_for
 from .prompts import budget_ids
+from .shortage import named
 
 PUBLISH_SECONDS = 0.1
 """Least time between two events of one section for subscribers, and ..."""
@@ -271,12 +272,13 @@ class Worker:
                 ended = replace(job, state=State.PAUSED if watcher.wish == "pause" else State.STOPPED)
             elif not self.ending:
                 raise
-        except YueGPError as exc:
-            ended = replace(job, state=State.FAILED, what=exc.what, hint=exc.hint)
         except Exception as exc:  # whatever it is, the jobs behind this one are not to blame
-            what = f"The program failed: {type(exc).__name__}: {said(exc)}."
-            hint = f"Resume the job; if it fails again, report this with the trace in {self.queue.path}."
-            ended = replace(job, state=State.FAILED, what=what, hint=hint, trace=traceback.format_exc())
+            if isinstance(known := named(exc, "while the song was made"), YueGPError):
+                ended = replace(job, state=State.FAILED, what=known.what, hint=known.hint)
+            else:
+                what = f"The program failed: {type(exc).__name__}: {said(exc)}."
+                hint = f"Resume the job; if it fails again, report this with the trace in {self.queue.path}."
+                ended = replace(job, state=State.FAILED, what=what, hint=hint, trace=traceback.format_exc())
         finally:
             last = meter.progress(ended.state)
             self.queue.finish(replace(ended, last=last))

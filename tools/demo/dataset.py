@@ -78,9 +78,9 @@ def build(
     folder.mkdir(parents=True, exist_ok=True)
     made_with = hashlib.sha256((codec_folder / f"{files.CODEC}.safetensors").read_bytes()).hexdigest()
     note = folder / "codec.sha256"
-    if note.exists() and note.read_text() != made_with:
+    if note.exists() and note.read_text("utf-8") != made_with:
         raise ValueError(f"{folder} holds codes of another codec; delete it or choose another folder")
-    note.write_text(made_with)
+    note.write_text(made_with, "utf-8")
     wanted = [shard for shard in shards(counts, heldout) if not (folder / shard.name).exists()]
     start, seconds = time.monotonic(), 0.0
     write = partial(_write, folder, codec_folder, device)

@@ -36,7 +36,7 @@ def make(model: Path, home: Path, *options: str) -> dict[str, Any]:
         cwd=ROOT,
         env=dict(os.environ, YUEGP_HOME=str(home), OMP_NUM_THREADS="2"),
         stdout=subprocess.PIPE,
-        text=True,
+        encoding="utf-8",
         check=True,
     )
     return json.loads(done.stdout) | {"command_seconds": round(time.monotonic() - began, 1)}

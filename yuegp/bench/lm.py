@@ -312,5 +312,5 @@ def _settle(device: torch.device) -> None:
 def _resident(entry: str) -> int:
     """Bytes of this process in main memory, now or at most, as Linux knows them; 0 elsewhere."""
     page = Path("/proc/self/status")
-    lines = page.read_text().splitlines() if page.is_file() else []
+    lines = page.read_text("utf-8").splitlines() if page.is_file() else []
     return sum(1024 * int(line.split()[1]) for line in lines if line.startswith(entry))

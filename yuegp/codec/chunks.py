@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..errors import DeviceError
+from ..shortage import named, shortage
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -46,12 +47,15 @@ def in_chunks(
 
 @contextmanager
 def memory_named(what: str) -> Iterator[None]:
-    """Turn torch's out-of-memory error into ours."""
-    import torch
-
+    """Turn running out of memory into our error."""
     try:
         yield
-    except torch.OutOfMemoryError as exc:
+    except Exception as exc:
+        kind = shortage(exc)
+        if not kind or isinstance(exc, DeviceError):
+            raise
+        if kind == "RAM":
+            raise named(exc, f"in the {what}") from exc
         raise DeviceError(
             f"The graphics card ran out of memory in the {what}.",
             "Render the sound on the CPU, or close other programs that use the card.",

@@ -8,16 +8,15 @@ in memory.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import math
-import os
 import secrets
 from collections.abc import Callable
 from pathlib import Path
 
-from ..errors import ModelError
+from .. import disk
+from ..errors import LibraryError, ModelError
 from ..models import safetensors_header
 from ..torchfile import read_bits, read_table
 from ..verify import WIDTHS, not_numbers
@@ -99,13 +98,12 @@ def _write(source: Path, target: Path, entry: str | None, digest: str) -> None:
                 if not_numbers(bits, table[name].dtype):
                     raise ModelError(f"{source} holds values that are not numbers (NaN or infinity): {name}.", AGAIN)
                 file.write(bits.astype(bits.dtype.newbyteorder("<"), copy=False).tobytes())
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, target)
+        disk.put(temporary, target)
+    except LibraryError as exc:
+        raise NotWritten(exc.what, exc.hint) from exc
     except OSError as exc:
         raise NotWritten(
             f"{target} cannot be written: {exc.strerror or exc}.", "Free some space, or check the folder's permissions."
         ) from exc
     finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
+        disk.discard(temporary)

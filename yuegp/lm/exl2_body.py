@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from ..errors import Cancelled, DeviceError, ModelError, said
+from ..shortage import named, shortage
 from .exl2_attention import sight
 from .exl2_format import ModelFolder
 from .exl2_package import Package
@@ -211,7 +212,9 @@ def _load_errors(folder: ModelFolder) -> Iterator[None]:
     try:
         yield
     except (AssertionError, OSError, KeyError, TypeError, ValueError, RuntimeError) as exc:
-        if "out of memory" in str(exc):  # torch's own error, and a plain one from the package's compiled part
+        if (kind := shortage(exc)) == "RAM":
+            raise named(exc, f"while {folder.path} was read") from exc
+        if kind:
             raise DeviceError(
                 f"The card has no room for the {folder.layer_bytes / 2**30:.1f} GiB of weights in {folder.path}.",
                 "Close other programs that use the card, or choose a version of the model with fewer bits.",
@@ -227,7 +230,7 @@ def pass_errors() -> Iterator[None]:
     try:
         yield
     except RuntimeError as exc:
-        if "out of memory" in str(exc):
+        if shortage(exc):
             raise DeviceError(
                 "The card ran out of memory.", "Close other programs that use the card, or choose a smaller KV cache."
             ) from exc

@@ -62,8 +62,9 @@ def probe(card: int = 0, time_limit: float = TIME_LIMIT) -> Probe:
 def _probe(python: str, card: int, time_limit: float, settings: tuple[tuple[str, str | None], ...]) -> Probe:
     try:
         ended = subprocess.run(
-            [python, "-c", PROGRAM, str(card)], capture_output=True, text=True, timeout=time_limit, check=False
-        )
+            [python, "-c", PROGRAM, str(card)],
+            capture_output=True, encoding="utf-8", errors="replace", timeout=time_limit, check=False,
+        )  # fmt: skip
     except subprocess.TimeoutExpired:
         return Probe(False, f"flash-attn gave no answer within {time_limit:g} seconds")
     except OSError as exc:
