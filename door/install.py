@@ -130,12 +130,16 @@ def clear(root: Path, venv: Path) -> None:
         raise SetupError(f"{venv} was not made by launch.py.", "Move it away, then start again.")
     old = root / ".launch" / "old"
     old.mkdir(parents=True, exist_ok=True)
+    if old.is_symlink():
+        raise SetupError(f"{old} is a link, and links are not followed.", "Remove the link, then start again.")
     if venv.exists():
         try:
             os.replace(venv, old / f"{venv.name}-{time.time_ns()}")
         except PermissionError as exc:
             raise SetupError(f"{venv} is in use.", "Close every other window of yuegp, then start again.") from exc
-    shutil.rmtree(old, ignore_errors=True)  # what cannot go now goes next time
+    for gone in old.iterdir():
+        if re.fullmatch(r"\.venv(-yuegp)?-\d+", gone.name):  # as it was called just now, or by an earlier start
+            gone.unlink() if gone.is_symlink() else shutil.rmtree(gone, ignore_errors=True)  # or else next time
 
 
 def make_venv(root: Path, venv: Path, plan: Plan, machine: Machine, log: Path, env: Mapping[str, str]) -> None:

@@ -159,8 +159,8 @@ def _check_kind(field: form.Field, value: Any) -> None:
 def state_of(desk: Desk, name: str) -> dict[str, Any]:
     """A song as programs see it: what is shown on the page of the take that is worked on, or else was last."""
     song = desk.song(name)
-    jobs = desk.jobs(name)
-    numbers = song.take_numbers()
+    jobs = desk.known_jobs(name)
+    numbers = [take.info.number for take in song.takes()[0]]
     job = desk.live(name) or next((job for job in reversed(jobs) if job.take in numbers), None)
     if not numbers:
         return {"song": name, "title": song.info.title, "state": "empty"}

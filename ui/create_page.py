@@ -287,11 +287,13 @@ def _connect_copy(parts: Parts, desk: Desk, shell: Shell) -> None:
         song, _, take = wish.rpartition("/")
         try:
             if wish.startswith("{"):  # the settings of an exported file, from the Library
-                asked, lent = request_from_dict(json.loads(wish)), create_reference.Lent()
+                asked, lent = request_from_dict(parse(wish)), create_reference.Lent()
             else:
                 asked = desk.take(song, int(take)).info.request
                 lent = create_reference.lend(asked.reference)
             shown = _shown(asked)
+        except Fault as exc:
+            raise plain(RequestError(f"These settings cannot be used: {exc}.", "Import the file again.")) from exc
         except YueGPError as exc:
             raise plain(exc) from exc
         fields = {parts.fields[name]: value for name, value in shown.items() if name in parts.fields}

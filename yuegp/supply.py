@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import os
-import shutil
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -20,7 +19,7 @@ from offload.plan import DoesNotFit, Need
 from offload.plan import plan as plan_memory
 from offload.sizes import RELEASED_SOUND, RELEASED_STAGE1, RELEASED_STAGE2, Way
 
-from . import download, models, places, registry
+from . import download, models, places, registry, removal, transfer
 from .checkpoint import read_config
 from .codec import check_codec
 from .codec.convert import convert
@@ -229,18 +228,28 @@ def examine(checkpoint: Checkpoint, folder: Path, progress: Progress | None = No
 
 
 def remove(checkpoint: Checkpoint) -> int:
-    """Delete what we downloaded of a checkpoint and forget where it lies; the bytes freed. Other programs' folders
-    are only forgotten. ModelError when another process is at work on it."""
+    """Delete what we downloaded of a checkpoint, or made of it, and forget where it lies; the bytes freed. Files that
+    our record of the download does not name, or that were changed since, stay; other programs' folders are only
+    forgotten. ModelError when another process is at work on it, or the record cannot be read."""
     folder = places.own_folder(checkpoint)
-    if not places.is_ours(folder) or not folder.is_dir():
+    pin = places.read_pin(checkpoint)
+    if pin is None or not places.is_ours(folder) or not folder.is_dir():
         registry.forget(checkpoint.id)
         return 0
-    freed = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
+    freed = 0
     with download.locked(folder):
-        entries = [path for path in folder.iterdir() if path.name != ".lock"]
-        for path in entries:
-            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
-    os.rmdir(folder)
+        gone = removal.ours(checkpoint, pin)
+        for path in gone:
+            size = 0 if path.is_symlink() else path.stat().st_size
+            with transfer.writing(path):
+                path.unlink()
+            freed += size
+        inside = {parent for path in gone for parent in path.parents if folder in parent.parents}
+        for place in sorted(inside, reverse=True):
+            with contextlib.suppress(OSError):  # something else is in it
+                place.rmdir()
+    with contextlib.suppress(OSError):
+        os.rmdir(folder)
     registry.forget(checkpoint.id)
     return freed
 
