@@ -76,8 +76,8 @@ def cut(sequences: Iterable[Sequence[int]], length: int, rng: np.random.Generato
 
 
 def save(path: Path, values: np.ndarray, **about: str) -> None:
-    """Rows (rows, length), or windows (windows, 8, frames), with a note of what they were made of. Only what this function
-    wrote is written over: RequestError for another file of that name."""
+    """Rows (rows, length), or windows (windows, 8, frames), with a note of what they were made of. Written over is only
+    what this function wrote: RequestError for another file of that name."""
     if os.path.lexists(path) and "layout" not in _about(path):
         raise RequestError(f"{path} is there and holds no rows of ids.", "Choose another folder with --rows.")
     write_atomic(path, safetensors.numpy.save({"input_ids": np.ascontiguousarray(values)}, metadata=about))

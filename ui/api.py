@@ -22,7 +22,7 @@ from yuegp.song import Reference, Stage
 
 from . import create_page, create_plan, create_reference, form, running
 from .desk import Desk
-from .shell import plain
+from .shell import plain, sendable
 from .texts import Texts
 
 P = ParamSpec("P")
@@ -38,7 +38,8 @@ def told(work: Callable[P, R]) -> Callable[P, R]:
     @functools.wraps(work)
     def answer(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
-            return work(*args, **kwargs)
+            told: R = sendable(work(*args, **kwargs))
+            return told
         except YueGPError as exc:
             raise plain(exc) from exc
 

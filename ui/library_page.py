@@ -20,7 +20,7 @@ from yuegp.shelf import Entry
 from yuegp.song import Stage, to_dict
 
 from .desk import Desk
-from .shell import Shell, goto, plain, plain_text
+from .shell import Shell, goto, plain, sendable
 from .texts import Texts
 
 MOST = 400
@@ -81,10 +81,10 @@ def build(desk: Desk, shell: Shell, t: Texts) -> None:
     here, trash = Listing(desk.root), Listing(desk.root / shelf.TRASH)
 
     def library_look(asked: Any) -> dict[str, Any]:
-        return answer(desk, here, trash, asked, t)
+        return sendable(answer(desk, here, trash, asked, t))
 
     def library_act(asked: Any) -> dict[str, Any]:
-        return done(desk, asked, t)
+        return sendable(done(desk, asked, t))
 
     with gr.Column(elem_classes="y-stack"):
         page = gr.HTML(
@@ -161,15 +161,16 @@ def row(entry: Entry, busy: str, t: Texts) -> dict[str, Any]:
     else:
         state = "" if entry.stage is Stage.RENDERED else t("library.state.unfinished")
     return {
-        "name": plain_text(entry.folder.name),
+        "name": entry.folder.name,
         "title": entry.name,
-        "tags": plain_text(f"{entry.damaged}\n{entry.tags}" if entry.damaged else entry.tags),
+        "tags": entry.tags,
         "date": entry.created[:10],
         "rating": entry.rating or 0,
         "seconds": round(entry.seconds),
         "takes": entry.takes,
         "state": state,
-        "broken": plain_text(entry.broken or ""),
+        "broken": entry.broken or "",
+        "damaged": entry.damaged,
         "heard": entry.stage is Stage.RENDERED and not entry.broken,
     }
 

@@ -133,7 +133,7 @@ def version(data: Any, newest: int) -> int:
 def build(kind: type[T], data: Any) -> T:
     """A value of `kind` from what `parse` gives: a dataclass, or any type that the field of one may have. Fault names
     the first entry that is missing, unknown, of another type or out of its range."""
-    made: T = _reader(kind)(data)
+    made: T = _reader(typing.cast(Any, kind))(data)
     return made
 
 
@@ -163,7 +163,7 @@ def _reader(kind: Any) -> Reader:
     return _plain(kind)
 
 
-def _plain(kind: type) -> Reader:
+def _plain(kind: Any) -> Reader:
     words = {str: "a text", int: "a whole number", float: "a number", bool: "true or false", dict: "an object"}[kind]
 
     def read(data: Any) -> Any:

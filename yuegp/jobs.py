@@ -266,7 +266,7 @@ class Queue:
         temporary = self.folder / f".progress.{secrets.token_hex(4)}.tmp"
         with contextlib.suppress(OSError):
             try:
-                temporary.write_text(json.dumps(asdict(progress), ensure_ascii=False), encoding="utf-8")
+                temporary.write_text(json.dumps(asdict(progress)), encoding="utf-8")
                 os.replace(temporary, self.folder / "progress.json")
             finally:
                 temporary.unlink(missing_ok=True)

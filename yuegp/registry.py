@@ -274,7 +274,7 @@ def write_notes(changed: dict[str, Any]) -> None:
     text = json.dumps({"format": NOTES_FORMAT, **changed}, indent=2, ensure_ascii=False)
     try:
         home().mkdir(parents=True, exist_ok=True)
-        write_atomic(home() / "models.json", (text + "\n").encode())
+        write_atomic(home() / "models.json", (text + "\n").encode("utf-8", "surrogatepass"))
     except (LibraryError, OSError) as exc:
         reason = exc.what if isinstance(exc, LibraryError) else f"{home()} cannot be written: {exc.strerror or exc}."
         raise ModelError(reason, "Set YUEGP_HOME to a folder that can be written.") from exc

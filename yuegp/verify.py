@@ -153,8 +153,12 @@ def exl2_bits(folder: Path) -> float | None:
         entry = read_entries(folder).get("quantization_config")
     except ModelError:
         return None
-    bits = entry.get("bits") if isinstance(entry, dict) and entry.get("quant_method") == "exl2" else None
-    return float(bits) if type(bits) in (int, float) and 1 <= bits <= 32 else None
+    if not isinstance(entry, dict) or entry.get("quant_method") != "exl2":
+        return None
+    try:
+        return build(float, entry.get("bits")) or None
+    except Fault:
+        return None
 
 
 def weight_files(folder: Path) -> list[Path]:
