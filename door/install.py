@@ -3,6 +3,7 @@ start does it again and ends well: an environment counts only once its record is
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import platform
@@ -140,6 +141,8 @@ def clear(root: Path, venv: Path) -> None:
     for gone in old.iterdir():
         if re.fullmatch(r"\.venv(-yuegp)?-\d+", gone.name):  # as it was called just now, or by an earlier start
             gone.unlink() if gone.is_symlink() else shutil.rmtree(gone, ignore_errors=True)  # or else next time
+    with contextlib.suppress(OSError):  # something else is in it
+        old.rmdir()
 
 
 def make_venv(root: Path, venv: Path, plan: Plan, machine: Machine, log: Path, env: Mapping[str, str]) -> None:

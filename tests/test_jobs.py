@@ -334,7 +334,7 @@ def test_a_queue_of_the_first_format_is_read(queue: Queue, song: Callable[[], Pa
         ("song", "a\0b", "song holds a NUL character"),
         ("song", ["a"], "song is a list, not a text"),
         ("together", [1, {}], r"together\[1\] is an object, not a whole number"),
-        ("last", {"job": 2}, "last has no entry called state"),
+        ("last", {"job": 2}, "last has no entry called 'state'"),
         ("eta", 1, "an entry that is not known: 'eta'"),
         (None, [1, 2], "is a list, not an object"),
     ],

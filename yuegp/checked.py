@@ -244,7 +244,7 @@ def _dataclass(kind: Any) -> Reader:
         if unknown := next((name for name in entries if name not in readers), None):
             raise Fault(f"has an entry that is not known: {shown(unknown)}")
         if absent := next((name for name in needed if name not in entries), None):
-            raise Fault(f"has no entry called {absent}")
+            raise Fault(f"has no entry called {shown(absent)}")
         return kind(**{name: _inside(readers[name], item, name) for name, item in entries.items()})
 
     return read

@@ -85,16 +85,16 @@ def parse_config(data: Any) -> LlamaConfig:
     """A transformers Llama configuration as sizes. ValueError names the offending entry."""
     kind = object_of(data).get("model_type", "llama")
     if kind != "llama":
-        raise ValueError(f"model_type is {kind!r}")
+        raise ValueError(f"model_type is {shown(kind)}")
     if data.get("attention_bias") or data.get("mlp_bias"):
         raise ValueError("it has biases, which YuE's models do not")
     if data.get("hidden_act", "silu") != "silu":
-        raise ValueError(f"hidden_act is {data['hidden_act']!r} instead of 'silu'")
+        raise ValueError(f"hidden_act is {shown(data['hidden_act'])} instead of 'silu'")
     rope = data.get("rope_parameters") or data.get("rope_scaling") or {}
     if not isinstance(rope, dict):
         raise ValueError(f"its rope_scaling is {shown(rope)}, not an object")
     if (rope_type := rope.get("rope_type", rope.get("type", "default"))) != "default":
-        raise ValueError(f"rope_type is {rope_type!r} instead of 'default'")
+        raise ValueError(f"rope_type is {shown(rope_type)} instead of 'default'")
     here = {field.name: data[field.name] for field in fields(_Entries) if field.name in data}
     entries = build(_Entries, here | {key: rope[key] for key in ("rope_theta",) if rope.get(key)})
     heads, hidden = entries.num_attention_heads, entries.hidden_size

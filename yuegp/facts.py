@@ -284,7 +284,9 @@ def _damaged(home: Path) -> tuple[str, ...]:
             found.append(exc.what)
     path = home / "settings.json"
     try:
-        checked.version(disk.read_json(path), sys.maxsize)
+        kept = disk.read_json(path)
+        checked.version(kept, sys.maxsize)
+        checked.build(str, kept.get("language"))
     except FileNotFoundError:
         pass
     except (OSError, ValueError) as exc:

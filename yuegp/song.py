@@ -234,5 +234,7 @@ def _check_spans(info: TakeInfo) -> None:
         raise Fault(f"its seams are at {list(info.seams)[:9]}, and it has {info.frames} frames")
     if any(section >= count for section in info.muted):
         raise Fault(f"its sections {list(info.muted)[:9]} are muted, and there are {count}")
+    if info.later and info.parent is None:
+        raise Fault("it is to keep sections of its parent, and names none")
     if info.parent is not None and info.number and not 1 <= info.parent < info.number:
         raise Fault(f"its parent is take {info.parent}, which is not older than take {info.number}")
