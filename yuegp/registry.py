@@ -256,8 +256,9 @@ def notes() -> dict[str, Any]:
     try:
         data = read_json(path)
         version(data, NOTES_FORMAT)
-        noted = asdict(build(_Notes, {name: data[name] for name in ("checkpoints", "places", "sets") if name in data}))
-        return {**noted, "checkpoints": list(data["checkpoints"])}
+        noted = {name: data[name] for name in ("checkpoints", "places", "sets") if name in data}
+        build(_Notes, noted)
+        return noted
     except FileNotFoundError:
         return {"checkpoints": [], "places": {}, "sets": {}}
     except Newer as exc:
