@@ -3,6 +3,7 @@ start does it again and ends well: an environment counts only once its record is
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import platform
@@ -168,9 +169,15 @@ def clear(root: Path, venv: Path) -> None:
         raise SetupError(f"{venv} was not made by launch.py.", "Move it away, then start again.")
     old = root / ".launch" / "old"
     old.mkdir(parents=True, exist_ok=True)
+    if old.is_symlink():
+        raise SetupError(f"{old} is a link, and links are not followed.", "Remove the link, then start again.")
     if venv.exists():
         patiently(lambda: os.replace(venv, old / f"{venv.name}-{time.time_ns()}"), venv)
-    shutil.rmtree(old, ignore_errors=True)  # what cannot go now goes next time
+    for gone in old.iterdir():
+        if re.fullmatch(r"\.venv(-yuegp)?-\d+", gone.name):  # as it was called just now, or by an earlier start
+            gone.unlink() if gone.is_symlink() else shutil.rmtree(gone, ignore_errors=True)  # or else next time
+    with contextlib.suppress(OSError):  # something else is in it
+        old.rmdir()
 
 
 def make_venv(root: Path, venv: Path, plan: Plan, machine: Machine, log: Path, env: Mapping[str, str]) -> None:

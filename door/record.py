@@ -19,6 +19,8 @@ FORMAT = 2
 
 PAUSES = (0.01, 0.02, 0.04, 0.08, 0.15, 0.3, 0.4)
 """Seconds between tries at a file that another program has open: as `disk.py`, which cannot be imported here."""
+LARGEST = 1 << 20
+"""Bytes of a record that are read; one has a few hundred."""
 
 
 def venv_folder(root: Path) -> Path:
@@ -107,10 +109,19 @@ def make_record(root: Path, venv: Path, stack: str, tests: bool) -> dict[str, An
 def read_record(venv: Path) -> dict[str, Any]:
     """The record of a finished environment; empty when there is none."""
     try:
-        record = json.loads((venv / "yuegp.json").read_text("utf-8"))
-    except (OSError, ValueError):
+        with open(venv / "yuegp.json", "rb") as file:
+            record = json.loads(file.read(LARGEST).decode("utf-8"))
+    except (OSError, ValueError, RecursionError):
         return {}
-    return record if isinstance(record, dict) and record.get("stack") in ("cpu", "cuda") else {}
+    whole = isinstance(record, dict) and record.get("stack") in ("cpu", "cuda")
+    return record if whole and all(_is_plain(value) for value in record.values()) else {}
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether an entry of the record is of a kind that is written there: a text, a number, or texts by name."""
+    if isinstance(value, dict):
+        return all(isinstance(text, str) for text in value.values())
+    return value is None or isinstance(value, (str, int))
 
 
 def write_record(venv: Path, record: Mapping[str, Any]) -> None:

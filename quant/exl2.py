@@ -22,6 +22,7 @@ from yuegp.checkpoint import read_config
 from yuegp.disk import discard, replace, write_atomic
 from yuegp.errors import Cancelled, DeviceError, LibraryError, ModelError, RequestError
 from yuegp.lm import stored
+from yuegp.owned import is_link
 from yuegp.shortage import shortage_in
 from yuegp.verify import weight_files
 
@@ -131,6 +132,8 @@ def _same_source(job: Job) -> None:
     note, state = job.work / "job.json", [[p.name, p.stat().st_size] for p in weight_files(job.source)]
     rows = hashlib.sha256(job.rows.read_bytes()).hexdigest()
     content = {"source": str(job.source.resolve()), "state": state, "rows": rows}
+    if is_link(job.work) or (job.work.is_dir() and not note.is_file() and any(job.work.iterdir())):
+        raise RequestError(f"{job.work} holds something else.", "Move it away: pressing needs a folder of that name.")
     job.work.mkdir(parents=True, exist_ok=True)
     if note.is_file():
         same_job(note, content)

@@ -20,8 +20,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from yuegp import __version__
-from yuegp.checkpoint import read_config
-from yuegp.disk import discard, put, write_atomic
+from yuegp.checked import object_of
+from yuegp.checkpoint import read_config, read_entries
+from yuegp.disk import discard, put, read_json, write_atomic
 from yuegp.errors import LibraryError, RequestError
 from yuegp.lm import int8, nf4, stored
 from yuegp.locks import lock_handle
@@ -137,8 +138,8 @@ def _state(source: Path) -> list[list[Any]]:
 def same_job(note: Path, job: dict[str, Any]) -> None:
     """Refuse to go on with a run whose note says another thing than `job`, or cannot be read."""
     try:
-        before = dict(json.loads(note.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as exc:
+        before = object_of(read_json(note))
+    except (OSError, ValueError) as exc:
         raise RequestError(
             f"{note} does not say what the broken-off run beside it was: {exc}.",
             f"Remove {note.parent} and begin anew.",
@@ -168,13 +169,16 @@ def _held(target: Path, job: dict[str, Any]) -> Iterator[None]:
             ) from None
         if note.is_file():
             same_job(note, job)
-        elif any(path.suffix in (".safetensors", ".json") for path in target.iterdir()):
-            raise RequestError(f"{target} already holds a model.", "Choose another folder; nothing is written over.")
+        elif there := sorted(path.name for path in target.iterdir() if path.name != ".lock"):
+            what = "already holds a model" if any(name.endswith(".safetensors") for name in there) else "is not empty"
+            raise RequestError(f"{target} {what} ({there[0]}).", "Choose another folder; nothing is written over.")
         else:
             write_atomic(note, json.dumps(job).encode())
         yield
     discard(note)
-    discard(target / ".lock")
+    with contextlib.suppress(OSError):
+        if not (target / ".lock").stat().st_size:  # ours is empty
+            discard(target / ".lock")
 
 
 def _check_disk(target: Path, kind: str, found: dict[str, stored.Place]) -> None:
@@ -220,6 +224,6 @@ def _complete(source: Path, target: Path, kind: str, credit: str) -> None:
         + "\nThe licence is that of the original.\n"
     )
     write_atomic(target / "README.md", card.encode())
-    config = json.loads((source / "config.json").read_text(encoding="utf-8"))
+    config = read_entries(source)
     config["quantization_config"] = METHODS[kind]
     write_atomic(target / "config.json", (json.dumps(config, indent=2) + "\n").encode())

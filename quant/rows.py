@@ -6,6 +6,7 @@ seconds. Rows are rectangles of ids, as the converters want them.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,7 +76,10 @@ def cut(sequences: Iterable[Sequence[int]], length: int, rng: np.random.Generato
 
 
 def save(path: Path, values: np.ndarray, **about: str) -> None:
-    """Rows (rows, length), or windows (windows, 8, frames), with a note of what they were made of."""
+    """Rows (rows, length), or windows (windows, 8, frames), with a note of what they were made of. Written over is only
+    what this function wrote: RequestError for another file of that name."""
+    if os.path.lexists(path) and "layout" not in _about(path):
+        raise RequestError(f"{path} is there and holds no rows of ids.", "Choose another folder with --rows.")
     write_atomic(path, safetensors.numpy.save({"input_ids": np.ascontiguousarray(values)}, metadata=about))
 
 
@@ -87,11 +91,23 @@ def load(path: Path, layout: VocabLayout) -> np.ndarray:
     try:
         with safe_open(path, "np") as file:
             about, values = file.metadata() or {}, file.get_tensor("input_ids")
-    except (SafetensorError, OSError) as exc:
+    except (SafetensorError, OSError, TypeError, ValueError) as exc:
         raise RequestError(f"{path} does not hold rows of ids: {exc}.", again) from exc
     if about.get("layout") != layout.name:
         raise RequestError(
             f"{path} was made for the vocabulary {about.get('layout')!r}, the model has {layout.name!r}.", again
         )
+    highest = layout.codebook_size if values.ndim == 3 else max(layout.smallest_vocabulary.values())
+    if values.dtype.kind not in "iu" or values.ndim not in (2, 3) or not values.size:
+        raise RequestError(f"{path} holds {values.dtype} of shape {values.shape}, not rows of ids.", again)
+    if not 0 <= values.min() <= values.max() < highest:
+        raise RequestError(f"{path} holds the ids {values.min()} to {values.max()}; they end at {highest - 1}.", again)
     return values
 
+
+def _about(path: Path) -> dict[str, str]:
+    try:
+        with safe_open(path, "np") as file:
+            return (file.metadata() or {}) if "input_ids" in file.keys() else {}  # noqa: SIM118
+    except (SafetensorError, OSError):
+        return {}

@@ -7,6 +7,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -319,11 +320,42 @@ def test_a_queue_of_the_first_format_is_read(queue: Queue, song: Callable[[], Pa
     assert json.loads(queue.path.read_text())["format"] == jobs.FORMAT == 2
 
 
-def test_a_queue_with_an_unknown_wish_is_named_as_damaged(queue: Queue, song: Callable[[], Path]) -> None:
+@pytest.mark.parametrize(
+    ("entry", "wrong", "said"),
+    [
+        ("wishes", {"engine": "auto", "weights": "auto", "kv": "q2"}, "There is no KV cache called 'q2'"),
+        ("wishes", {"engine": "exl2", "weights": "nf4", "kv": "auto"}, "cannot go together"),
+        ("take", "1", "take is '1', not a whole number"),
+        ("take", True, "take is True, not a whole number"),
+        ("number", -1, "number is -1, and may be 0 to"),
+        ("number", 0, "its number is 0"),
+        ("number", 1, "it has the number 1, as another one does"),
+        ("state", "lost", "state is 'lost', not one of waiting"),
+        ("song", "a\0b", "song holds a NUL character"),
+        ("song", ["a"], "song is a list, not a text"),
+        ("together", [1, {}], r"together\[1\] is an object, not a whole number"),
+        ("last", {"job": 2}, "last has no entry called 'state'"),
+        ("eta", 1, "an entry that is not known: 'eta'"),
+        (None, [1, 2], "is a list, not an object"),
+    ],
+)
+def test_a_damaged_job_is_named_and_stops_no_other(
+    queue: Queue, song: Callable[[], Path], entry: str | None, wrong: Any, said: str
+) -> None:
     queue.add(song(), 1)
-    queue.path.write_text(queue.path.read_text().replace('"kv": "auto"', '"kv": "q2"'))
-    with pytest.raises(LibraryError, match="is damaged"):
-        queue.jobs()
+    queue.add(folder := song(), 1)
+    data = json.loads(queue.path.read_text())
+    damaged = wrong if entry is None else {**data["jobs"][1], entry: wrong}
+    queue.path.write_text(json.dumps({**data, "jobs": [data["jobs"][0], damaged]}))
+    whole, named = queue.jobs()
+    assert (whole.number, whole.state, named.state) == (1, State.WAITING, State.FAILED)
+    assert re.search(said, named.what) and str(queue.path) in named.what and named.hint
+    with pytest.raises(RequestError, match="no job 0"):
+        queue.resume(0)
+    assert queue.add(folder, 1).number == 3 and (claimed := queue.claim()) and claimed.number == 1
+    assert json.loads(queue.path.read_text())["jobs"][1] == damaged, "it is written back as it was"
+    json.dumps([jobs.to_row(job) for job in queue.jobs()])
+    assert [job.number for job in queue.clear()] == [0] and [job.number for job in queue.jobs()] == [1, 3]
 
 
 def test_who_was_taken_off_the_queue_is_not_written_along(queue: Queue, song: Callable[[], Path]) -> None:

@@ -173,7 +173,7 @@ def test_models_lie_in_the_home_unless_told_otherwise(tmp_path: Path, monkeypatc
     [
         ({"format": 2}, "has format 2; this yuegp reads up to 1"),
         ({"format": "1"}, "does not describe a model set"),
-        ({"stage1": ...}, "does not describe a model set: KeyError 'stage1'"),
+        ({"stage1": ...}, "does not describe a model set: has no entry called 'stage1'"),
         ({"layout": "yue-v9"}, "does not describe a model set"),
         ({"layout": {"soa": "x"}}, "nor a table of ids"),
         ({"layout": {"soa": 1}}, "does not describe a model set"),

@@ -287,19 +287,6 @@ def test_a_taken_port_gives_the_next_free_one() -> None:
             assert second.getsockname()[1] > taken
 
 
-def test_old_uploads_are_swept_and_new_ones_and_songs_are_not(tmp_path: Path) -> None:
-    for name in ("old", "new"):
-        (tmp_path / "uploads" / name).mkdir(parents=True)
-        (tmp_path / "uploads" / name / "a.wav").write_bytes(b"")
-    (tmp_path / "song").mkdir()
-    (tmp_path / "uploads" / "link").symlink_to(tmp_path / "song")
-    os.utime(tmp_path / "uploads" / "old", (0, 0))
-    os.utime(tmp_path / "song", (0, 0))
-    serve.sweep(tmp_path / "uploads", time.time() - 60)
-    assert [path.name for path in (tmp_path / "uploads").iterdir()] == ["new"] and (tmp_path / "song").is_dir()
-    serve.sweep(tmp_path / "nowhere", time.time())
-
-
 def test_the_page_is_shown_without_torch(tmp_path: Path) -> None:
     """The whole application in one process: every page built in every language, and the first requests answered."""
     code = """

@@ -164,6 +164,14 @@ FAULTS = [
     Fault("little disk", replace(CPU, disk_free=GIB), "disk", WARN, "1.0 GB are free"),
     Fault("home not writable", replace(CPU, home_error="/x may not be written."), "folder", FAIL, "may not be written"),
     Fault("broken song", replace(CPU, broken=(("2026-song", "song.json is cut short."),)), "songs", WARN, "cut short"),
+    Fault(
+        "damaged notes",
+        replace(CPU, damaged=("models.json, where yuegp notes which models you added, cannot be read.",)),
+        "notes",
+        WARN,
+        "models.json",
+    ),
+    Fault("uploads of an earlier version", replace(CPU, uploads=(("/x/uploads", GIB),)), "uploads", WARN, "1.0 GB"),
     Fault("broken queue", replace(CPU, queue_error="queue.json is damaged."), "queue", FAIL, "damaged"),
     Fault("power cut", replace(CPU, interrupted=1), "queue", WARN, "1 song was interrupted"),
     Fault(

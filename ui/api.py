@@ -22,7 +22,7 @@ from yuegp.song import Reference, Stage
 
 from . import create_page, create_plan, create_reference, form, running
 from .desk import Desk
-from .shell import plain
+from .shell import plain, sendable
 from .texts import Texts
 
 P = ParamSpec("P")
@@ -38,7 +38,8 @@ def told(work: Callable[P, R]) -> Callable[P, R]:
     @functools.wraps(work)
     def answer(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
-            return work(*args, **kwargs)
+            told: R = sendable(work(*args, **kwargs))
+            return told
         except YueGPError as exc:
             raise plain(exc) from exc
 
@@ -159,8 +160,8 @@ def _check_kind(field: form.Field, value: Any) -> None:
 def state_of(desk: Desk, name: str) -> dict[str, Any]:
     """A song as programs see it: what is shown on the page of the take that is worked on, or else was last."""
     song = desk.song(name)
-    jobs = desk.jobs(name)
-    numbers = song.take_numbers()
+    jobs = desk.known_jobs(name)
+    numbers = [take.info.number for take in song.takes()[0]]
     job = desk.live(name) or next((job for job in reversed(jobs) if job.take in numbers), None)
     if not numbers:
         return {"song": name, "title": song.info.title, "state": "empty"}

@@ -14,12 +14,13 @@ from typing import Any
 import gradio as gr
 
 from yuegp import disk, library, lyrics, memory, pipeline
-from yuegp.errors import YueGPError
+from yuegp.checked import Fault, parse
+from yuegp.errors import RequestError, YueGPError
 from yuegp.song import SongRequest, TakeInfo, request_from_dict
 
 from . import create_model, create_plan, create_reference, create_tags, create_words, form, machine, running
 from .desk import Desk
-from .shell import Shell, plain
+from .shell import Shell, plain, sendable
 from .texts import Texts
 
 ROLES = ("vocal", "instrumental", "mix")
@@ -183,7 +184,8 @@ def _models(t: Texts) -> list[tuple[str, str]]:
 
 def _progress(desk: Desk, t: Texts) -> gr.HTML:
     def see_song(data: dict[str, Any]) -> dict[str, Any]:
-        return running.look(desk, _text(data, "name"), t)
+        seen: dict[str, Any] = sendable(running.look(desk, _text(data, "name"), t))
+        return seen
 
     def stop_song(data: dict[str, Any]) -> None:
         running.stop(desk, _text(data, "name"))
@@ -287,11 +289,13 @@ def _connect_copy(parts: Parts, desk: Desk, shell: Shell) -> None:
         song, _, take = wish.rpartition("/")
         try:
             if wish.startswith("{"):  # the settings of an exported file, from the Library
-                asked, lent = request_from_dict(json.loads(wish)), create_reference.Lent()
+                asked, lent = request_from_dict(parse(wish)), create_reference.Lent()
             else:
                 asked = desk.take(song, int(take)).info.request
                 lent = create_reference.lend(asked.reference)
             shown = _shown(asked)
+        except Fault as exc:
+            raise plain(RequestError(f"These settings cannot be used: {exc}.", "Import the file again.")) from exc
         except YueGPError as exc:
             raise plain(exc) from exc
         fields = {parts.fields[name]: value for name, value in shown.items() if name in parts.fields}

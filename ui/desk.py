@@ -48,14 +48,22 @@ class Desk:
         """The queue's jobs in order, those of one song if it is named; a running one carries its progress."""
         return [job for job in self.queue.jobs() if name is None or self.name_of(job) == name]
 
+    def known_jobs(self, name: str | None = None) -> list[Job]:
+        """As `jobs`, and none when the queue cannot be read: pages of songs are shown without it. The Queue page says
+        why."""
+        try:
+            return self.jobs(name)
+        except YueGPError:
+            return []
+
     def live(self, name: str) -> Job | None:
         """The job that makes a song now, else the first that is still to come; None when nothing is to be made."""
-        jobs = [job for job in self.jobs(name) if job.state not in OVER]
+        jobs = [job for job in self.known_jobs(name) if job.state not in OVER]
         return next((job for job in jobs if job.state is State.RUNNING), jobs[0] if jobs else None)
 
     def running(self) -> Job | None:
         """The job that is being made, of whichever song."""
-        return next((job for job in self.jobs() if job.state is State.RUNNING), None)
+        return next((job for job in self.known_jobs() if job.state is State.RUNNING), None)
 
     def make(self, song: Song, take: Take, device: str = "auto", wishes: Wishes = ANY) -> Job:
         """Put a take into the queue."""

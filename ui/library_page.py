@@ -20,7 +20,7 @@ from yuegp.shelf import Entry
 from yuegp.song import Stage, to_dict
 
 from .desk import Desk
-from .shell import Shell, goto, plain
+from .shell import Shell, goto, plain, sendable
 from .texts import Texts
 
 MOST = 400
@@ -81,10 +81,10 @@ def build(desk: Desk, shell: Shell, t: Texts) -> None:
     here, trash = Listing(desk.root), Listing(desk.root / shelf.TRASH)
 
     def library_look(asked: Any) -> dict[str, Any]:
-        return answer(desk, here, trash, asked, t)
+        return sendable(answer(desk, here, trash, asked, t))
 
     def library_act(asked: Any) -> dict[str, Any]:
-        return done(desk, asked, t)
+        return sendable(done(desk, asked, t))
 
     with gr.Column(elem_classes="y-stack"):
         page = gr.HTML(
@@ -141,7 +141,7 @@ def answer(desk: Desk, here: Listing, trash: Listing, asked: Any, t: Texts) -> d
         )
     except YueGPError as exc:
         return {"rows": [], "found": 0, "all": 0, "tags": [], "trash": in_trash, "error": f"{exc.what} {exc.hint}"}
-    busy = {desk.name_of(job): str(job.state) for job in desk.jobs() if job.state in ("waiting", "running")}
+    busy = {desk.name_of(job): str(job.state) for job in desk.known_jobs() if job.state in ("waiting", "running")}
     return {
         "rows": [row(entry, busy.get(entry.folder.name, ""), t) for entry in found[:MOST]],
         "found": len(found),
@@ -154,7 +154,7 @@ def answer(desk: Desk, here: Listing, trash: Listing, asked: Any, t: Texts) -> d
 
 def row(entry: Entry, busy: str, t: Texts) -> dict[str, Any]:
     """A song as the script draws it."""
-    if entry.broken:
+    if entry.broken or entry.damaged:
         state = t("library.state.broken")
     elif busy:
         state = t(f"library.state.{busy}")
@@ -170,6 +170,7 @@ def row(entry: Entry, busy: str, t: Texts) -> dict[str, Any]:
         "takes": entry.takes,
         "state": state,
         "broken": entry.broken or "",
+        "damaged": entry.damaged,
         "heard": entry.stage is Stage.RENDERED and not entry.broken,
     }
 
@@ -220,7 +221,7 @@ def done(desk: Desk, asked: Any, t: Texts) -> dict[str, Any]:
             case "restore":
                 return _said("", name=shelf.restore(_in_trash(desk, name), desk.root).name)
             case "hear":
-                return _said("", take=desk.song(name).chosen().info.number)
+                return _said("", take=desk.song(name).chosen([]).info.number)
             case _:
                 return {"error": t("library.unknown")}
     except YueGPError as exc:
@@ -233,7 +234,7 @@ def _said(text: str, **values: Any) -> dict[str, Any]:
 
 def refuse_working(desk: Desk, name: str, t: Texts) -> None:
     """LibraryError when a song is being made, or is going to be."""
-    if any(desk.name_of(job) == name and job.state in ("running", "waiting") for job in desk.jobs()):
+    if any(desk.name_of(job) == name and job.state in ("running", "waiting") for job in desk.known_jobs()):
         raise LibraryError(t("library.working"), t("library.working_hint"))
 
 

@@ -15,7 +15,7 @@ from yuegp.library import Take
 
 from .desk import Desk
 from .running import share
-from .shell import Shell, goto
+from .shell import Shell, goto, sendable
 from .texts import Texts
 
 ONE = ("cancel", "pause", "resume")
@@ -26,10 +26,10 @@ def build(desk: Desk, shell: Shell, t: Texts) -> None:
     """Put the page into the tab that is being built."""
 
     def queue_look(asked: Any) -> dict[str, Any]:
-        return answer(desk, t)
+        return sendable(answer(desk, t))
 
     def queue_act(asked: Any) -> dict[str, Any]:
-        return done(desk, asked, t)
+        return sendable(done(desk, asked, t))
 
     page = gr.HTML(
         "",

@@ -35,14 +35,14 @@ def look(desk: Desk, name: str, t: Texts) -> dict[str, Any]:
         return look(desk, "", t)
     try:
         song = desk.song(name)
-        jobs = desk.jobs()
+        jobs = desk.known_jobs()
     except YueGPError as exc:
         return {"state": "gone", "message": exc.what}
     own = [job for job in jobs if desk.name_of(job) == name]
     job = _shown(own)
-    takes = [song.take(number) for number in song.take_numbers()]
+    takes, faults = song.takes()
     if not takes:
-        return {"state": "gone", "message": t("create.running.no_take")}
+        return {"state": "gone", "message": faults[0].what if faults else t("create.running.no_take")}
     begun = [take for take in takes if take.info.spans] or takes
     take = next((take for take in takes if job and take.info.number == job.take), begun[-1])
     return _view(desk, song, take, job, jobs, own, t)
@@ -175,8 +175,8 @@ def stop(desk: Desk, name: str) -> None:
 def go_on(desk: Desk, name: str) -> None:
     """Make what a stopped, failed or interrupted song still lacks."""
     song = desk.song(name)
-    for number in song.take_numbers():
-        take = song.take(number)
+    for take in song.takes()[0]:
+        number = take.info.number
         if take.info.stage is not Stage.RENDERED:
             again = [job for job in desk.jobs(name) if job.take == number and job.state is not State.DONE]
             if again:

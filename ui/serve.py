@@ -16,14 +16,12 @@ import functools
 import gc
 import logging
 import os
-import shutil
 import socket
 import sys
 import threading
 import time
 import webbrowser
 from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from yuegp import disk, library
@@ -31,7 +29,7 @@ from yuegp.errors import DeviceError, RequestError
 from yuegp.facts import PORT
 from yuegp.jobs import Queue
 
-from . import offline, settings
+from . import offline, settings, uploads
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -79,17 +77,7 @@ def prepare() -> None:
     """Settle what Gradio and the hub library read from the environment when they are imported: that nothing is asked
     of, or told to, other machines, and where uploads go."""
     os.environ.update(GRADIO_ANALYTICS_ENABLED="False", HF_HUB_OFFLINE="1")
-    uploads = library.home().absolute() / "uploads"
-    os.environ["GRADIO_TEMP_DIR"] = str(uploads)
-    sweep(uploads, time.time() - KEPT_SECONDS)
-
-
-def sweep(uploads: Path, before: float) -> None:
-    """Remove what was uploaded or exported before a time: Gradio forgets its files when it is killed."""
-    for path in uploads.glob("*"):
-        with contextlib.suppress(OSError):
-            if path.stat().st_mtime < before:
-                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+    os.environ["GRADIO_TEMP_DIR"] = str(uploads.begin(library.home().absolute(), time.time() - KEPT_SECONDS))
 
 
 def bind(host: str, port: int) -> socket.socket:

@@ -8,7 +8,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from yuegp import disk, library
-from yuegp.errors import RequestError
+from yuegp.checked import Fault, Newer, build, version
+from yuegp.errors import LibraryError, RequestError
 
 from . import hosts as naming
 from .texts import LANGUAGES
@@ -36,8 +37,8 @@ def load() -> Settings:
     """The settings as they are on disk. A file that is absent or makes no sense counts as nothing chosen: a page that
     opens in English is better than one that does not open."""
     try:
-        data = json.loads(path().read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        return _read()
+    except (OSError, ValueError):
         return Settings()
     language, names = (data.get("language"), data.get("hosts")) if isinstance(data, dict) else (None, None)
     kept = [name for name in names if isinstance(name, str)] if isinstance(names, list) else []
@@ -47,10 +48,30 @@ def load() -> Settings:
     )
 
 
+def _read() -> Settings:
+    data = disk.read_json(path())
+    version(data, FORMAT)
+    found = build(Settings, {name: value for name, value in data.items() if name != "format"})
+    if found.language not in ("", *LANGUAGES):
+        raise Fault(f"its language is {found.language!r}")
+    return found
+
+
 def save(settings: Settings) -> None:
-    """Keep the settings. LibraryError when they cannot be written."""
+    """Keep the settings. LibraryError when they cannot be written, and when something else stands in their place: a
+    file that makes no sense to us may be another program's, or a newer yuegp's."""
     file = path()
     disk.check_writable(file.parent)
+    try:
+        _read()
+    except FileNotFoundError:
+        pass
+    except OSError as exc:
+        raise disk.cannot_write(file, exc) from exc
+    except (Fault, Newer) as exc:
+        raise LibraryError(
+            f"{file} does not hold the settings of this yuegp and was left as it is: {exc}.", "Move that file away."
+        ) from exc
     disk.write_atomic(file, json.dumps({"format": FORMAT, **asdict(settings)}, indent=2).encode() + b"\n")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import gradio as gr
 
@@ -26,6 +27,17 @@ class Shell:
     """`folder name/take number` whose settings the Create page is to take over, then empties it."""
     tick: gr.Timer
     """Ticks every two seconds, for what has to look alive. Listening costs one call per tick and browser tab."""
+
+
+def sendable(value: Any) -> Any:
+    """What a page is told, without halves of surrogate pairs: files may hold them, and no answer can."""
+    if isinstance(value, str):
+        return value if value.isascii() else value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    if isinstance(value, dict):
+        return {sendable(name): sendable(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [sendable(item) for item in value]
+    return value
 
 
 def goto(page: str) -> gr.Tabs:

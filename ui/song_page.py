@@ -11,7 +11,7 @@ from yuegp.errors import LibraryError, YueGPError
 
 from . import song_actions, song_forms, song_html
 from .desk import Desk
-from .shell import Shell, goto
+from .shell import Shell, goto, sendable
 from .song_view import SongView, look, rival, sound
 from .texts import Texts
 
@@ -40,10 +40,10 @@ def build(desk: Desk, shell: Shell, t: Texts) -> None:
     """Put the page into the tab that is being built."""
 
     def song_look(asked: Any, request: gr.Request) -> dict[str, Any]:
-        return answer(desk, asked, is_local(request), t)
+        return sendable(answer(desk, asked, is_local(request), t))
 
     def song_act(asked: Any, request: gr.Request) -> dict[str, Any]:
-        return done(desk, asked, is_local(request), t)
+        return sendable(done(desk, asked, is_local(request), t))
 
     page = gr.HTML(
         value="",

@@ -110,7 +110,7 @@ def look(desk: Desk, name: str, take: int | None = None, section: int = 0) -> So
 
 
 def _rows(desk: Desk, song: Song, name: str) -> tuple[Row, ...]:
-    newest = {job.take: job for job in sorted(desk.jobs(name), key=lambda job: job.number)}
+    newest = {job.take: job for job in sorted(desk.known_jobs(name), key=lambda job: job.number)}
     return tuple(_row(song, number, newest.get(number)) for number in reversed(song.take_numbers()))
 
 

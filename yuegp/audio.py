@@ -6,9 +6,12 @@ and writing is in `mix.py` and `codec/`. Needs no torch; soundfile and soxr are 
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import math
 import os
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +35,13 @@ DULL_RATE = 16000
 
 UNEQUAL_LENGTHS = 1.0
 """Seconds by which the two files of a pair may differ before a note says so."""
+
+RATES = (1000, 768_000)
+MOST_CHANNELS = 64
+"""What a file may say of itself to be believed."""
+
+LONGEST_FRAMES = 2**30
+"""Six hours at 48 kHz. Silence packs so well that a small file could keep a decoder busy for days."""
 
 BLOCK = 65536
 """Frames handled at once. One write of three million crashes libsndfile 1.2.2 (measured, Ogg Vorbis)."""
@@ -64,15 +74,82 @@ class AudioInfo:
 
 
 def probe(path: Path | str) -> AudioInfo:
-    """Facts of a sound file from its header. Raises RequestError if it is missing or not sound."""
-    with _open(path) as file:
-        return AudioInfo(file.frames, file.samplerate, file.channels, file.frames / file.samplerate, file.format)
+    """Facts of a sound file. How long it is, its header may not know, or not say truly (an MP3's often), so that is
+    found out by decoding it once. Raises RequestError if it is missing, not sound, or cut short."""
+    try:
+        state = os.stat(path)
+    except (OSError, ValueError) as exc:
+        raise _absent(path) from exc
+    return _probe(str(path), state.st_mtime_ns, state.st_size)
 
 
-def read(path: Path | str) -> tuple[np.ndarray, int]:
-    """The whole file as float32 (frames, channels), and its rate. Raises RequestError."""
+@functools.lru_cache(64)
+def _probe(path: str, changed: int, size: int) -> AudioInfo:
+    """As `probe`, of a file as it was at one time."""
     with _open(path) as file:
-        return file.read(dtype="float32", always_2d=True), file.samplerate
+        frames = sum(len(block) for block in _blocks(file, path))
+        if file.format != "MP3" and frames < file.frames <= LONGEST_FRAMES:
+            raise _cut_short(path, frames / file.samplerate)
+        return AudioInfo(frames, file.samplerate, file.channels, frames / file.samplerate, file.format)
+
+
+def read(path: Path | str, start: float = 0.0, end: float = math.inf) -> tuple[np.ndarray, int]:
+    """The sound from second `start` to `end` as float32 (frames, channels), and its rate. Raises RequestError."""
+    with _open(path) as file:
+        rate, at, blocks = file.samplerate, 0, []
+        first, stop = int(start * rate), end * rate
+        for block in _blocks(file, str(path)):
+            if at + len(block) > first:
+                blocks.append(block[max(0, first - at) : max(0, math.ceil(min(stop, at + len(block))) - at)])
+            at += len(block)
+            if at >= stop:
+                break
+        return np.concatenate([np.zeros((0, file.channels), np.float32), *blocks]), rate
+
+
+def peaks(path: Path | str, points: int) -> np.ndarray:
+    """The loudest sample in each of at most `points` equal parts of a file, float64. Raises RequestError."""
+    frames = probe(path).frames
+    part, at, found = max(1, -(-frames // points)), 0, np.zeros(points)
+    with _open(path) as file:
+        for block in _blocks(file, str(path)):
+            places = np.minimum((at + np.arange(len(block))) // part, points - 1)
+            np.maximum.at(found, places, np.abs(block).max(axis=1))
+            at += len(block)
+    return found[: -(-frames // part)]
+
+
+def _blocks(file: Any, path: str) -> Iterator[np.ndarray]:
+    """The sound from where a file stands on, as float32 (frames, channels). What its header promises is not believed,
+    and nothing is reserved for it. RequestError where it cannot be decoded, or does not end."""
+    import soundfile
+
+    done = 0
+    while True:
+        try:
+            block = file.read(BLOCK, dtype="float32", always_2d=True)
+        except (soundfile.LibsndfileError, RuntimeError, ValueError) as exc:
+            raise _cut_short(path, done / file.samplerate) from exc
+        if not len(block):
+            return
+        yield block
+        done += len(block)
+        if done > LONGEST_FRAMES:
+            raise RequestError(
+                f"{path} holds more than {LONGEST_FRAMES / file.samplerate / 3600:.1f} hours of sound.",
+                "Cut out the passage that is meant.",
+            )
+
+
+def _cut_short(path: str, seconds: float) -> RequestError:
+    return RequestError(
+        f"{path} is damaged or cut short: nothing can be decoded after {seconds:.1f} s.",
+        "Copy or export the file again, or cut out the part before.",
+    )
+
+
+def _absent(path: Path | str) -> RequestError:
+    return RequestError(f"The sound file {path} does not exist.", "Check the path.")
 
 
 def mono16k(wave: np.ndarray, rate: int) -> np.ndarray:
@@ -198,16 +275,16 @@ def _rms(path: str, start: float, end: float) -> float:
     """Root mean square of a window of a file, channels averaged."""
     total, count = 0.0, 0
     with _open(path) as file:
-        first = round(start * file.samplerate)
-        file.seek(first)
-        left = min(round(end * file.samplerate), file.frames) - first
-        while left > 0 and len(block := file.read(min(BLOCK, left), dtype="float32", always_2d=True)):
-            mono = block.mean(axis=1, dtype=np.float64)
+        first, stop, at = round(start * file.samplerate), round(end * file.samplerate), 0
+        for block in _blocks(file, path):
+            mono = block[max(0, first - at) : max(0, stop - at)].mean(axis=1, dtype=np.float64)
+            at += len(block)
             if not np.isfinite(mono).all():
                 raise RequestError(f"{path} holds samples that are not numbers.", "Export the file again.")
             total += float(mono @ mono)
             count += len(mono)
-            left -= len(mono)
+            if at >= stop:
+                break
     return math.sqrt(total / count) if count else 0.0
 
 
@@ -215,13 +292,19 @@ def _open(path: Path | str) -> Any:
     import soundfile
 
     if not Path(path).is_file():
-        raise RequestError(f"The sound file {path} does not exist.", "Check the path.")
+        raise _absent(path)
     try:
-        return soundfile.SoundFile(path)
-    except (soundfile.LibsndfileError, OSError) as exc:
+        file = soundfile.SoundFile(path)
+    except (soundfile.LibsndfileError, OSError, RuntimeError, TypeError, ValueError) as exc:
         raise RequestError(
             f"{path} cannot be read as sound: {exc}", "Give a WAV, FLAC, MP3 or Ogg file; convert others first."
         ) from exc
+    if not (RATES[0] <= file.samplerate <= RATES[1] and 1 <= file.channels <= MOST_CHANNELS):
+        file.close()
+        raise RequestError(
+            f"{path} says that it has {file.channels} channels at {file.samplerate} Hz.", "Export the file again."
+        )
+    return file
 
 
 def write(path: Path | str, wave: np.ndarray, rate: int, kind: str = "flac24") -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from .checked import Between, Fault, build, object_of, shown
+from .disk import read_json
 from .errors import ModelError
 
 
@@ -57,55 +58,82 @@ class LlamaConfig:
 def read_config(folder: Path) -> LlamaConfig:
     """The configuration in `folder/config.json`, as written by transformers 4 (`rope_theta` at the top level) or
     5 (`rope_parameters`). ModelError when it is absent, unreadable, or describes another architecture."""
-    path = folder / "config.json"
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as exc:
-        raise ModelError(
-            f"The model folder {folder} has no config.json.", "Download the model again; the folder is incomplete."
-        ) from exc
-    except (OSError, ValueError) as exc:
-        raise ModelError(f"{path} cannot be read as JSON: {exc}.", "Download this file again.") from exc
+    data = read_entries(folder)
     try:
         return parse_config(data)
-    except (KeyError, TypeError, ValueError) as exc:
-        cause = f"{exc.args[0]!r} is missing" if isinstance(exc, KeyError) else str(exc)
+    except ValueError as exc:
         raise ModelError(
-            f"{path} does not describe a Llama model that yuegp can run: {cause}.",
+            f"{folder / 'config.json'} does not describe a Llama model that yuegp can run: {exc}.",
             "Check that this is a YuE Stage-1 or Stage-2 folder.",
         ) from exc
 
 
-def parse_config(data: dict[str, Any]) -> LlamaConfig:
-    """A transformers Llama configuration as sizes. Raises KeyError or ValueError with the offending entry."""
-    if not isinstance(data, dict):
-        raise ValueError("it holds no object")
-    kind = data.get("model_type", "llama")
+def read_entries(folder: Path) -> dict[str, Any]:
+    """What stands in `folder/config.json`, unjudged. ModelError when it is absent or no JSON object."""
+    path = folder / "config.json"
+    try:
+        return object_of(read_json(path))
+    except FileNotFoundError as exc:
+        raise ModelError(
+            f"The model folder {folder} has no config.json.", "Download the model again; the folder is incomplete."
+        ) from exc
+    except (OSError, Fault) as exc:
+        raise ModelError(f"{path} cannot be read as JSON: {exc}.", "Download this file again.") from exc
+
+
+def parse_config(data: Any) -> LlamaConfig:
+    """A transformers Llama configuration as sizes. ValueError names the offending entry."""
+    kind = object_of(data).get("model_type", "llama")
     if kind != "llama":
-        raise ValueError(f"model_type is {kind!r}")
+        raise ValueError(f"model_type is {shown(kind)}")
     if data.get("attention_bias") or data.get("mlp_bias"):
         raise ValueError("it has biases, which YuE's models do not")
     if data.get("hidden_act", "silu") != "silu":
-        raise ValueError(f"hidden_act is {data['hidden_act']!r} instead of 'silu'")
+        raise ValueError(f"hidden_act is {shown(data['hidden_act'])} instead of 'silu'")
     rope = data.get("rope_parameters") or data.get("rope_scaling") or {}
+    if not isinstance(rope, dict):
+        raise ValueError(f"its rope_scaling is {shown(rope)}, not an object")
     if (rope_type := rope.get("rope_type", rope.get("type", "default"))) != "default":
-        raise ValueError(f"rope_type is {rope_type!r} instead of 'default'")
+        raise ValueError(f"rope_type is {shown(rope_type)} instead of 'default'")
+    here = {field.name: data[field.name] for field in fields(_Entries) if field.name in data}
+    entries = build(_Entries, here | {key: rope[key] for key in ("rope_theta",) if rope.get(key)})
+    heads, hidden = entries.num_attention_heads, entries.hidden_size
     config = LlamaConfig(
-        vocab_size=int(data["vocab_size"]),
-        hidden=int(data["hidden_size"]),
-        ffn=int(data["intermediate_size"]),
-        layers=int(data["num_hidden_layers"]),
-        heads=int(data["num_attention_heads"]),
-        kv_heads=int(data.get("num_key_value_heads") or data["num_attention_heads"]),
-        head_dim=int(data.get("head_dim") or data["hidden_size"] // data["num_attention_heads"]),
-        context=int(data["max_position_embeddings"]),
-        rope_theta=float(rope.get("rope_theta") or data.get("rope_theta") or 10000.0),
-        eps=float(data.get("rms_norm_eps", 1e-6)),
-        tied=bool(data.get("tie_word_embeddings", False)),
+        vocab_size=entries.vocab_size,
+        hidden=hidden,
+        ffn=entries.intermediate_size,
+        layers=entries.num_hidden_layers,
+        heads=heads,
+        kv_heads=entries.num_key_value_heads or heads,
+        head_dim=entries.head_dim or hidden // heads,
+        context=entries.max_position_embeddings,
+        rope_theta=entries.rope_theta or 10000.0,
+        eps=entries.rms_norm_eps,
+        tied=bool(entries.tie_word_embeddings),
     )
-    if min(config.vocab_size, config.hidden, config.ffn, config.layers, config.heads, config.kv_heads) < 1:
-        raise ValueError("a size in it is not positive")
-    if config.heads % config.kv_heads or config.head_dim % 2:
-        sizes = f"{config.heads} heads, {config.kv_heads} key heads and a head width of {config.head_dim}"
-        raise ValueError(f"{sizes} do not fit together")
+    if config.heads % config.kv_heads or config.head_dim % 2 or (not entries.head_dim and hidden % heads):
+        sizes = f"{heads} heads, {config.kv_heads} key heads and a head width of {config.head_dim}"
+        raise ValueError(f"{sizes} do not fit together at a width of {hidden}")
     return config
+
+
+Width = Annotated[int, Between(1, 1 << 17)]
+Heads = Annotated[int, Between(1, 1024)]
+
+
+@dataclass(frozen=True)
+class _Entries:
+    """The entries that give a Llama its shape, under transformers' names. The ranges end far beyond every Llama there
+    is: a number outside is a fault, and whoever reserved memory or listed layers for it would not come to an end."""
+
+    vocab_size: Annotated[int, Between(1, 1 << 22)]
+    hidden_size: Width
+    intermediate_size: Annotated[int, Between(1, 1 << 19)]
+    num_hidden_layers: Annotated[int, Between(1, 512)]
+    num_attention_heads: Heads
+    max_position_embeddings: Annotated[int, Between(1, 1 << 24)]
+    num_key_value_heads: Heads | None = None
+    head_dim: Annotated[int, Between(2, 4096)] | None = None
+    rope_theta: Annotated[float, Between(1, 1e12)] | None = None
+    rms_norm_eps: Annotated[float, Between(0, 1)] = 1e-6
+    tie_word_embeddings: bool | None = None

@@ -1,4 +1,5 @@
-"""Files that appear whole or not at all, and errors that say in words why one cannot be read or written.
+"""Files that appear whole or not at all, are read only as far as they may reach, and errors that say in words why one
+cannot be read or written. What the content of a file should be is `checked`'s business.
 
 Windows moves and removes no file that another program has open, and some program always has: virus scanners, indexers
 and sync clients open whatever is new for a moment. So files are put in place, moved and removed by the functions here,
@@ -10,10 +11,13 @@ from __future__ import annotations
 import contextlib
 import errno
 import io
+import math
 import os
+import re
 import secrets
 import shutil
 import stat
+import struct
 import sys
 import zipfile
 import zlib
@@ -24,6 +28,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from .checked import Fault, parse
 from .errors import LibraryError
 
 T = TypeVar("T")
@@ -38,6 +43,11 @@ PAUSES = (0.01, 0.02, 0.04, 0.08, 0.15, 0.3, 0.4)
 
 LONG = 230
 """Characters of a path beyond which Windows may refuse one of ours: it allows 259, and temporary names are longer."""
+JSON_BYTES = 8 << 20
+"""Size of the largest JSON file that is read. A song's own are a few thousand bytes."""
+
+NPZ_BYTES = 160 << 20
+"""The same of codes, and of each array in them once unpacked: those of a day of music (`song.LONGEST_FRAMES`) fit."""
 
 
 def write_atomic(path: Path, data: bytes) -> None:
@@ -169,19 +179,77 @@ def write_npz(path: Path, **arrays: Any) -> None:
 
 
 def read_npz(path: Path, *names: str) -> list[np.ndarray]:
-    """Arrays by name. LibraryError says why they cannot be had."""
+    """Arrays by name, as `write_npz` writes them. LibraryError says why they cannot be had. What else the file holds is
+    not looked at, nothing is unpickled, and nothing is unpacked before its header is known to promise few bytes."""
     try:
-        with patiently(lambda: path.open("rb"), path, "read") as data, np.load(data, allow_pickle=False) as file:
-            return [file[name] for name in names]
+        with zipfile.ZipFile(io.BytesIO(read_bytes(path, NPZ_BYTES))) as file:
+            return [_read_array(file, f"{name}.npy") for name in names]
     except OSError as exc:
         raise cannot_read(path, exc) from exc
-    except (ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as exc:
+    except Fault as exc:
+        raise damaged(path, str(exc)) from exc
+    except NOT_NPZ as exc:
         raise damaged(path, f"{type(exc).__name__} {exc}") from exc
 
 
-def read_bytes(path: Path) -> bytes:
-    """What a file holds. Waits while another program puts a new one in its place; OSError, and InUse, as `replace`."""
-    return patiently(path.read_bytes, path, "read")
+NOT_NPZ = (
+    ValueError, KeyError, IndexError, TypeError, EOFError, OverflowError, RuntimeError, struct.error, zlib.error,
+    zipfile.BadZipFile,
+)  # fmt: skip
+"""What Python's reader of zip files raises for one that is none."""
+
+_ARRAY = re.compile(
+    rb"\{'descr': '([<|][biuf][1248])', 'fortran_order': (True|False), 'shape': \(((?:\d{1,9},? ?){0,5})\), ?\} *\n"
+)
+"""The header of an array of numbers, as numpy writes it. Source: numpy.lib.format."""
+
+
+def _read_array(file: zipfile.ZipFile, name: str) -> np.ndarray:
+    found = [member for member in file.infolist() if member.filename == name]
+    if len(found) != 1:
+        raise Fault(f"it holds {len(found)} arrays called {name}")
+    (member,) = found
+    if member.flag_bits & 1 or member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise Fault(f"{name} is encrypted, or packed in another way than ours")
+    with file.open(member) as data:
+        start = data.read(10)
+        if start[:8] != b"\x93NUMPY\1\0":
+            raise Fault(f"{name} is no array")
+        head = data.read(int.from_bytes(start[8:], "little"))
+        if not (match := _ARRAY.fullmatch(head)):
+            raise Fault(f"{name} is no array of numbers")
+        dtype, shape = np.dtype(match[1].decode()), tuple(int(n) for n in re.findall(rb"\d+", match[3]))
+        size = math.prod(shape) * dtype.itemsize
+        if size > NPZ_BYTES:
+            raise Fault(f"{name} is to have {size:,} bytes")
+        values = data.read(size)
+        if len(values) != size or data.read(1):
+            raise Fault(f"{name} has another size than the {size:,} bytes it announces")
+    return np.frombuffer(bytearray(values), dtype).reshape(shape, order="F" if match[2] == b"True" else "C")
+
+
+def read_bytes(path: Path, most: int) -> bytes:
+    """The content of a file of at most `most` bytes. OSError when it cannot be had; Fault when it is larger, or is a
+    folder, a pipe or a device: none of them is waited for."""
+    handle = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0))
+    try:
+        state = os.fstat(handle)
+        if not stat.S_ISREG(state.st_mode):
+            raise Fault("it is no ordinary file")
+        if state.st_size > most:
+            raise Fault(f"it has {state.st_size:,} bytes, and at most {most:,} are read")
+        with open(handle, "rb", closefd=False) as file:
+            data = file.read(state.st_size + 1)  # as much as it reserves memory for
+    finally:
+        os.close(handle)
+    if len(data) > state.st_size:
+        raise Fault("it became longer while it was read")
+    return data
+
+
+def read_json(path: Path, most: int = JSON_BYTES) -> Any:
+    """The values in a JSON file. OSError and Fault as `read_bytes` and `checked.parse`."""
+    return parse(read_bytes(path, most))
 
 
 def damaged(path: Path, why: str) -> LibraryError:

@@ -297,6 +297,15 @@ def _songs(facts: Facts) -> Iterator[Finding]:
         yield Finding("songs", OK, f"{facts.songs} song{'' if facts.songs == 1 else 's'}, all readable.")
 
 
+def _notes(facts: Facts) -> Iterator[Finding]:
+    for why in facts.damaged:
+        hint = "It was left as it is, and the rest works without it. Mend it, or move it away."
+        yield Finding("notes", WARN, why, hint)
+    for folder, size in facts.uploads:
+        what = f"{folder} ({_size(size)}) holds uploads of an earlier yuegp; this one uses a folder of its own."
+        yield Finding("uploads", WARN, what, "Nothing removes it by itself: delete it if nothing in it is yours.")
+
+
 def _queue(facts: Facts) -> Iterator[Finding]:
     if facts.queue_error:
         yield Finding(
@@ -386,7 +395,8 @@ def _clock(facts: Facts) -> Iterator[Finding]:
 
 
 def _launched(facts: Facts) -> Iterator[Finding]:
-    for name, why in dict(facts.launched.get("failed", {})).items():
+    failed = facts.launched.get("failed")
+    for name, why in failed.items() if isinstance(failed, dict) else ():
         yield Finding(
             "launcher",
             WARN,
@@ -407,6 +417,7 @@ CHECKS: tuple[Callable[[Facts], Iterator[Finding]], ...] = (
     _memory,
     _disk,
     _songs,
+    _notes,
     _queue,
     _models,
     _proxies,

@@ -104,6 +104,10 @@ def write_together(takes: Sequence[Take], watch: Watch, device: str = "auto", wi
             return
         info, seeds = todo[0].info, [take.info.request.seed for take in todo]
         section = info.spans[-1].section + 1 if info.spans else 0
+        if info.parent is None or section >= len(info.request.sections):
+            raise RequestError(
+                f"Take {info.number} was not begun together with others.", "Take the job off the queue, and resume."
+            )
         parent = Take.open(todo[0].folder.parent / f"{info.parent:03}")
         written, made_with = candidates(plan_for(todo[0]), parent, section, seeds, watch, device, wishes)
         for take, choice in zip(todo, written, strict=True):

@@ -263,14 +263,13 @@ def _line(points: list[tuple[float, float]]) -> Line:
 
 
 def earlier_takes(root: Path, model: str, device: str) -> list[TakeInfo]:
-    """The newest rendered takes under `root` that were made with this model on this kind of device. Songs that cannot
-    be read are passed over: others say so where it matters."""
+    """The newest rendered takes under `root` that were made with this model on this kind of device. What cannot be
+    read is passed over: others say so where it matters."""
     found: list[TakeInfo] = []
     with contextlib.suppress(OSError):
         for folder in sorted(root.glob("[!.]*/"), reverse=True)[:SONGS]:
             with contextlib.suppress(YueGPError):
-                song = library.open_song(folder)
-                found += [song.take(number).info for number in song.take_numbers()]
+                found += [take.info for take in library.open_song(folder).takes()[0]]
     like = [
         info
         for info in found

@@ -14,8 +14,7 @@ import math
 import os
 import re
 import secrets
-import types
-import typing
+import tempfile
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -25,6 +24,7 @@ from typing import Any
 import numpy as np
 
 from . import __version__, audio, disk, library, lyrics, tagging
+from .checked import Fault, Newer, parse, version
 from .errors import LibraryError, RequestError
 from .library import Song, Take
 from .migrate import migrate_take
@@ -326,35 +326,22 @@ def _number(path: Path) -> int:
 
 def _read_settings(path: Path, text: str) -> TakeInfo:
     try:
-        data = json.loads(text)
-        if data["format"] > library.FORMAT:
-            raise RequestError(
-                f"The settings in {path} are of a newer yuegp (format {data['format']}; this one reads up to "
-                f"{library.FORMAT}).",
-                "Update yuegp to import this file.",
-            )
+        if len(text) > disk.JSON_BYTES:
+            raise Fault(f"they have {len(text):,} characters")
+        data = parse(text)
+        version(data, library.FORMAT)
         info = take_from_dict(migrate_take(data, {})["take"])
-        _check_types(info.request)
         if not info.request.sections:
-            raise ValueError("there are no sections")
+            raise Fault("there are no sections")
         return info
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as exc:
+    except Newer as exc:
         raise RequestError(
-            f"The settings in {path} are damaged: {type(exc).__name__} {exc}.", "Import another export of the song."
+            f"The settings in {path} are of a newer yuegp (format {exc}; this one reads up to {library.FORMAT}).",
+            "Update yuegp to import this file.",
         ) from exc
-
-
-def _check_types(value: Any) -> None:
-    """TypeError unless a dataclass from a stranger's JSON holds what its fields say, all the way down."""
-    for name, kind in typing.get_type_hints(type(value)).items():
-        held, allowed = getattr(value, name), typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
-        if typing.get_origin(kind) is tuple:
-            for item in held:
-                _check_types(item)
-        elif dataclasses.is_dataclass(held):
-            _check_types(held)
-        elif type(held) not in allowed and not (float in allowed and type(held) is int):
-            raise TypeError(f"{name} is {type(held).__name__}")
+    except (ValueError, KeyError, TypeError, AttributeError) as exc:
+        why = str(exc) if isinstance(exc, Fault) else f"{type(exc).__name__} {exc}"
+        raise RequestError(f"The settings in {path} are damaged: {why}.", "Import another export of the song.") from exc
 
 
 def _notes(info: TakeInfo, lost: Reference | None) -> tuple[str, ...]:

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from . import __version__, choice, disk, library, models, places, shelf
+from . import __version__, checked, choice, disk, library, models, owned, places, registry, shelf
 from .errors import YueGPError, said
 from .jobs import Job, Queue
 from .lm.flash import probe
@@ -126,7 +126,11 @@ class Facts:
     disk_free: int = 0
     songs: int = 0
     broken: tuple[tuple[str, str], ...] = ()
-    """Songs that cannot be read: folder name and reason."""
+    """Songs, and takes of songs, that cannot be read: folder name and reason."""
+    damaged: tuple[str, ...] = ()
+    """Why notes of ours cannot be read, in sentences."""
+    uploads: tuple[tuple[str, int], ...] = ()
+    """Folders that an earlier yuegp kept uploads in, and their bytes."""
     interrupted: int = 0
     failed: tuple[Job, ...] = ()
     queue_error: str = ""
@@ -183,6 +187,8 @@ def look(port: int = PORT) -> Facts:
         disk_free=_disk_free(home),
         songs=len(entries),
         broken=broken,
+        damaged=_damaged(home),
+        uploads=_uploads(home),
         interrupted=interrupted,
         failed=failed,
         queue_error=queue_error,
@@ -277,7 +283,38 @@ def _songs() -> tuple[list[shelf.Entry], tuple[tuple[str, str], ...]]:
         entries = shelf.entries(library.songs_dir())
     except YueGPError as exc:
         return [], ((library.songs_dir().name, exc.what),)
-    return entries, tuple((entry.folder.name, entry.broken) for entry in entries if entry.broken)
+    broken = [(entry.folder.name, entry.broken) for entry in entries if entry.broken]
+    broken += [(entry.folder.name, why) for entry in entries if not entry.broken for why in shelf.faults(entry.folder)]
+    return entries, tuple(broken)
+
+
+def _damaged(home: Path) -> tuple[str, ...]:
+    """What of our own notes cannot be read, in sentences: on models, downloads and the page's settings."""
+    found = list(registry.usable()[2])
+    for checkpoint in registry.usable()[0].values():
+        try:
+            places.read_pin(checkpoint)
+        except YueGPError as exc:
+            found.append(exc.what)
+    path = home / "settings.json"
+    try:
+        kept = disk.read_json(path)
+        checked.version(kept, sys.maxsize)
+        checked.build(str, kept.get("language"))
+    except FileNotFoundError:
+        pass
+    except (OSError, ValueError) as exc:
+        found.append(f"{path} cannot be read: {exc}.")
+    return tuple(dict.fromkeys(found))
+
+
+def _uploads(home: Path) -> tuple[tuple[str, int], ...]:
+    """Folders of uploads that are not marked as ours, and their bytes: those of an earlier yuegp, as far as the names
+    in them say. They are named and never removed."""
+    folder = home / "uploads"
+    if owned.is_ours(folder) or owned.is_link(folder) or not owned.looks_like_uploads(folder):
+        return ()
+    return ((str(folder), owned.size(folder)),)
 
 
 def _queue() -> tuple[int, tuple[Job, ...], str]:
@@ -379,7 +416,6 @@ def _moment(created: str) -> datetime | None:
 def _launched() -> dict[str, Any]:
     """What launch.py remembers of the environment this Python runs in (`door/record.py`)."""
     try:
-        noted = json.loads((Path(sys.prefix) / "yuegp.json").read_text(encoding="utf-8"))
+        return checked.object_of(disk.read_json(Path(sys.prefix) / "yuegp.json"))
     except (OSError, ValueError):
         return {}
-    return noted if isinstance(noted, dict) else {}

@@ -19,18 +19,23 @@ import os
 import secrets
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
 from . import disk, library
+from .checked import NEEDED, Fault, Newer, Plain, build, version
 from .errors import LibraryError, RequestError
 from .locks import lock_handle
+from .song import Count, Seconds, TakeNumber
 from .wishes import ANY, Wishes
 
 FORMAT = 2
 """Format number of queue.json. In 1, jobs had no `wishes` and no `together`."""
+
+LARGEST_QUEUE = 64 << 20
+"""Bytes of queue.json: thousands of jobs that failed, each with a trace."""
 
 PATIENCE_SECONDS = 30.0
 """How long the queue may be held by another process, which needs some milliseconds."""
@@ -57,20 +62,20 @@ OVER = (State.DONE, State.FAILED, State.STOPPED)
 class Progress:
     """How far a job is, as of its last event."""
 
-    job: int
+    job: Count
     state: State
     stage: str = ""
     what: str = ""
-    done: int = 0
-    total: int = 0
+    done: Count = 0
+    total: Count = 0
     unit: str = ""
     rate: float | None = None
     """Units per second, smoothed."""
-    elapsed: float = 0.0
+    elapsed: Seconds = 0.0
     """Seconds since the job was taken up."""
-    eta: float | None = None
+    eta: Seconds | None = None
     """Seconds until the whole song is done, counted from this event; None while nobody can say."""
-    ready: tuple[int, ...] = ()
+    ready: tuple[Count, ...] = field(default=(), metadata=NEEDED)
     """Sections that are written, counted from 0."""
     note: str = ""
     """The newest thing the user should know, such as that memory ran out and how it goes on."""
@@ -80,16 +85,16 @@ class Progress:
 class Job:
     """One take to be made. Times are ISO 8601, UTC."""
 
-    number: int
-    song: str
+    number: Count
+    song: Plain
     """The song's folder."""
-    take: int
+    take: TakeNumber
     device: str = "auto"
     wishes: Wishes = ANY
-    together: tuple[int, ...] = ()
+    together: tuple[TakeNumber, ...] = ()
     """Takes, this one included, that were begun together and want the same section, each with a seed of its own:
     whichever is made first writes that section for all of them, in one batch."""
-    state: State = State.WAITING
+    state: State = field(default=State.WAITING, metadata=NEEDED)
     created: str = ""
     started: str = ""
     finished: str = ""
@@ -101,15 +106,33 @@ class Job:
     """Where the program failed, for a bug report; empty when the failure is one that we know."""
     wish: str = ""
     """`stop` or `pause` while a running job has been asked to."""
-    last: Progress | None = None
+    last: Progress | None = field(default=None, metadata=NEEDED)
+
+
+@dataclass(frozen=True)
+class Damaged(Job):
+    """An entry of queue.json that is no job: it stands among those that failed, with the reason, until they are taken
+    off the list, and meanwhile is written back as it was. It has no number of its own."""
+
+    entry: Any = field(default=None, hash=False)
 
 
 def to_row(job: Job) -> dict[str, Any]:
     """A job as JSON-ready values."""
-    return asdict(job)
+    row = asdict(job)
+    row.pop("entry", None)
+    return row
 
 
 # The queue
+
+
+@dataclass(frozen=True)
+class _Content:
+    """What queue.json holds besides its format."""
+
+    last: Count
+    jobs: tuple[Any, ...]
 
 
 class Queue:
@@ -243,7 +266,7 @@ class Queue:
         temporary = self.folder / f".progress.{secrets.token_hex(4)}.tmp"
         with contextlib.suppress(OSError, LibraryError):
             try:
-                temporary.write_text(json.dumps(asdict(progress), ensure_ascii=False), encoding="utf-8")
+                temporary.write_text(json.dumps(asdict(progress)), encoding="utf-8")
                 disk.replace(temporary, self.folder / "progress.json")
             finally:
                 disk.discard(temporary)
@@ -273,7 +296,8 @@ class Queue:
             yield jobs
             if jobs != before:
                 last = max(self._last, *(job.number for job in jobs)) if jobs else self._last
-                content = {"format": FORMAT, "last": last, "jobs": [to_row(job) for job in jobs]}
+                rows = [job.entry if isinstance(job, Damaged) else to_row(job) for job in jobs]
+                content = {"format": FORMAT, "last": last, "jobs": rows}
                 text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
                 disk.write_atomic(self.path, text.encode("utf-8", "surrogatepass"))
 
@@ -292,14 +316,18 @@ class Queue:
 
     def _read(self) -> list[Job]:
         try:
-            data = json.loads(disk.read_bytes(self.path).decode("utf-8", "surrogatepass"))
-            if data["format"] > FORMAT:
-                raise LibraryError(
-                    f"{self.path} was written by a newer yuegp (format {data['format']}; this one reads {FORMAT}).",
-                    "Update yuegp to use this queue.",
-                )
-            self._last = int(data["last"])
-            return [_job_from_dict(job) for job in data["jobs"]]
+            data = disk.read_json(self.path, LARGEST_QUEUE)
+            version(data, FORMAT)
+            content = build(_Content, {name: value for name, value in data.items() if name in ("last", "jobs")})
+            self._last = content.last
+            jobs = [self._job(entry, place) for place, entry in enumerate(content.jobs, 1)]
+            numbers = [job.number for job in jobs]
+            return [
+                self._damaged(content.jobs[i], i + 1, f"it has the number {job.number}, as another one does")
+                if job.number and job.number in numbers[:i]
+                else job
+                for i, job in enumerate(jobs)
+            ]
         except FileNotFoundError:
             self._last = 0
             return []
@@ -307,17 +335,39 @@ class Queue:
             raise LibraryError(
                 f"{self.path} cannot be read: {exc.strerror or exc}.", "Check its permissions, and the disk."
             ) from exc
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError, RequestError) as exc:
+        except Newer as exc:
             raise LibraryError(
-                f"{self.path} is damaged: {type(exc).__name__}: {exc}.",
+                f"{self.path} was written by a newer yuegp (format {exc}; this one reads {FORMAT}).",
+                "Update yuegp to use this queue.",
+            ) from exc
+        except Fault as exc:
+            raise LibraryError(
+                f"{self.path} is damaged: {exc}.",
                 "Move it away to begin an empty queue; the songs themselves are not in it.",
             ) from exc
+
+    def _job(self, entry: Any, place: int) -> Job:
+        try:
+            job = build(Job, entry)
+            if not job.number:
+                raise Fault("its number is 0, and jobs are counted from 1")
+            return job
+        except (Fault, RequestError) as exc:
+            return self._damaged(entry, place, exc.what if isinstance(exc, RequestError) else str(exc))
+
+    def _damaged(self, entry: Any, place: int, why: str) -> Damaged:
+        """An entry that is no job, in the place of one. What it says of its song is shown where it says that."""
+        song = entry.get("song") if isinstance(entry, dict) else None
+        what = f"Entry {place} of {self.path} is damaged and was left as it is: {why.rstrip('.')}."
+        hint = "Put the song into the queue again; `queue clear` takes this entry off the list."
+        shown = song if isinstance(song, str) and "\0" not in song else ""
+        return Damaged(0, shown, 0, state=State.FAILED, what=what, hint=hint, entry=entry)
 
     def _progress(self, job: Job) -> Progress | None:
         """The last progress of a running job; None when there is none yet or it cannot be read."""
         try:
-            progress = _progress_from_dict(json.loads((self.folder / "progress.json").read_text(encoding="utf-8")))
-        except (OSError, ValueError, KeyError, TypeError):
+            progress = build(Progress, disk.read_json(self.folder / "progress.json"))
+        except (OSError, Fault):
             return job.last
         return progress if progress.job == job.number else job.last
 
@@ -377,7 +427,7 @@ def _try_lock(path: Path) -> int | None:
 
 def _occupied(folder: Path) -> LibraryError:
     try:
-        who = f"Process {int((folder / 'worker.lock').read_bytes()[:20])}"
+        who = f"Process {int(disk.read_bytes(folder / 'worker.lock', 20))}"
     except (OSError, ValueError):
         who = "Another process"
     return LibraryError(
@@ -388,9 +438,9 @@ def _occupied(folder: Path) -> LibraryError:
 
 def _find(jobs: list[Job], number: int) -> Job:
     for job in jobs:
-        if job.number == number:
+        if job.number == number and not isinstance(job, Damaged):
             return job
-    known = ", ".join(str(job.number) for job in jobs) or "none"
+    known = ", ".join(str(job.number) for job in jobs if not isinstance(job, Damaged)) or "none"
     raise RequestError(f"There is no job {number} in the queue.", f"Jobs in the queue: {known}.")
 
 
@@ -413,13 +463,3 @@ def _resumed(job: Job) -> Job:
 def _cannot(done: str, job: Job) -> RequestError:
     hint = "`queue clear` takes finished jobs off the list." if job.state in OVER else "`queue list` shows all jobs."
     return RequestError(f"Job {job.number} is {job.state} and cannot be {done}.", hint)
-
-
-def _job_from_dict(data: dict[str, Any]) -> Job:
-    last = data["last"] and _progress_from_dict(data["last"])
-    wishes, together = Wishes(**data.get("wishes", {})), tuple(data.get("together", ()))
-    return Job(**{**data, "wishes": wishes, "together": together, "state": State(data["state"]), "last": last})
-
-
-def _progress_from_dict(data: dict[str, Any]) -> Progress:
-    return Progress(**{**data, "state": State(data["state"]), "ready": tuple(data["ready"])})

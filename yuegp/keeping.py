@@ -49,22 +49,27 @@ def songs(arguments: argparse.Namespace) -> None:
         takes_made = f"{entry.takes} take{'' if entry.takes == 1 else 's'}"
         print(f"{entry.created[:10]:<10}  {length:>5}  {state:<8} {takes_made:<9} {stars:<5}  {entry.name}")
         print(f"{'':<12}{entry.broken or entry.folder}")
+        if entry.damaged:
+            print(f"{'':<12}{entry.damaged}")
 
 
 def show(arguments: argparse.Namespace) -> None:
     from . import shelf
 
     song = the_song(arguments)
-    chosen = song.chosen().info.number if song.take_numbers() else None
-    takes = [song.take(number) for number in song.take_numbers()]
+    takes, faults = song.takes()
+    chosen = song.chosen([]).info.number if takes else None
     if arguments.json:
         listed = [{**to_dict(t.info), "folder": str(t.folder), "chosen": t.info.number == chosen} for t in takes]
-        print_json({"folder": str(song.folder), "song": to_dict(song.info), "takes": listed})
+        damaged = [fault.what for fault in faults]
+        print_json({"folder": str(song.folder), "song": to_dict(song.info), "takes": listed, "damaged": damaged})
         return
     print(f"{shelf.Entry(song.folder, song.info.title).name}   {'★' * (song.info.rating or 0)}".rstrip())
     print(f"Folder   {song.folder}")
     print(f"Tags     {song.request.tags}")
     print(f"Model    {song.request.model}")
+    for fault in faults:
+        print(f"  {fault.what}")
     for take in takes:
         info = take.info
         origin = f", from take {info.parent}: {info.how}" if info.parent else ""

@@ -35,6 +35,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from . import disk
+from .checked import Fault, Newer, build, shown, version
 from .errors import LibraryError, RequestError
 from .migrate import migrate_song, migrate_take
 from .song import Reference, SongInfo, SongRequest, Stage, TakeInfo, request_from_dict, take_from_dict, to_dict
@@ -79,7 +80,7 @@ class Song:
     def take_numbers(self) -> list[int]:
         """The takes there are, oldest first. A folder without take.json is one whose creation was interrupted."""
         try:
-            folders = [p for p in (self.folder / "takes").iterdir() if p.name.isdecimal()]
+            folders = [p for p in (self.folder / "takes").iterdir() if _TAKE.fullmatch(p.name)]
             return sorted(int(p.name) for p in folders if (p / "take.json").exists())
         except FileNotFoundError:
             return []
@@ -94,15 +95,41 @@ class Song:
             raise LibraryError(f"{self.folder} has no take {number}.", f"Takes of this song: {known}.")
         return Take.open(folder)
 
-    def chosen(self) -> Take:
-        """The take its owner picked; else the newest rendered one; else the newest."""
+    def takes(self) -> tuple[list[Take], list[LibraryError]]:
+        """The takes that can be read, oldest first, and why the others cannot."""
+        found, faults = list[Take](), list[LibraryError]()
+        for number in self.take_numbers():
+            try:
+                found.append(self.take(number))
+            except LibraryError as exc:
+                faults.append(exc)
+        return found, faults
+
+    def chosen(self, faults: list[LibraryError] | None = None) -> Take:
+        """The take its owner picked; else the newest rendered one; else the newest. One that cannot be read is passed
+        over, and added to `faults`; the picked one only where there are `faults` to add it to. LibraryError when none
+        is left, and when the picked one is not there."""
+        seen = [] if faults is None else faults
         if self.info.picked is not None:
-            return self.take(self.info.picked)
-        numbers = self.take_numbers()
-        if not numbers:
-            raise LibraryError(f"{self.folder} has no take yet.", "Make the song again.")
-        takes = (self.take(number) for number in reversed(numbers))
-        return next((take for take in takes if take.info.stage is Stage.RENDERED), None) or self.take(numbers[-1])
+            try:
+                return self.take(self.info.picked)
+            except LibraryError as exc:
+                if faults is None or self.info.picked not in self.take_numbers():
+                    raise
+                seen.append(exc)
+        newest: Take | None = None
+        for number in reversed(self.take_numbers()):
+            try:
+                take = self.take(number)
+            except LibraryError as exc:
+                seen += [exc] if number != self.info.picked else []
+                continue
+            if take.info.stage is Stage.RENDERED:
+                return take
+            newest = newest or take
+        if newest:
+            return newest
+        raise seen[0] if seen else LibraryError(f"{self.folder} has no take yet.", "Make the song again.")
 
     def new_take(
         self,
@@ -161,13 +188,13 @@ def create(request: SongRequest, root: Path, text: str | None = None) -> Song:
 def open_song(folder: Path | str) -> Song:
     """The song in `folder`. LibraryError when it is absent, damaged or of a newer format."""
     folder = Path(folder)
-    if not (folder / "song.json").is_file():
+    if not os.path.lexists(folder / "song.json"):
         raise LibraryError(
             f"{folder} is not a song: there is no song.json in it.", "Name a folder inside your songs folder."
         )
     path = folder / "song.json"
     info, request = _read_json(
-        path, lambda data: (SongInfo(**data["song"]), request_from_dict(data["request"])), migrate_song
+        path, lambda data: (build(SongInfo, data["song"]), request_from_dict(data["request"])), migrate_song
     )
     return Song(folder, info, _with_absolute_paths(request, folder))
 
@@ -181,9 +208,16 @@ def _read_take(folder: Path) -> TakeInfo:
     song = folder.parent.parent
 
     def migrated(data: dict[str, Any]) -> dict[str, Any]:
-        return migrate_take(data, json.loads((song / "song.json").read_bytes())["request"])
+        request = disk.read_json(song / "song.json")["request"] if data["format"] == 1 else {}
+        return migrate_take(data, request)
 
-    info = _read_json(folder / "take.json", lambda data: take_from_dict(data["take"]), migrated)
+    def made(data: dict[str, Any]) -> TakeInfo:
+        info = take_from_dict(data["take"])
+        if f"{info.number:03}" != folder.name:
+            raise Fault(f"it is of take {info.number}, and lies in the folder of take {folder.name}")
+        return info
+
+    info = _read_json(folder / "take.json", made, migrated)
     return dataclasses.replace(info, request=_with_absolute_paths(info.request, song))
 
 
@@ -212,6 +246,9 @@ def _claim(root: Path, stem: str) -> Path:
         except OSError as exc:
             raise disk.cannot_write(folder, exc) from exc
 
+
+_TAKE = re.compile(r"\d{3}|[1-9]\d{3,5}", re.ASCII)
+"""A take's folder."""
 
 REFERENCES = ("mix", "vocal", "instrumental")
 
@@ -261,10 +298,13 @@ def _with_absolute_paths(request: SongRequest, folder: Path) -> SongRequest:
     for name in REFERENCES:
         if (inside := getattr(request.reference, name)) is None:
             continue
-        path = (folder / inside).resolve()
+        try:
+            path = (folder / inside).resolve()
+        except (OSError, ValueError, RuntimeError) as exc:  # a circle of links, or a name that no file can have
+            raise disk.damaged(folder / "song.json", f"its reference {shown(inside)} is no path") from exc
         if not path.is_relative_to(folder.resolve()):
             raise LibraryError(
-                f"{folder / 'song.json'} names a reference outside the song folder: {inside}.",
+                f"{folder / 'song.json'} names a reference outside the song folder: {shown(inside)}.",
                 "Copy the file into the song's references folder and correct song.json.",
             )
         paths[name] = str(path)
@@ -287,9 +327,10 @@ class Take:
         return cls(folder, _read_take(folder))
 
     def sweep(self) -> None:
-        """Remove what a killed run left half-written. Only for who holds the song's lock."""
+        """Remove what a killed run left half-written, known by the names that `disk` and `audio` give it. Only for who
+        holds the song's lock."""
         for path in self.folder.glob(".*"):
-            if path.suffix in (".tmp", ".part"):
+            if _HALF_WRITTEN.fullmatch(path.name):
                 with contextlib.suppress(OSError):
                     path.unlink()
 
@@ -366,6 +407,12 @@ class Take:
             codes[:, :, :known], mask[:, :known] = saved[:, :, :known], marked[:, :known]
         return codes, mask
 
+    def check_codes(self) -> None:
+        """LibraryError unless the codes that `info` speaks of are there and whole. Reads them all."""
+        self.load_stage1()
+        self.load_stage2()
+        self.load_leads()
+
     def load_leads(self) -> np.ndarray:
         """The leads of `info.seams`, (seams, 2, 8, frames)."""
         path = self.folder / "leads.npz"
@@ -377,6 +424,11 @@ class Take:
         for lead in leads:
             _checked(path, lead, YUE_V1.codebooks)
         return leads[: len(self.info.seams)]
+
+
+_HALF_WRITTEN = re.compile(
+    r"\.(take\.json|(stage1|stage2|leads)\.npz|(vocal|instrumental|mix)\.flac)\.([0-9a-f]{8}\.tmp|\d{1,10}\.part)"
+)
 
 
 def _own_codes(codes: np.ndarray, codebooks: int) -> np.ndarray:
@@ -406,17 +458,20 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
 
 
 def _read_json(
-    path: Path, build: Callable[[dict[str, Any]], T], migrate: Callable[[dict[str, Any]], dict[str, Any]]
+    path: Path, make: Callable[[dict[str, Any]], T], migrate: Callable[[dict[str, Any]], dict[str, Any]]
 ) -> T:
     try:
-        data = json.loads(disk.read_bytes(path).decode("utf-8", "surrogatepass"))
-        if data["format"] > FORMAT:
-            raise LibraryError(
-                f"{path} was made by a newer yuegp (format {data['format']}; this one reads up to {FORMAT}).",
-                "Update yuegp to open this song.",
-            )
-        return build(migrate(data))
+        data = disk.read_json(path)
+        version(data, FORMAT)
+        return make(migrate(data))
+    except Newer as exc:
+        raise LibraryError(
+            f"{path} was made by a newer yuegp (format {exc}; this one reads up to {FORMAT}).",
+            "Update yuegp to open this song.",
+        ) from exc
     except OSError as exc:
         raise disk.cannot_read(path, exc) from exc
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as exc:
+    except Fault as exc:
+        raise disk.damaged(path, str(exc)) from exc
+    except (ValueError, KeyError, TypeError, AttributeError) as exc:  # entries that a migration needs
         raise disk.damaged(path, f"{type(exc).__name__} {exc}") from exc

@@ -25,6 +25,9 @@ from .errors import LibraryError
 
 LOCK = ".lock"
 
+LONGEST = 1000
+"""Bytes of what we write into it."""
+
 NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP}
 """What a file system answers that cannot lock."""
 
@@ -88,10 +91,12 @@ def _release(handle: int, path: Path) -> None:
     """Remove the file where it still is ours, then let go. Windows removes no open file: there it is the other way
     round, and a file that another process has opened meanwhile stays."""
     ours = _is_at(handle, path)
-    if sys.platform == "win32":
-        os.close(handle)
-    if ours:
-        disk.discard(path)  # one that stays keeps nobody out
+    with contextlib.suppress(OSError):  # a file that stays keeps nobody out, and the work is done
+        ours = ours and _is_signature(handle)
+        if sys.platform == "win32":
+            os.close(handle)
+        if ours:
+            disk.discard(path)
     if sys.platform != "win32":
         os.close(handle)
 
@@ -159,6 +164,8 @@ def _sign(handle: int, needed: bool) -> None:
     """Write who we are into the file. On a full disk an unsigned lock is still a lock, where disks know locks."""
     owner = {"pid": os.getpid(), "host": socket.gethostname(), "since": datetime.now(UTC).isoformat(timespec="seconds")}
     try:
+        if not _is_signature(handle):
+            raise OSError(errno.EEXIST, "it is another program's file")
         os.ftruncate(handle, 0)
         os.lseek(handle, 0, os.SEEK_SET)
         os.write(handle, json.dumps(owner).encode())
@@ -167,13 +174,20 @@ def _sign(handle: int, needed: bool) -> None:
             raise
 
 
+def _is_signature(handle: int) -> bool:
+    """Whether a lock file holds what we write, or nothing: anything else is another program's, and stays as it is."""
+    os.lseek(handle, 0, os.SEEK_SET)
+    text = os.read(handle, LONGEST + 1)
+    return len(text) <= LONGEST and (not text.strip(b"\0") or text.startswith(b'{"pid"'))
+
+
 def _owner(path: Path) -> dict[str, Any]:
     """Who signed a lock file; nothing when it is empty, damaged or gone."""
     try:
-        owner = json.loads(path.read_bytes()[:1000])
+        owner = json.loads(read_bytes(path, LONGEST))
         since = datetime.fromisoformat(owner["since"]).astimezone()
         return {"pid": int(owner["pid"]), "host": str(owner["host"]), "since": f"{since:%Y-%m-%d %H:%M}"}
-    except (OSError, ValueError, KeyError, TypeError, OverflowError):
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return {}
 
 

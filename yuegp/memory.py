@@ -3,7 +3,6 @@ answer. Reads configurations and headers; loads no weights and no torch."""
 
 from __future__ import annotations
 
-import json
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,6 +22,7 @@ from .lm import stored_as
 from .models import ModelSet, find
 from .prompts import Prompts
 from .song import Track
+from .verify import exl2_bits
 from .vocab import STAGE2_CHUNK
 from .wishes import ANY, AUTO, Wishes
 
@@ -82,9 +82,7 @@ def _fulfils(way: Way, wishes: Wishes) -> bool:
 
 
 def _exl2_bits(folder: Path) -> Fraction:
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    bits = config.get("quantization_config", {}).get("bits", 8)
-    return Fraction(bits).limit_denominator(100)
+    return Fraction(exl2_bits(folder) or 8).limit_denominator(100)
 
 
 def sound_of(models: ModelSet) -> Sound:

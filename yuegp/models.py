@@ -9,15 +9,16 @@ How files are judged is in `verify`; weights are loaded by `lm/` and `codec/`.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from . import places, registry
+from .checked import Between, Fault, Newer, Plain, build, version
 from .checkpoint import LlamaConfig, read_config
+from .disk import read_json
 from .errors import ModelError
 from .registry import LANGUAGES, MODES, VOCABULARIES, Checkpoint
 from .registry import models_dir as models_dir
@@ -93,13 +94,15 @@ def find(model: str, first: Sequence[str] = ()) -> ModelSet:
             f"The folder {model} holds no set.json, so it is not a model set.",
             "Name the folder that holds set.json, or use one of: " + ", ".join(names()) + ".",
         )
+    if faults := registry.usable()[2]:  # perhaps it stands there
+        raise ModelError(f"There is no model called {model!r} that can be read. {faults[0]}", "Mend that file.")
     raise ModelError(f"There is no model called {model!r}.", "Choose one of: " + ", ".join(names()) + ".")
 
 
 def names() -> list[str]:
     """Every name `find` knows, on disk or not: embedded sets, released ids, the user's Stage-1 models, own sets in
     `models_dir()`."""
-    added = [c.id for c in registry.known().values() if c.role == "stage1" and c.id not in registry.CHECKPOINTS]
+    added = [c.id for c in registry.usable()[0].values() if c.role == "stage1" and c.id not in registry.CHECKPOINTS]
     own = sorted(path.parent.name for path in models_dir().glob("*/set.json"))
     return [*EMBEDDED, *RELEASED, *added, *own]
 
@@ -108,14 +111,14 @@ def candidates(model: str, first: Sequence[str] = ()) -> dict[str, list[Checkpoi
     """The checkpoints that could play each role in a set: those whose ids come `first`, then those that were chosen
     when it was downloaded, then the others, most bits first; the sound model without pickles before all that have them.
     Empty for a name that stands for no set of checkpoints."""
-    every = registry.known()
+    every, noted, _ = registry.usable()
     if model in RELEASED:
         own = [c for c in every.values() if (c.role, c.language, c.mode) == ("stage1", *RELEASED[model])]
     elif model in every and every[model].role == "stage1":
         own = [every[model]]
     else:
         return {}
-    chosen = registry.notes()["sets"].get(model, [])
+    chosen = noted["sets"].get(model, ())
     parts = {"stage1": own} | {role: [c for c in every.values() if c.role == role] for role in ROLES[1:]}
     safe = "codec-safetensors"
     return {
@@ -175,52 +178,92 @@ def tokenizer_of(folders: Iterable[Path]) -> Path | None:
     return next((path for place in beside if (path := place / "tokenizer.model").is_file()), None)
 
 
+@dataclass(frozen=True)
+class _Tokenizer:
+    kind: str
+    path: Plain | None = None
+
+
+@dataclass(frozen=True)
+class _Defaults:
+    section_seconds: Annotated[float, Between(1, 3600)] = 30.0
+    sampling: Sampling = field(default_factory=Sampling)
+
+
+@dataclass(frozen=True)
+class _SetFile:
+    """What `set.json` holds, under the names it has there. `layout` is a name or a table of ids."""
+
+    title: str
+    language: str
+    mode: str
+    stage1: Plain
+    stage2: Plain
+    codec: Plain
+    tokenizer: _Tokenizer
+    layout: Any
+    licence: str
+    credit: str = ""
+    note: str = ""
+    vocabularies: tuple[int, int] | None = None
+    drawable: tuple[tuple[Annotated[int, Between(0, 1 << 20)], ...], ...] | None = None
+    defaults: _Defaults = field(default_factory=_Defaults)
+
+
 def _read_set(folder: Path, name: str) -> ModelSet:
     path = folder / "set.json"
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-        if data["format"] > FORMAT:
-            raise ModelError(
-                f"{path} has format {data['format']}; this yuegp reads up to {FORMAT}.", "Update yuegp to use this set."
-            )
-        tokenizer, defaults = data["tokenizer"], data.get("defaults", {})
+        data = read_json(path)
+        version(data, FORMAT)
+        known = {field.name: data[field.name] for field in fields(_SetFile) if field.name in data}
+        found = build(_SetFile, known)
         return ModelSet(
             id=name,
-            title=data["title"],
-            language=data["language"],
-            mode=data["mode"],
-            stage1=folder / data["stage1"],
-            stage2=folder / data["stage2"],
-            codec=folder / data["codec"],
-            tokenizer_kind=tokenizer["kind"],
-            tokenizer_path=folder / tokenizer["path"] if "path" in tokenizer else None,
-            layout=_read_layout(data["layout"]),
-            licence=data["licence"],
-            credit=data.get("credit", ""),
-            note=data.get("note", ""),
-            vocabularies=(v[0], v[1]) if (v := data.get("vocabularies")) else None,
-            drawable=tuple(map(tuple, d)) if (d := data.get("drawable")) else None,
-            section_seconds=float(defaults.get("section_seconds", 30.0)),
-            sampling=Sampling(**defaults.get("sampling", {})),
+            title=found.title,
+            language=found.language,
+            mode=found.mode,
+            stage1=folder / found.stage1,
+            stage2=folder / found.stage2,
+            codec=folder / found.codec,
+            tokenizer_kind=found.tokenizer.kind,
+            tokenizer_path=folder / found.tokenizer.path if found.tokenizer.path is not None else None,
+            layout=_read_layout(found.layout),
+            licence=found.licence,
+            credit=found.credit,
+            note=found.note,
+            vocabularies=found.vocabularies,
+            drawable=found.drawable or None,
+            section_seconds=found.defaults.section_seconds,
+            sampling=found.defaults.sampling,
         )
+    except Newer as exc:
+        raise ModelError(
+            f"{path} has format {exc}; this yuegp reads up to {FORMAT}.", "Update yuegp to use this set."
+        ) from exc
     except OSError as exc:
         raise ModelError(
             f"The model set {folder} cannot be read: {exc.strerror or exc}.", "Check the folder, or copy it again."
         ) from exc
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as exc:
+    except Fault as exc:
         raise ModelError(
-            f"{path} does not describe a model set: {type(exc).__name__} {exc}.",
-            "Compare it with set.json in yuegp/assets/demo.",
+            f"{path} does not describe a model set: {exc}.", "Compare it with set.json in yuegp/assets/demo."
         ) from exc
 
 
-def _read_layout(entry: str | dict[str, Any]) -> VocabLayout:
-    """A layout by name or field by field. Raises ValueError or TypeError."""
+def _read_layout(entry: Any) -> VocabLayout:
+    """A layout by name or field by field. Raises Fault."""
     if entry == YUE_V1.name:
         return YUE_V1
-    if not isinstance(entry, dict) or any(not isinstance(v, int) or v < 0 for k, v in entry.items() if k != "name"):
-        raise ValueError(f"layout {entry!r} is neither {YUE_V1.name!r} nor a table of ids")
-    return VocabLayout(**entry)
+    try:
+        layout = build(VocabLayout, entry)
+    except Fault as exc:
+        raise Fault(f"its layout is neither {YUE_V1.name!r} nor a table of ids: {exc}") from exc
+    ids = [number for name, number in entry.items() if name != "name"]
+    if not all(0 <= number < 1 << 22 for number in ids) or not 2 <= layout.codebooks <= 64:
+        raise Fault("its layout holds ids that no vocabulary has")
+    if not 1 <= layout.codebook_size <= 1 << 16:
+        raise Fault(f"its codebooks are to have {layout.codebook_size} codes")
+    return layout
 
 
 # Checking

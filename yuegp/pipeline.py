@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from .disk import damaged
 from .library import Take
 from .locks import song_lock
 from .planning import FADE, LEAD, SongPlan, Watch, missing_sections
@@ -123,6 +124,9 @@ def _join_later(take: Take) -> None:
     info = take.info
     parent = Take.open(take.folder.parent / f"{info.parent:03}")
     first, stop = info.later[0].start, info.later[-1].stop
+    if stop > parent.frames:
+        why = f"it keeps frames up to {stop} of take {info.parent}, which has {parent.frames}"
+        raise damaged(take.folder / "take.json", why)
     here = info.frames
     spans = (replace(s, start=s.start - first + here, stop=s.stop - first + here) for s in info.later)
     codes, mask = parent.load_stage2()

@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from . import comfy_paths, neighbours, strangers
-from .disk import write_atomic
+from .checked import Fault, build, object_of
+from .disk import read_json, write_atomic
 from .errors import ModelError
 from .library import home
-from .registry import VOCABULARIES, Checkpoint, known, models_dir, notes, read_name
+from .registry import VOCABULARIES, Checkpoint, models_dir, read_name, usable
 from .verify import language_model, weight_files
 from .wander import is_folder, read_small, wander
 
@@ -45,25 +46,40 @@ class Pin:
 
 def read_pin(checkpoint: Checkpoint) -> Pin | None:
     """The pin of a checkpoint; None when it was never downloaded by us. ModelError when it cannot be read."""
-    path = _pin_path(checkpoint)
+    path = pin_path(checkpoint)
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-        data["files"] = {str(name): (int(size), str(digest)) for name, (size, digest) in data["files"].items()}
-        return Pin(**data)
+        pin = build(Pin, object_of(read_json(path)))
+        if out := next((name for name in pin.files if not _stays_inside(name)), None):
+            raise Fault(f"it speaks of {out!r}, which leads out of the model's folder")
+        return pin
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as exc:
+    except (OSError, Fault) as exc:
         raise ModelError(f"{path} cannot be read: {exc}.", "Delete it; the download is then checked anew.") from exc
+
+
+def _stays_inside(name: str) -> bool:
+    """Whether a file's name in a repository is one that lies in its folder, on every system."""
+    return bool(name) and not (set(name.split("/")) & {"", ".", ".."}) and not any(c in name for c in "\\:\0")
+
+
+def readable_pin(checkpoint: Checkpoint) -> Pin | None:
+    """As `read_pin`, and None also when it cannot be read: a model that is whole is used all the same."""
+    try:
+        return read_pin(checkpoint)
+    except ModelError:
+        return None
 
 
 def write_pin(checkpoint: Checkpoint, pin: Pin) -> None:
     """Keep a pin. LibraryError when it cannot be written."""
-    path = _pin_path(checkpoint)
+    path = pin_path(checkpoint)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, (json.dumps(asdict(pin), indent=2) + "\n").encode())
 
 
-def _pin_path(checkpoint: Checkpoint) -> Path:
+def pin_path(checkpoint: Checkpoint) -> Path:
+    """Where a checkpoint's pin is kept."""
     return models_dir() / "pins" / f"{checkpoint.folder}.json"
 
 
@@ -77,14 +93,14 @@ def own_folder(checkpoint: Checkpoint) -> Path:
 
 def unfinished(checkpoint: Checkpoint) -> bool:
     """Whether a download of ours was begun and not ended."""
-    pin = read_pin(checkpoint)
+    pin = readable_pin(checkpoint)
     return pin is not None and not pin.complete and own_folder(checkpoint).is_dir()
 
 
 def locate(checkpoint: Checkpoint) -> Path | None:
     """The folder that holds a checkpoint: where the user said, ours, or the hub's cache. None when there is none that
     looks whole; whether it is, `verify` says. Looks at names only."""
-    noted = notes()["places"].get(checkpoint.id) or checkpoint.place
+    noted = usable()[1]["places"].get(checkpoint.id) or checkpoint.place
     places = [Path(noted)] if noted and is_folder(Path(noted)) else []  # it may lie on a drive that is not here now
     if not unfinished(checkpoint):
         places.append(own_folder(checkpoint))
@@ -167,7 +183,7 @@ def identify(folder: Path) -> Found:
     model that is whole. `said` lacks language and mode when the name does not tell them."""
     if (folder / "final_ckpt").is_dir():
         safe = any((folder / "final_ckpt").glob("*.safetensors"))
-        return Found(folder, known()["codec-safetensors" if safe else "codec"], {"role": "codec"})
+        return Found(folder, usable()[0]["codec-safetensors" if safe else "codec"], {"role": "codec"})
     model = language_model(folder)
     said = read_name(strangers.name(folder)) | {"stored": model.stored}
     for role, size in VOCABULARIES.items():
@@ -183,7 +199,7 @@ def identify(folder: Path) -> Found:
 def _match(said: dict[str, object]) -> Checkpoint | None:
     """The published checkpoint of that description."""
     keys = ["role", "stored", "bits"] + ["language", "mode"] * (said.get("role") == "stage1")
-    for entry in known().values():
+    for entry in usable()[0].values():
         if entry.repo and all(key in said and getattr(entry, key) == said[key] for key in keys):
             return entry
     return None

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import sys
 import threading
 from pathlib import Path
@@ -19,6 +20,7 @@ import numpy as np
 from . import audio, disk, mix
 from .errors import Cancelled, YueGPError
 from .library import Take
+from .owned import is_link, remove
 from .song import Span
 from .vocab import STAGE2_CHUNK
 
@@ -28,6 +30,10 @@ if TYPE_CHECKING:
     from .codec.xcodec import XCodec
 
 FOLDER = "hear"
+
+PREVIEW = re.compile(r"\.?(draft|section)-\d{2,}\.flac(\.\d{1,10}\.part)?")
+LEFT_OVER = re.compile(r"\.(draft|section)-\d{2,}\.flac\.\d{1,10}\.part")
+"""Our files in it: all of them, and those that a killed run has left half-written."""
 
 CEILING = 0.89
 """Peak of a preview that would be louder: -1 dB."""
@@ -49,8 +55,7 @@ class Previews:
         self._news = threading.Condition()
         self._closed = False
         self._thread: threading.Thread | None = None
-        for left_over in self.folder.glob(".*.part"):
-            disk.discard(left_over)
+        self._remove(LEFT_OVER)
 
     def __enter__(self) -> Previews:
         return self
@@ -92,7 +97,15 @@ class Previews:
     def discard(self) -> None:
         """Remove them all: the take has its mix."""
         self.close()
-        disk.discard(self.folder)
+        self._remove(PREVIEW)
+        with contextlib.suppress(OSError):  # somebody keeps something else in it
+            self.folder.rmdir()
+
+    def _remove(self, names: re.Pattern[str]) -> None:
+        if not is_link(self.folder):
+            for path in self.folder.glob("*"):
+                if names.fullmatch(path.name):
+                    remove(path)
 
     def _ask(self, name: str, codes: np.ndarray, known: int) -> None:
         if not self._on or self._closed:

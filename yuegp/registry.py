@@ -13,10 +13,11 @@ import os
 import re
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from . import filenames, pinned
-from .disk import write_atomic
+from .checked import Between, Fault, Newer, Plain, build, shown, version
+from .disk import read_json, write_atomic
 from .errors import LibraryError, ModelError, RequestError
 from .library import home
 
@@ -35,8 +36,8 @@ STORED = ("bfloat16", "float16", "float32", "int8", "nf4", "bnb8", "exl2")
 class Checkpoint:
     """One repository, or one folder of it, at one revision, in one role. Frozen data."""
 
-    id: str
-    repo: str
+    id: Plain
+    repo: Plain
     """Owner and name on the hub; empty when there is only a folder."""
     role: str
     """`stage1`, `stage2`, `codec`, or `tokenizer` for a file that pressed copies often lack."""
@@ -44,22 +45,22 @@ class Checkpoint:
     mode: str = "any"
     stored: str = "bfloat16"
     """How the matrices are stored: one of `STORED`."""
-    bits: float = 16
+    bits: Annotated[float, Between(0.1, 64)] = 16
     """Of one weight of a matrix, on average."""
-    bytes: int | None = None
+    bytes: Annotated[int, Between(0, 2**50)] | None = None
     """Size as published, or of the tensors alone; the hub says exactly."""
-    revision: str | None = None
+    revision: Plain | None = None
     """What is asked for by name: a branch or a tag (or a commit that the user wrote). None: the main branch."""
-    commit: str | None = None
+    commit: Plain | None = None
     """What that was when this program was made: it is what is downloaded, unless the newest is wanted. Never part of
     a folder's name. None: the newest; which that was is written down when it has been downloaded."""
-    subfolder: str = ""
+    subfolder: Plain = ""
     """The folder of the repository that holds it, with `/`, where the repository holds several."""
     licence: str | None = None
-    files: tuple[str, ...] | None = None
+    files: tuple[Plain, ...] | None = None
     """What of the repository is needed. None: what `wanted` picks."""
     good_for: str = ""
-    place: str = ""
+    place: Plain = ""
     """The folder of a checkpoint that was added as one."""
 
     @property
@@ -284,6 +285,23 @@ def known() -> dict[str, Checkpoint]:
     return CHECKPOINTS | {entry.id: entry for entry in own}
 
 
+def usable() -> tuple[dict[str, Checkpoint], dict[str, Any], list[str]]:
+    """As `known` and `notes`, without what cannot be read of `models.json`, and why that cannot, in sentences: songs
+    are made with the rest. Whoever writes there reads all of it."""
+    found, faults = dict(CHECKPOINTS), list[str]()
+    try:
+        noted = notes()
+    except ModelError as exc:
+        return found, {"checkpoints": [], "places": {}, "sets": {}}, [exc.what]
+    for entry in noted["checkpoints"]:
+        try:
+            own = _read_entry(entry)
+            found.setdefault(own.id, own)
+        except ModelError as exc:
+            faults.append(exc.what)
+    return found, noted, faults
+
+
 def named(name: str) -> Checkpoint:
     """The checkpoint called `name`: its id, its repository, or its folder. ModelError when there is none."""
     found = known()
@@ -305,18 +323,31 @@ def _distance(a: str, b: str) -> float:
 NOTES_FORMAT = 1
 
 
+@dataclass(frozen=True)
+class _Notes:
+    """What `models.json` holds besides its format."""
+
+    checkpoints: tuple[Any, ...]
+    places: dict[str, Plain]
+    sets: dict[str, tuple[str, ...]]
+
+
+
 def notes() -> dict[str, Any]:
     """What `models.json` holds: `checkpoints` (entries of the user), `places` (id to folder), `sets` (a name to the
     three checkpoints it stands for). ModelError when it cannot be read."""
     path = home() / "models.json"
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-        if data["format"] > NOTES_FORMAT:
-            raise ModelError(f"{path} was written by a newer yuegp.", "Update yuegp.")
-        return {"checkpoints": list(data["checkpoints"]), "places": dict(data["places"]), "sets": dict(data["sets"])}
+        data = read_json(path)
+        version(data, NOTES_FORMAT)
+        noted = {name: data[name] for name in ("checkpoints", "places", "sets") if name in data}
+        build(_Notes, noted)
+        return noted
     except FileNotFoundError:
         return {"checkpoints": [], "places": {}, "sets": {}}
-    except (OSError, ValueError, KeyError, TypeError) as exc:
+    except Newer as exc:
+        raise ModelError(f"{path} was written by a newer yuegp (format {exc}).", "Update yuegp.") from exc
+    except (OSError, Fault) as exc:
         raise ModelError(
             f"{path}, where yuegp notes which models you added, cannot be read: {exc}.",
             "Mend it, or move it away and add your models again.",
@@ -328,7 +359,7 @@ def write_notes(changed: dict[str, Any]) -> None:
     text = json.dumps({"format": NOTES_FORMAT, **changed}, indent=2, ensure_ascii=False)
     try:
         home().mkdir(parents=True, exist_ok=True)
-        write_atomic(home() / "models.json", (text + "\n").encode())
+        write_atomic(home() / "models.json", (text + "\n").encode("utf-8", "surrogatepass"))
     except (LibraryError, OSError) as exc:
         reason = exc.what if isinstance(exc, LibraryError) else f"{home()} cannot be written: {exc.strerror or exc}."
         raise ModelError(reason, "Set YUEGP_HOME to a folder that can be written.") from exc
@@ -339,7 +370,7 @@ def add(entry: Checkpoint) -> None:
     if entry.id in CHECKPOINTS:
         raise ModelError(f"{entry.id} is the name of a published checkpoint.", "Choose another name with --name.")
     changed = notes()
-    changed["checkpoints"] = [e for e in changed["checkpoints"] if e.get("id") != entry.id] + [_entry(entry)]
+    changed["checkpoints"] = [e for e in changed["checkpoints"] if _id(e) != entry.id] + [_entry(entry)]
     write_notes(changed)
 
 
@@ -362,18 +393,32 @@ def remember(place: dict[str, str | None] | None = None, sets: dict[str, list[st
 def forget(checkpoint: str) -> None:
     """Take a user's checkpoint, and where any checkpoint lies, out of the notes."""
     changed = notes()
-    changed["checkpoints"] = [e for e in changed["checkpoints"] if e.get("id") != checkpoint]
+    changed["checkpoints"] = [e for e in changed["checkpoints"] if _id(e) != checkpoint]
     changed["places"].pop(checkpoint, None)
     write_notes(changed)
 
 
-def _read_entry(entry: dict[str, Any]) -> Checkpoint:
+def _id(entry: Any) -> Any:
+    """The id of an entry of the notes, whatever else it is: what we cannot read stays there."""
+    return entry.get("id") if isinstance(entry, dict) else None
+
+
+def _read_entry(entry: Any) -> Checkpoint:
     try:
-        files = entry.get("files")
-        return Checkpoint(**(entry | {"files": tuple(files) if files else None}))
-    except TypeError as exc:
+        found = build(Checkpoint, entry)
+        for name, value, some in (
+            ("role", found.role, (*VOCABULARIES, "codec", "tokenizer")),
+            ("stored", found.stored, STORED),
+        ):
+            if value not in some:
+                raise Fault(f"its {name} is {shown(value)}, not one of {', '.join(some)}")
+        if re.search(r"[/\\]|^\.*$", found.id) or re.search(r"\\|(^|/)\.*(/|$)", found.revision or "main"):
+            raise Fault(f"its name {shown(found.id)} or revision {shown(found.revision)} cannot be that of a folder")
+        return replace(found, files=found.files or None)
+    except Fault as exc:
         raise ModelError(
-            f"An entry of models.json does not describe a checkpoint: {exc}.", "Mend it, or remove it and add it again."
+            f"An entry of {home() / 'models.json'} does not describe a checkpoint: {exc}.",
+            "Mend it, or remove it and add it again.",
         ) from exc
 
 

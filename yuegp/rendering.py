@@ -58,9 +58,8 @@ def reference_codes(plan: SongPlan, reference: Reference, watch: Watch, where: s
     tracks = []
     for i, path in enumerate(paths):
         watch(Event("reference", "listening", i, len(paths), "files", i))
-        wave, rate = audio.read(path)
-        stop = math.ceil((reference.end + REFERENCE_MARGIN) * rate)
-        tracks.append(encoder.encode(audio.mono16k(wave[begin * rate : stop], rate))[0])
+        wave, rate = audio.read(path, begin, reference.end + REFERENCE_MARGIN)
+        tracks.append(encoder.encode(audio.mono16k(wave, rate))[0])
     frames = min(map(len, tracks))
     codes = np.stack([track[:frames] for track in tracks])
     return reference_window(codes, reference.start - begin, reference.end - begin)

@@ -21,7 +21,7 @@ from . import disk, lyrics, tags
 from .errors import LibraryError, RequestError
 from .library import Song, open_song
 from .locks import song_lock
-from .song import Section, SongInfo, Stage
+from .song import Section, Stage
 from .vocab import FRAMES_PER_SECOND
 
 TRASH = ".trash"
@@ -52,6 +52,8 @@ class Entry:
     takes: int = 0
     broken: str | None = None
     """Why the song cannot be used as it is, in a sentence."""
+    damaged: str = ""
+    """Why a take was passed over to get to the one that is played, in a sentence."""
 
     @property
     def name(self) -> str:
@@ -102,7 +104,7 @@ def read_entry(folder: Path) -> Entry | None:
             return replace(entry, broken=f"{folder} has takes, but no song.json.") if "takes" in names else None
         refuse_links(folder)
         song = open_song(folder)
-        info = _checked(song)
+        info = song.info
         entry = replace(
             entry,
             title=info.title,
@@ -114,25 +116,32 @@ def read_entry(folder: Path) -> Entry | None:
         )
         if not entry.takes and info.picked is None:
             return entry
-        take = song.chosen()
-        return replace(entry, seconds=take.frames / FRAMES_PER_SECOND, stage=take.info.stage)
+        faults: list[LibraryError] = []
+        take = song.chosen(faults)
+        damaged = " ".join(fault.what for fault in faults)
+        return replace(entry, seconds=take.frames / FRAMES_PER_SECOND, stage=take.info.stage, damaged=damaged)
     except FileNotFoundError:
         return None  # moved away while we looked
     except LibraryError as exc:
         return replace(entry, broken=exc.what)
-    except (OSError, TypeError, ValueError) as exc:  # a list of many songs does not end at a bad one
-        return replace(entry, broken=f"{folder} cannot be read: {getattr(exc, 'strerror', None) or exc}.")
+    except OSError as exc:  # a list of many songs does not end at a bad one
+        return replace(entry, broken=f"{folder} cannot be read: {exc.strerror or exc}.")
 
 
-def _checked(song: Song) -> SongInfo:
-    """The cover page, when its values are what they should be: sorting and searching rely on it."""
-    info, request = song.info, song.request
-    texts = (info.title, info.created, request.tags, *(section.words for section in request.sections))
-    numbers = (info.rating, info.picked)
-    if not all(isinstance(text, str) for text in texts) or not all(n is None or type(n) is int for n in numbers):
-        what = f"{song.folder / 'song.json'} is damaged and was left as it is: a text or a number in it is neither."
-        raise LibraryError(what, "Restore the file from a copy.")
-    return info
+def faults(folder: Path) -> list[str]:
+    """What of a song cannot be read, in sentences: its cover page, or pages and codes of its takes."""
+    found: list[str] = []
+    try:
+        song = open_song(folder)
+        numbers = song.take_numbers()
+    except LibraryError as exc:
+        return [exc.what]
+    for number in numbers:
+        try:
+            song.take(number).check_codes()
+        except LibraryError as exc:
+            found.append(exc.what)
+    return found
 
 
 def _date(folder: Path) -> str:
@@ -247,9 +256,7 @@ def get(root: Path, name: str) -> Song:
     """The song that `name` means, opened. LibraryError also when it is damaged or has links that lead out of it."""
     folder = find(root, name)
     refuse_links(folder)
-    song = open_song(folder)
-    _checked(song)
-    return song
+    return open_song(folder)
 
 
 def _match(found: list[Entry], name: str, root: Path) -> Entry:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import disk, download, models, places, registry, strangers
+from . import disk, download, models, places, registry, removal, strangers
 from .checkpoint import read_config
 from .choice import Choice as Choice
 from .choice import choose as choose
@@ -213,17 +213,25 @@ def quiet(what: str, done: int, total: int) -> None:
 
 
 def remove(checkpoint: Checkpoint) -> int:
-    """Delete what we downloaded of a checkpoint and forget where it lies; the bytes freed. Other programs' folders
-    are only forgotten. ModelError when another process is at work on it."""
+    """Delete what we downloaded of a checkpoint, or made of it, and forget where it lies; the bytes freed. Files that
+    our record of the download does not name, or that were changed since, stay; other programs' folders are only
+    forgotten. ModelError when another process is at work on it, or the record cannot be read."""
     folder = places.own_folder(checkpoint)
-    if not places.is_ours(folder) or not folder.is_dir():
+    pin = places.read_pin(checkpoint)
+    if pin is None or not places.is_ours(folder) or not folder.is_dir():
         registry.forget(checkpoint.id)
         return 0
-    freed = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
+    freed = 0
     with download.locked(folder):
-        entries = [path for path in folder.iterdir() if path.name != ".lock"]
-        for path in entries:
-            disk.remove_tree(path) if path.is_dir() and not path.is_symlink() else disk.remove(path)
+        gone = removal.ours(checkpoint, pin)
+        for path in gone:
+            size = 0 if path.is_symlink() else path.stat().st_size
+            disk.remove(path)
+            freed += size
+        inside = {parent for path in gone for parent in path.parents if folder in parent.parents}
+        for place in sorted(inside, reverse=True):
+            with contextlib.suppress(OSError):  # something else is in it
+                place.rmdir()
     with contextlib.suppress(OSError, LibraryError):  # a lock that somebody looks at keeps the empty folder
         disk.patiently(folder.rmdir, folder, "removed")
     registry.forget(checkpoint.id)

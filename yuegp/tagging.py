@@ -19,7 +19,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from .disk import write_atomic
+from .checked import Fault
+from .disk import read_bytes, write_atomic
 from .errors import RequestError
 
 LABEL = "AI-generated"
@@ -110,15 +111,13 @@ def embed(data: bytes, tags: Tags, name: str = "The file") -> bytes:
 
 def _bytes(path: Path | str) -> bytes:
     try:
-        with open(path, "rb") as file:
-            data = file.read(LARGEST_FILE + 1)
+        return read_bytes(Path(path), LARGEST_FILE)
     except FileNotFoundError as exc:
         raise RequestError(f"The sound file {path} does not exist.", "Check the path.") from exc
     except OSError as exc:
         raise RequestError(f"{path} cannot be read: {exc.strerror or exc}.", "Choose another file.") from exc
-    if len(data) > LARGEST_FILE:
-        raise RequestError(f"{path} is larger than {LARGEST_FILE // 2**20} MB.", "Give a file that yuegp exported.")
-    return data
+    except Fault as exc:
+        raise RequestError(f"{path} cannot be read: {exc}.", "Give a file that yuegp exported.") from exc
 
 
 def _damaged(name: str, exc: ValueError) -> RequestError:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import itertools
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -170,7 +172,12 @@ def _pointer(repo: str, file: HubFile) -> ModelError:
 
 def set_aside(path: Path, why: str) -> Path:
     """Give a file that is not what it should be another name. Nothing is ever deleted unasked."""
-    aside = path.with_name(f"{path.name.removesuffix('.part')}.{why}.bad")
+    stem = f"{path.name.removesuffix('.part')}.{why}"
+    aside = path.with_name(f"{stem}.bad")
+    for number in itertools.count(2):
+        if not os.path.lexists(aside):
+            break
+        aside = path.with_name(f"{stem}-{number}.bad")
     with writing(path):
         disk.replace(path, aside)
     return aside

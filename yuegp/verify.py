@@ -6,7 +6,6 @@ Everything here reads headers and configurations, and weights only to look for N
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -15,7 +14,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .checkpoint import LlamaConfig, read_config
+from .checked import Fault, Plain, build, object_of, parse, shown
+from .checkpoint import LlamaConfig, read_config, read_entries
+from .disk import read_json
 from .errors import ModelError
 
 Watch = Callable[[str, int, int], None]
@@ -152,9 +153,14 @@ def _wrong_shape(kind: str, name: str, shape: tuple[int, ...], found: Mapping[st
 def exl2_bits(folder: Path) -> float | None:
     """Bits of a weight as an EXL2 folder's configuration states them."""
     try:
-        entry = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("quantization_config") or {}
-        return float(entry["bits"]) if entry.get("quant_method") == "exl2" else None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        entry = read_entries(folder).get("quantization_config")
+    except ModelError:
+        return None
+    if not isinstance(entry, dict) or entry.get("quant_method") != "exl2":
+        return None
+    try:
+        return build(float, entry.get("bits")) or None
+    except Fault:
         return None
 
 
@@ -167,8 +173,10 @@ def weight_files(folder: Path) -> list[Path]:
     if index.is_file():
         refuse_pointer(index)
         try:
-            shards = sorted({str(v) for v in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()})
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as exc:
+            shards = sorted(set(build(dict[str, Plain], object_of(read_json(index)).get("weight_map")).values()))
+            if out := next((name for name in shards if name != Path(name).name), None):
+                raise Fault(f"{shown(out)} is no name of a file beside it")
+        except (OSError, Fault) as exc:
             raise ModelError(f"{index} does not list weight files: {exc}.", AGAIN) from exc
         if missing := [name for name in shards if not (folder / name).is_file()]:
             raise ModelError(
@@ -235,6 +243,10 @@ _EXPONENT = {"F16": 0x7C00, "BF16": 0x7F80, "F32": 0x7F800000, "F64": 0x7FF00000
 """The exponent bits of each float type: all set means NaN or infinity."""
 
 
+LARGEST_HEADER = 100_000_000
+"""Bytes; the format's own limit. Source: the description of the format in its repository."""
+
+
 def safetensors_header(path: Path) -> dict[str, StoredTensor]:
     """The tensors of a safetensors file, without reading them. ModelError when the file is a stub, is cut short or
     too long, or is no safetensors file."""
@@ -249,11 +261,13 @@ def safetensors_header(path: Path) -> dict[str, StoredTensor]:
                     f"its first eight announce a header of {length:,}.",
                     AGAIN,
                 )
-            raw = json.loads(file.read(length))
+            if length > LARGEST_HEADER:
+                raise ModelError(f"{path} announces a header of {length:,} bytes; none is so long.", AGAIN)
+            raw = object_of(parse(file.read(length)))
         tensors = {name: _stored(entry, 8 + length) for name, entry in raw.items() if name != "__metadata__"}
     except OSError as exc:
         raise ModelError(f"{path} cannot be read: {exc.strerror or exc}.", AGAIN) from exc
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as exc:
+    except (ValueError, KeyError, TypeError, AttributeError) as exc:
         raise ModelError(f"{path} is no safetensors file: {type(exc).__name__} {exc}.", AGAIN) from exc
     promised = max((tensor.stop for tensor in tensors.values()), default=8 + length)
     if promised != size:
@@ -263,7 +277,7 @@ def safetensors_header(path: Path) -> dict[str, StoredTensor]:
 
 
 def _stored(entry: dict[str, Any], base: int) -> StoredTensor:
-    shape, (start, stop) = tuple(int(n) for n in entry["shape"]), entry["data_offsets"]
+    shape, (start, stop) = build(tuple[int, ...], entry["shape"]), build(tuple[int, int], entry["data_offsets"])
     wanted = math.prod(shape) * WIDTHS[entry["dtype"]]
     if start < 0 or min(shape, default=0) < 0 or stop - start != wanted:
         raise ValueError(f"bytes {start} to {stop} for {entry['dtype']} of shape {shape}")

@@ -118,7 +118,7 @@ window.yuegp.library = (element, props, server, trigger, watch) => {
     const small = (text, label, work, mark) => el("button", { type: "button", class: "y-quiet y-small", text, "aria-label": label, onclick: work, [mark]: true });
     return el("li", { "data-name": row.name },
       el("button", { type: "button", class: "y-round", disabled: !row.heard || latest.trash, "data-play": row.name, "data-title": row.title, "aria-label": say(t.play, { title: row.title }), text: "▶", onclick: () => play(row) }),
-      el("div", { class: "y-song" }, renaming === row.name ? naming(row) : open, el("p", { class: "y-song-tags", text: row.broken || row.tags }), el("p", { class: "y-count", text: facts })),
+      el("div", { class: "y-song" }, renaming === row.name ? naming(row) : open, el("p", { class: "y-song-tags", text: row.broken || row.damaged || row.tags }), el("p", { class: "y-count", text: facts })),
       el("span", { class: "y-time", text: row.seconds ? clock(row.seconds) : "" }),
       el("div", { class: "y-song-foot" }, latest.trash || row.broken ? el("span") : stars(row), el("div", { class: "y-song-acts" }, ...(latest.trash
         ? [small(t["restore.short"], say(t.restore, { title: row.title }), async () => { if (await change({ do: "restore", name: row.name })) tell(t.restored); }, "data-restore")]

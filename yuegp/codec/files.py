@@ -13,11 +13,13 @@ Pickles are read by `torchfile`, which runs nothing in them. What the tensors me
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
+from ..checked import Between, Fault, build, object_of
+from ..disk import read_bytes, read_json
 from ..errors import ModelError, said
 from ..models import SCAN_LIMIT, StoredTensor, safetensors_header
 from ..song import Track
@@ -34,6 +36,9 @@ UPSAMPLERS = {Track.VOCAL: "decoders/decoder_131000", Track.INSTRUMENTAL: "decod
 ENTRIES = {CODEC: "codec_model"}
 """Under which key of a `.pth` the tensors stand; a file without one is their table itself."""
 HUBERT = "semantic_ckpts/hf_1_325000/config.json"
+
+LARGEST_YAML = 1 << 18
+"""Bytes of a configuration; the released ones have a few thousand."""
 
 AGAIN = f"This file is not usable as it is. {INSTEAD}"
 
@@ -122,13 +127,15 @@ def check_upsampler_config(folder: Path) -> None:
 
 
 def hubert_config(folder: Path) -> dict[str, Any]:
-    """HuBERT's `config.json`, checked for the numbers that give the network its shape."""
+    """What of HuBERT's `config.json` gives the network its shape, checked."""
     path = codec_file(folder, HUBERT)
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = object_of(read_json(path))
+        config = {field.name: config[field.name] for field in fields(_Hubert) if field.name in config}
+        build(_Hubert, config).check()
         layout.encode_shapes(CodecWidths(), config)
-    except (ValueError, TypeError, KeyError, IndexError) as exc:
-        raise ModelError(f"{path} is not a HuBERT configuration: {said(repr(exc))}.", AGAIN) from exc
+    except (OSError, ValueError, TypeError, KeyError, IndexError) as exc:
+        raise ModelError(f"{path} is not a HuBERT configuration: {said(exc)}.", AGAIN) from exc
     return config
 
 
@@ -136,6 +143,42 @@ def header(path: Path, entry: str | None = None) -> Mapping[str, Stored]:
     """The tensors in a weights file, without reading them, after checking that all their bytes are there. `entry` is
     the key of their table in a `.pth`."""
     return safetensors_header(path) if path.suffix == ".safetensors" else read_table(path, entry)
+
+
+_Width = Annotated[int, Between(1, 1 << 14)]
+
+
+@dataclass(frozen=True)
+class _Hubert:
+    """The entries of HuBERT's configuration that the network is built from."""
+
+    hidden_size: _Width
+    intermediate_size: _Width
+    num_hidden_layers: Annotated[int, Between(1, 256)]
+    conv_dim: tuple[_Width, ...]
+    conv_kernel: tuple[Annotated[int, Between(1, 64)], ...]
+    num_conv_pos_embeddings: Annotated[int, Between(1, 4096)]
+    num_conv_pos_embedding_groups: Annotated[int, Between(1, 4096)]
+    conv_stride: tuple[Annotated[int, Between(1, 64)], ...] = ()
+    num_attention_heads: Annotated[int, Between(1, 256)] = 1
+    layer_norm_eps: Annotated[float, Between(0, 1)] = 1e-5
+    hidden_act: str = "gelu"
+    feat_extract_activation: str = "gelu"
+    feat_extract_norm: str = "group"
+    feat_proj_layer_norm: bool = True
+    do_stable_layer_norm: bool = False
+    conv_bias: bool = False
+    conv_pos_batch_norm: bool = False
+
+    def check(self) -> None:
+        """Fault unless the sizes fit together."""
+        width, convs = self.hidden_size, len(self.conv_dim)
+        if not 1 <= convs == len(self.conv_kernel) <= 32 or len(self.conv_stride or self.conv_dim) != convs:
+            raise Fault(f"it has {convs} convolutions, and other numbers of kernels or strides")
+        if (self.hidden_act, self.feat_extract_activation, self.feat_extract_norm) != ("gelu", "gelu", "group"):
+            raise Fault("its activations or its first norm are not those of the released one")
+        if width % self.num_attention_heads or width % self.num_conv_pos_embedding_groups:
+            raise Fault(f"its hidden_size {width} cannot be divided among its heads or groups")
 
 
 def shapes_of(tensors: Mapping[str, Stored]) -> Shapes:
@@ -218,8 +261,8 @@ def _yaml(path: Path) -> Any:
     import yaml
 
     try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as exc:
+        return yaml.safe_load(read_bytes(path, LARGEST_YAML).decode())
+    except (yaml.YAMLError, ValueError, OSError, OverflowError, RecursionError) as exc:
         raise ModelError(f"{path} cannot be read: {said(exc)}.", AGAIN) from exc
 
 
