@@ -20,7 +20,7 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.testclient import TestClient
 
-from ui import guard, intake, uploads
+from ui import guard, intake, uploaded
 from ui.hosts import Host
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -155,16 +155,16 @@ def test_only_files_in_the_uploads_folder_are_found(tmp_path: Path) -> None:
     (folder / "link.txt").symlink_to(tmp_path / "secret.txt")
     (folder / "out").symlink_to(tmp_path)
     inside = folder / "ab" / "a.wav"
-    assert uploads.find(folder, str(inside)) == inside
-    assert uploads.find(folder, f"{folder}/x/../ab/./a.wav") == inside
+    assert uploaded.find(folder, str(inside)) == inside
+    assert uploaded.find(folder, f"{folder}/x/../ab/./a.wav") == inside
     for bad in (
         "", "ab/a.wav", str(tmp_path / "secret.txt"), f"{folder}/../secret.txt", f"{folder}/link.txt", f"{folder}/ab",
         f"{folder}/out/secret.txt", f"/{inside}", f"{inside}\0", f"{inside}/", f"{folder}x/a.wav", "/" + "a" * 5000,
         f"http://10.0.0.1{inside}", f"file://{inside}", f" {inside}", "~/a.wav", f"{folder}/ab/nothing.wav",
     ):  # fmt: skip
-        assert uploads.find(folder, bad) in (None, inside if bad == f"{inside}/" else None), bad
+        assert uploaded.find(folder, bad) in (None, inside if bad == f"{inside}/" else None), bad
     (tmp_path / "moved").symlink_to(folder)
-    assert uploads.find(tmp_path / "moved", f"{tmp_path}/moved/ab/a.wav")
+    assert uploaded.find(tmp_path / "moved", f"{tmp_path}/moved/ab/a.wav")
 
 
 # And if something got in

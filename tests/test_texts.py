@@ -19,7 +19,7 @@ UI = ROOT / "ui"
 OTHERS = [language for language in LANGUAGES if language != ENGLISH]
 
 TOLD = {
-    *("guard", "hosts", "intake", "offline", "password", "uploads", "serve", "sound", "song_export"),
+    *("guard", "hosts", "intake", "offline", "password", "uploaded", "serve", "sound", "song_export"),
     *("maker", "settings", "assets", "login_page", "api", "texts"),
 }
 """Modules that speak to programs and terminals, whose language is English."""

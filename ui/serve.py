@@ -115,7 +115,7 @@ def application(desk: Desk) -> FastAPI:
     from starlette.routing import Match, Route
     from starlette.types import Scope
 
-    from . import api, assets, song_export, sound, uploads
+    from . import api, assets, song_export, sound, uploaded
     from .app import build, look
     from .guard import UPLOAD_BYTES
     from .texts import LANGUAGES, Texts, preferred
@@ -155,7 +155,7 @@ def application(desk: Desk) -> FastAPI:
         app.router.routes.append(Route(f"{before}/favicon.ico", icon))
         app.router.routes.append(Route(f"{before}/sound/{{song}}/{{take}}/{{file:path}}", sound.answer))
         app.router.routes.append(Route(f"{before}/export/{{song}}/{{file}}", song_export.answer))
-    app.router.routes.append(Route("/{language}/gradio_api/file={path:path}", uploads.answer))  # instead of Gradio's
+    app.router.routes.append(Route("/{language}/gradio_api/file={path:path}", uploaded.answer))  # instead of Gradio's
 
     def mount(blocks: gr.Blocks, path: str, **shown: Any) -> None:
         # A mounted page is never launched, and one that is not launched takes any file of this computer that a visitor
