@@ -40,12 +40,6 @@ def load() -> Settings:
         return _read()
     except (OSError, ValueError):
         return Settings()
-    language, names = (data.get("language"), data.get("hosts")) if isinstance(data, dict) else (None, None)
-    kept = [name for name in names if isinstance(name, str)] if isinstance(names, list) else []
-    return Settings(
-        language if isinstance(language, str) and language in LANGUAGES else "",
-        tuple(str(host) for host in map(naming.read, kept) if host),
-    )
 
 
 def _read() -> Settings:
@@ -54,7 +48,7 @@ def _read() -> Settings:
     found = build(Settings, {name: value for name, value in data.items() if name != "format"})
     if found.language not in ("", *LANGUAGES):
         raise Fault(f"its language is {found.language!r}")
-    return found
+    return replace(found, hosts=tuple(str(host) for host in map(naming.read, found.hosts) if host))
 
 
 def save(settings: Settings) -> None:

@@ -6,7 +6,6 @@ and writing is in `mix.py` and `codec/`. Needs no torch; soundfile and soxr are 
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import math
 import os

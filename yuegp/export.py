@@ -14,7 +14,6 @@ import math
 import os
 import re
 import secrets
-import tempfile
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial

@@ -184,7 +184,7 @@ def _is_signature(handle: int) -> bool:
 def _owner(path: Path) -> dict[str, Any]:
     """Who signed a lock file; nothing when it is empty, damaged or gone."""
     try:
-        owner = json.loads(read_bytes(path, LONGEST))
+        owner = json.loads(disk.read_bytes(path, LONGEST))
         since = datetime.fromisoformat(owner["since"]).astimezone()
         return {"pid": int(owner["pid"]), "host": str(owner["host"]), "since": f"{since:%Y-%m-%d %H:%M}"}
     except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):

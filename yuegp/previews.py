@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from . import audio, disk, mix
+from . import audio, mix
 from .errors import Cancelled, YueGPError
 from .library import Take
 from .owned import is_link, remove
