@@ -230,8 +230,9 @@ def _read_array(file: zipfile.ZipFile, name: str) -> np.ndarray:
 
 def read_bytes(path: Path, most: int) -> bytes:
     """The content of a file of at most `most` bytes. OSError when it cannot be had; Fault when it is larger, or is a
-    folder, a pipe or a device: none of them is waited for."""
-    handle = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0))
+    folder, a pipe or a device: none of them is waited for. InUse when another program keeps it to itself for long."""
+    flags = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)
+    handle = patiently(lambda: os.open(path, flags), path, "read")
     try:
         state = os.fstat(handle)
         if not stat.S_ISREG(state.st_mode):
