@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""The door: from whatever Python there is to a running yuegp.
+"""The installer: from whatever Python there is to a running yuegp.
 
     python launch.py                   start the page in the browser; the first time, set everything up
     python launch.py make --lyrics ... any command of yuegp
@@ -9,7 +9,7 @@
 The first start makes `.venv` beside this file and installs into it; later starts only check that it is in order.
 Everything said on the way goes to stderr: stdout belongs to the command. Problems of the set-up end with exit code 4.
 
-The work is in the folder `door`. This file is kept so plain that even Python 2 reads it, and says what is missing.
+The work is in the folder `installer`. This file is kept so plain that even Python 2 reads it, and says what is missing.
 """
 
 import os
@@ -30,6 +30,6 @@ if ROOT not in sys.path:
 if __name__ == "__main__":
     from pathlib import Path
 
-    from door.main import main
+    from installer.main import main
 
     sys.exit(main(Path(ROOT).resolve(), sys.argv[1:]))

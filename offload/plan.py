@@ -19,7 +19,7 @@ from itertools import product
 from yuegp.errors import DeviceError
 from yuegp.lm import Setup
 
-from . import pace
+from . import cost
 from .device import CONTEXT, GIB, Card
 from .sizes import (
     PREFILL,
@@ -253,7 +253,7 @@ def _best(job: Need, card: Card | None, ram: int, limits: Mapping[int, int] = NO
                 continue
             if any(candidate.steps[stage - 1].bytes > most for stage, most in limits.items()):
                 continue
-            candidate = replace(candidate, seconds=pace.song(candidate, card))
+            candidate = replace(candidate, seconds=cost.song(candidate, card))
             if best is None or candidate.goodness > best.goodness:
                 best = candidate
         if best:

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 
-from yuegp.checkpoint import LlamaConfig
+from yuegp.checkpoints.config import LlamaConfig
 from yuegp.codec.layout import CodecWidths, UpsamplerWidths, decode_shapes, upsampler_shapes
 
 PREFILL = 1024

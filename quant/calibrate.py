@@ -15,14 +15,15 @@ from pathlib import Path
 
 import numpy as np
 
-from yuegp import library, pipeline, planning, shelf
+from yuegp.library import store, catalog
+from yuegp.generation import pipeline, plan as planning
 from yuegp.errors import RequestError, YueGPError
-from yuegp.library import Take
-from yuegp.models import ModelSet
-from yuegp.planning import Watch
-from yuegp.song import Stage, TakeInfo
+from yuegp.library.store import Take
+from yuegp.checkpoints.sets import ModelSet
+from yuegp.generation.plan import Watch
+from yuegp.song.schema import Stage, TakeInfo
 
-from . import recipe, rows
+from . import calibration_songs, rows
 
 ROWS = {1: 100, 2: 100}
 """Rows for converting, by stage."""
@@ -42,7 +43,7 @@ class Collected:
 
 def folder_of(model: ModelSet) -> Path:
     """Where a set's calibration rows lie unless another folder is named."""
-    return library.home() / "calibration" / Path(model.id).name
+    return store.home() / "calibration" / Path(model.id).name
 
 
 def sample(
@@ -51,11 +52,11 @@ def sample(
     """The first `songs` songs of the recipe, made where they are not made yet. Each is yielded when it is done."""
     root = folder / "songs"
     root.mkdir(parents=True, exist_ok=True)
-    made = {entry.title: entry.folder for entry in shelf.entries(root) if not entry.broken}
+    made = {entry.title: entry.folder for entry in catalog.entries(root) if not entry.broken}
     for number in range(songs):
-        plan = pipeline.plan(recipe.request(model, number, seed))
-        known = made.get(recipe.title(number, seed))
-        song = library.open_song(known) if known else library.create(plan.request, root)
+        plan = pipeline.plan(calibration_songs.request(model, number, seed))
+        known = made.get(calibration_songs.title(number, seed))
+        song = store.open_song(known) if known else store.create(plan.request, root)
         numbers = song.take_numbers()
         take = song.take(numbers[-1]) if numbers else song.new_take(TakeInfo(number=0, request=song.request))
         if take.info.stage is not Stage.RENDERED:
@@ -65,14 +66,14 @@ def sample(
 
 def own_songs(root: Path) -> Iterator[Take]:
     """The finished takes of the user's songs: of each the one that is played."""
-    for entry in shelf.entries(root):
+    for entry in catalog.entries(root):
         if not entry.broken and entry.stage in (Stage.STAGE2, Stage.RENDERED):
-            yield library.open_song(entry.folder).chosen()
+            yield store.open_song(entry.folder).chosen()
 
 
-def collect(model: ModelSet, takes: Iterable[Take], folder: Path, source: str, seed: int = recipe.SEED) -> Collected:
+def collect(model: ModelSet, takes: Iterable[Take], folder: Path, source: str, seed: int = calibration_songs.SEED) -> Collected:
     """Write the rows of `takes` that speak the model's vocabulary. Every fifth song is kept back for judging."""
-    from yuegp.models import find
+    from yuegp.checkpoints.sets import find
 
     known, skipped = [], []
     for take in takes:
@@ -89,7 +90,7 @@ def collect(model: ModelSet, takes: Iterable[Take], folder: Path, source: str, s
             f"Calibration needs two finished songs of the vocabulary {model.layout.name}; here are {len(known)}.",
             "Make songs with this model first, or leave --own-songs away to have some sampled.",
         )
-    kept_back = set(range(recipe.HELD_OUT - 1, len(known), recipe.HELD_OUT)) or {len(known) - 1}
+    kept_back = set(range(calibration_songs.HELD_OUT - 1, len(known), calibration_songs.HELD_OUT)) or {len(known) - 1}
     held = [s for index, s in enumerate(known) if index in kept_back]
     used = [s for index, s in enumerate(known) if index not in kept_back]
     rng = np.random.default_rng(seed)

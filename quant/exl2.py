@@ -18,15 +18,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from yuegp import __version__
-from yuegp.checkpoint import read_config
-from yuegp.disk import discard, replace, write_atomic
+from yuegp.checkpoints.config import read_config
+from yuegp.files import discard, replace, write_atomic
 from yuegp.errors import Cancelled, DeviceError, LibraryError, ModelError, RequestError
-from yuegp.lm import stored
+from yuegp.checkpoints import formats
 from yuegp.owned import is_link
 from yuegp.shortage import shortage_in
-from yuegp.verify import weight_files
+from yuegp.checkpoints.verify import weight_files
 
-from .press import same_job
+from .quantize import same_job
 
 Progress = Callable[[str, int, int], None]
 
@@ -71,7 +71,7 @@ def check(job: Job, free_vram: int | None) -> None:
     """Refuse what cannot work, before anything is computed. `free_vram` in bytes, None without a card."""
     if not 2 <= job.bits <= 8:
         raise RequestError(f"{job.bits:g} bits per weight is outside 2 to 8.", "Choose 4, 5, 6 or 8.")
-    if (now := stored.stored_as(job.source)) not in ("float32", "float16", "bfloat16"):
+    if (now := formats.stored_as(job.source)) not in ("float32", "float16", "bfloat16"):
         raise RequestError(
             f"The model in {job.source} is pressed already ({now}).", "Name the folder of the full model."
         )
@@ -141,7 +141,7 @@ def _same_source(job: Job) -> None:
 
 
 def _run(job: Job, what: str, arguments: Sequence[str], progress: Progress) -> None:
-    command = [sys.executable, "-m", "quant.exl2_job", str(job.rows), str(job.held), "--", *arguments, "-so"]
+    command = [sys.executable, "-m", "quant.exl2_convert", str(job.rows), str(job.held), "--", *arguments, "-so"]
     environment = dict(os.environ, PYTHONPATH=os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]))
     environment.update(PYTHONUNBUFFERED="1", PYTHONUTF8="1")  # it prints names of folders, and reads JSON
     try:

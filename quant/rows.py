@@ -15,14 +15,14 @@ import numpy as np
 import safetensors.numpy
 from safetensors import SafetensorError, safe_open
 
-from yuegp.disk import write_atomic
+from yuegp.files import write_atomic
 from yuegp.errors import RequestError
-from yuegp.library import Take
-from yuegp.planning import plan_for
-from yuegp.prompts import build
-from yuegp.stage2 import CHUNK
-from yuegp.tokenizer import open_tokenizer
-from yuegp.vocab import VocabLayout, interleave
+from yuegp.library.store import Take
+from yuegp.generation.plan import plan_for
+from yuegp.tokens.prompts import build
+from yuegp.generation.stage2 import CHUNK
+from yuegp.tokens.tokenizer import open_tokenizer
+from yuegp.tokens.vocab import VocabLayout, interleave
 
 LENGTH = 2048
 """Ids of a row: what ExLlamaV2's converter uses by default."""

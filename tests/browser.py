@@ -30,7 +30,7 @@ PATIENCE_SECONDS = 240
 
 SERVE = """
 import argparse, sys
-from ui.serve import serve
+from ui.server.serve import serve
 serve(argparse.Namespace(port=int(sys.argv[1]), listen=False, password="", out=None, no_browser=True))
 """
 

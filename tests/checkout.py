@@ -15,7 +15,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from door import record
+from installer import record
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -149,7 +149,7 @@ class House:
         self.cwd.mkdir()
         for name in ("launch.py", "requirements-fast.txt"):
             shutil.copy(ROOT / name, self.root)
-        shutil.copytree(ROOT / "door", self.root / "door", ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(ROOT / "installer", self.root / "installer", ignore=shutil.ignore_patterns("__pycache__"))
         for name, text in REQUIREMENTS.items():
             (self.root / name).write_text(text)
         (self.root / "locks").mkdir()

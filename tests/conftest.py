@@ -101,7 +101,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
         monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "hf" / "token"))
         monkeypatch.setattr(Path, "home", lambda: tmp_path / "nobody")
-        monkeypatch.setattr("yuegp.transfer.PAUSE", 0.0)
+        monkeypatch.setattr("yuegp.checkpoints.transfer.PAUSE", 0.0)
         close_session()
         yield server
     close_session()

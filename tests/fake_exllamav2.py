@@ -18,13 +18,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from yuegp.checkpoint import read_config
+from yuegp.checkpoints.config import read_config
 from yuegp.lm import Setup
-from yuegp.lm.exl2_attention import PagedAttention
-from yuegp.lm.exl2_format import PARTS, look_into, unpack
-from yuegp.lm.exl2_lm import Exl2LM
-from yuegp.lm.exl2_package import Package
-from yuegp.lm.stored import stored_as
+from yuegp.lm.exl2.attention import PagedAttention
+from yuegp.lm.exl2.format import PARTS, look_into, unpack
+from yuegp.lm.exl2.engine import Exl2LM
+from yuegp.lm.exl2.package import Package
+from yuegp.checkpoints.formats import stored_as
 
 
 class Config:

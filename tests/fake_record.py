@@ -33,7 +33,7 @@ class _Note(TorchDispatchMode):
 
 
 def record(work: Callable[[], Tensor]) -> tuple[Tensor, Callable[[], None]]:
-    """A `Record` (see yuegp/lm/exl2_graph.py)."""
+    """A `Record` (see yuegp/lm/exl2/graph.py)."""
     with _Note() as note:
         result = work()
     for tensor, before in reversed(note.before.values()):

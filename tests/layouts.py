@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from yuegp.lm import int8
+from yuegp.lm.weights import int8
 
 VOCAB = 300
 

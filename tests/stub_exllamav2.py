@@ -2,7 +2,7 @@
 
 Nothing of the package is kept here. It is taken from where it is installed, or from the folder that the variable
 YUEGP_EXLLAMAV2 names (its pure wheel, unpacked). The kernels' stand-ins follow what the extension's sources state, in
-float32 rounded to float16; packed matrices are unpacked by `yuegp/lm/exl2_format.py`.
+float32 rounded to float16; packed matrices are unpacked by `yuegp/lm/exl2/format.py`.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from yuegp.lm.exl2_attention import PagedAttention
-from yuegp.lm.exl2_format import unpack
-from yuegp.lm.exl2_package import VERSION, Package, prepared
+from yuegp.lm.exl2.attention import PagedAttention
+from yuegp.lm.exl2.format import unpack
+from yuegp.lm.exl2.package import VERSION, Package, prepared
 
 
 class Extension(types.ModuleType):

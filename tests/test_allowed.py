@@ -14,10 +14,10 @@ import pytest
 import uvicorn
 from starlette.types import Receive, Scope, Send
 
-from ui import allowed, guard, serve
-from ui.desk import Desk
+from ui.server import allowed, guard, serve
+from ui.context import Desk
 from ui.texts import LANGUAGES
-from yuegp.jobs import Queue
+from yuegp.jobs.queue import Queue
 
 MOUNTS = ("/api", *(f"/{language}" for language in LANGUAGES))
 
@@ -256,7 +256,7 @@ def test_answers_that_are_not_pages_are_shut_in_and_have_types_of_ours(server: t
 
 
 def test_the_calls_on_the_list_are_those_of_the_interface(tmp_path: Path) -> None:
-    from ui import api
+    from ui.server import api
 
     named = {fn.api_name for fn in api.build(Desk(tmp_path, Queue(tmp_path))).fns.values()}
     assert named == set(allowed.CALLS)

@@ -15,8 +15,9 @@ from browser import PageServer, start, stop
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 
-from ui import api, form
-from yuegp import library
+from ui.server import api
+from ui.pages.create import fields
+from yuegp.library import store
 from yuegp.errors import RequestError
 
 WORDS = "[verse]\nla la\n\n[chorus]\nlo lo\n"
@@ -110,14 +111,14 @@ def test_a_recording_to_follow_is_uploaded_with_the_call(client: Client, page: P
     }
     begun = client.predict(WORDS, TAGS, settings, api_name="/make")
     wait(client, begun["song"], "done")
-    asked = library.open_song(page.songs / begun["song"]).request.reference
+    asked = store.open_song(page.songs / begun["song"]).request.reference
     assert asked and asked.mix and (asked.start, asked.end, asked.vocal) == (1, 3, None)
     assert Path(asked.mix).read_bytes() == tune.read_bytes()
     sent = httpx.post(f"{page.url}api/gradio_api/upload", files={"files": (tune.name, tune.read_bytes())}).json()[0]
     named = {"mix": {"path": sent, "meta": {"_type": "gradio.FileData"}}}
     again = client.predict(WORDS, TAGS, {**settings, "reference": named}, api_name="/make")
     client.predict(again["song"], api_name="/stop")
-    followed = library.open_song(page.songs / again["song"]).request.reference
+    followed = store.open_song(page.songs / again["song"]).request.reference
     assert followed and followed.mix and Path(followed.mix).read_bytes() == tune.read_bytes()
     soundfile.write(tune, np.zeros(21 * 60 * 100), 100)
     with pytest.raises(AppError, match="21 minutes; at most 20"):
@@ -172,14 +173,14 @@ def test_what_the_page_does_inside_is_nobodys_interface(page: PageServer) -> Non
 
 def test_every_setting_of_the_page_is_one_for_programs_and_of_its_kind() -> None:
     wrong: dict[str, Any] = {"text": 1, "number": "1", "whole": 1.5, "switch": 1, "choice": 1}
-    for field in form.FIELDS:
+    for field in fields.FIELDS:
         with pytest.raises(RequestError, match=field.name):
             api.read_settings(WORDS, TAGS, {field.name: wrong[field.kind]})
     read = api.read_settings(WORDS, TAGS, {"instrumental": True, "temperature": 1})
-    assert read["instrumental"] is True and set(read) == {*form.BY_NAME, "words", "tags", "reference"}
+    assert read["instrumental"] is True and set(read) == {*fields.BY_NAME, "words", "tags", "reference"}
 
 
 def test_the_calls_are_described(repo_root: Path) -> None:
     page = (repo_root / "docs" / "http-api.md").read_text("utf-8")
-    for name in ("/make", "/status", "/stop", "/songs", "/export", *(f"`{field.name}`" for field in form.FIELDS)):
+    for name in ("/make", "/status", "/stop", "/songs", "/export", *(f"`{field.name}`" for field in fields.FIELDS)):
         assert name in page, name

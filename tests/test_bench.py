@@ -13,11 +13,11 @@ import pytest
 import torch
 
 from tools.make_set import make_set
-from yuegp import cli
+from yuegp.cli import main
 from yuegp.bench import exl2_noise, lm, reference
 from yuegp.errors import DeviceError, RequestError
 from yuegp.lm import LMEngine, Setup
-from yuegp.lm.exl2_lm import Exl2LM
+from yuegp.lm.exl2.engine import Exl2LM
 
 
 @pytest.fixture(autouse=True)
@@ -32,7 +32,7 @@ def _short(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def told(capsys: pytest.CaptureFixture[str], *words: str) -> dict[str, Any]:
-    assert cli.main(["bench", *words, "--device", "cpu"]) == 0
+    assert main.main(["bench", *words, "--device", "cpu"]) == 0
     return json.loads(capsys.readouterr().out.splitlines()[-1])
 
 
@@ -89,7 +89,7 @@ def test_what_cannot_be_measured_is_said() -> None:
 
 @pytest.mark.parametrize("words", [("--ids", "7"), ("--ids", "0"), ("--rounds", "0")])
 def test_lengths_that_cannot_be_timed_are_said(words: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["bench", "loops", *words]) == 2
+    assert main.main(["bench", "loops", *words]) == 2
     assert "even number" in (said := capsys.readouterr().err) or "at least one round" in said
 
 
@@ -126,10 +126,10 @@ def test_nothing_is_written_for_an_engine_that_is_not_here(
     def write(*args: Any, **more: Any) -> None:
         raise AssertionError("a folder was made")
 
-    monkeypatch.setattr("yuegp.measuring._device", lambda arguments: device)
+    monkeypatch.setattr("yuegp.cli.bench._device", lambda arguments: device)
     monkeypatch.setattr(exl2_noise, "take_in", absent)
     monkeypatch.setattr(tempfile, "TemporaryDirectory", write)
-    assert cli.main(["bench", what, "--engine", "exl2", "--bits", "6", "--vram", "10GB"]) == 4
+    assert main.main(["bench", what, "--engine", "exl2", "--bits", "6", "--vram", "10GB"]) == 4
     said = {"cpu": "NVIDIA cards only; this measurement would run on cpu", "cuda": "is not installed"}
     assert said[device] in capsys.readouterr().err
 
@@ -154,7 +154,7 @@ def test_nothing_is_written_for_an_engine_that_is_not_here(
     ],
 )
 def test_options_that_cannot_go_together(words: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["bench", *words.split(), "--device", "cpu"]) == 2
+    assert main.main(["bench", *words.split(), "--device", "cpu"]) == 2
     assert said in capsys.readouterr().err
 
 
@@ -169,5 +169,5 @@ def test_against_transformers_own_loop(stage: str) -> None:
 
 
 def test_the_built_in_set_has_no_reference_loop(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["bench", "vs-reference", "--preset", "demo", "--device", "cpu"]) == 2
+    assert main.main(["bench", "vs-reference", "--preset", "demo", "--device", "cpu"]) == 2
     assert "no released loop" in capsys.readouterr().err

@@ -13,9 +13,9 @@ from safetensors.numpy import load_file
 from yuegp.bench import exl2_noise
 from yuegp.bench.lm import SHAPES
 from yuegp.bench.noise import Noise, Part, cut, given, save
-from yuegp.checkpoint import LlamaConfig, read_config
+from yuegp.checkpoints.config import LlamaConfig, read_config
 from yuegp.errors import DeviceError
-from yuegp.lm.exl2_format import look_into
+from yuegp.lm.exl2.format import look_into
 
 SHAPE = LlamaConfig(vocab_size=1344, hidden=128, ffn=384, layers=3, heads=4, kv_heads=2, head_dim=32, context=2048)
 

@@ -12,18 +12,19 @@ import pytest
 
 from offload.device import GIB, Machine, imagined
 from offload.sizes import RELEASED_SOUND, RELEASED_STAGE1
-from yuegp import memory, models, pipeline
+from yuegp.generation import memory, pipeline
+from yuegp.checkpoints import sets
 from yuegp.bench import song
 from yuegp.codec import check_codec
 from yuegp.codec.layout import CodecWidths, decode_shapes
-from yuegp.lm.exl2_format import look_into
-from yuegp.lm.exl2_lm import Exl2LM
-from yuegp.song import Section, SongRequest
+from yuegp.lm.exl2.format import look_into
+from yuegp.lm.exl2.engine import Exl2LM
+from yuegp.song.schema import Section, SongRequest
 
 
 def test_the_noise_is_a_set_like_any_other(tmp_path: Path) -> None:
-    found = models.find(str(song.random_set(tmp_path / "set", "demo")))
-    models.check(found)
+    found = sets.find(str(song.random_set(tmp_path / "set", "demo")))
+    sets.check(found)
     check_codec(found.codec)
     assert found.layout.name == "yue-v1"
 
@@ -45,8 +46,8 @@ def test_the_real_shapes_are_the_released_ones() -> None:
 
 
 def test_with_exl2_only_stage_1_is_written_in_its_layout(tmp_path: Path) -> None:
-    found = models.find(str(song.random_set(tmp_path / "set", "demo", 8)))
-    models.check(found)
+    found = sets.find(str(song.random_set(tmp_path / "set", "demo", 8)))
+    sets.check(found)
     assert look_into(found.stage1, "exl2").config == song.SMALL[0]
     assert look_into(found.stage2, "bfloat16").config == song.SMALL[1]
 

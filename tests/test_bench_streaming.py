@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from yuegp import cli
+from yuegp.cli import main
 from yuegp.bench import lm, streaming
 from yuegp.bench.reference import size_of
 
@@ -22,7 +22,7 @@ def _narrow(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("resident", [0, 1, 3])
 def test_both_sides_compute_the_same(resident: int, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["bench", "vs-reference", "--resident", str(resident), "--ids", "3", "--rounds", "2", "--device", "cpu"]
-    assert cli.main(words) == 0
+    assert main.main(words) == 0
     out = capsys.readouterr().out
     data = json.loads(out.splitlines()[-1])
     assert data["bench"] == "vs-reference" and (data["layers"], data["resident"]) == (4, resident)
@@ -37,7 +37,7 @@ def test_both_sides_compute_the_same(resident: int, capsys: pytest.CaptureFixtur
 @pytest.mark.gpu
 def test_on_a_card(capsys: pytest.CaptureFixture[str]) -> None:
     words = ["bench", "vs-reference", "--resident", "2", "--layers", "6", "--ids", "3", "--device", "cuda"]
-    assert cli.main(words) == 0
+    assert main.main(words) == 0
     data = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert data["difference"] < 0.05 and data["streamed_bytes"] > 0 and data["moving_ms"] > 0
 
@@ -58,5 +58,5 @@ def test_a_difference_would_be_told() -> None:
 
 def test_without_accelerate_it_says_so(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setitem(sys.modules, "accelerate", None)
-    assert cli.main(["bench", "vs-reference", "--resident", "1", "--device", "cpu"]) == 4
+    assert main.main(["bench", "vs-reference", "--resident", "1", "--device", "cpu"]) == 4
     assert "accelerate, which this is compared with, is not installed" in capsys.readouterr().err

@@ -17,12 +17,15 @@ from released import SOUND, STAGE1, STAGE2, pretend_exl2, write_released
 
 from offload import device
 from offload.device import GIB, Card, Machine, imagined
-from ui import machine, setup_page
+from ui import machine
+from ui.pages import setup
 from ui.texts import Texts
-from yuegp import choice, facts, memory, models, planning, registry, supply
-from yuegp.cli import main
-from yuegp.registry import CHECKPOINTS
-from yuegp.song import Section, SongRequest
+from yuegp.generation import choice, memory, plan
+from yuegp.system import environment, provision
+from yuegp.checkpoints import sets, registry
+from yuegp.cli.main import main
+from yuegp.checkpoints.registry import CHECKPOINTS
+from yuegp.song.schema import Section, SongRequest
 
 SIZES = (6, 8, 10, 12, 16, 24)
 SETS = [(language, mode) for language in registry.LANGUAGES for mode in registry.MODES]
@@ -86,9 +89,9 @@ def stocked(hub: Hub, originals: Path, yue_tokenizer: Path, tmp_path: Path, monk
     return hub
 
 
-def song(model: str) -> planning.SongPlan:
+def song(model: str) -> plan.SongPlan:
     sections = tuple(Section("verse", "la la la") for _ in range(choice.SECTIONS))
-    return planning.plan(SongRequest(sections, "pop piano happy female bright vocal", model=model))
+    return plan.plan(SongRequest(sections, "pop piano happy female bright vocal", model=model))
 
 
 # The chain
@@ -100,22 +103,22 @@ def test_table_choice_plan_page_doctor_and_song_say_the_same(
 ) -> None:
     here(monkeypatch, card(size))
     said = table()[size]
-    chosen = supply.choose("en", "cot", card(size))
+    chosen = provision.choose("en", "cot", card(size))
     assert chosen.plan is not None and (str(chosen.plan.way1), str(chosen.plan.way2)) == said
 
-    imaginary = supply.choose("en", "cot", imagined(size * GIB))
+    imaginary = provision.choose("en", "cot", imagined(size * GIB))
     assert imaginary.checkpoints == chosen.checkpoints, "a card that is not here gets what it would get here"
     for asked in (["plan", "--vram", f"{size}GB", "--ram", "16GB"], ["plan"]):
         assert main([*asked, "--json"]) == 0
         row = json.loads(capsys.readouterr().out)
         assert (row["stage1"], row["stage2"]) == said
-    profile = setup_page.profile(Texts())
+    profile = setup.profile(Texts())
     assert profile is not None and said[0] in profile["text"] and said[1] in profile["text"]
-    fast = {"exllamav2": facts.Package("0.3.2")}
-    assert facts._foreseen(fast) == (said[0], "")
+    fast = {"exllamav2": environment.Package("0.3.2")}
+    assert environment._foreseen(fast) == (said[0], "")
     about = sum(c.about for c in chosen.checkpoints)
-    offered = setup_page._model_row("yue-en-cot", Texts())
-    assert setup_page.size(about) in offered["text"], "the page says the size of what it would get"
+    offered = setup._model_row("yue-en-cot", Texts())
+    assert setup.size(about) in offered["text"], "the page says the size of what it would get"
 
     assert main(["models", "get", "--language", "en", "--yes", "--quiet"]) == 0
     assert registry.notes()["sets"]["yue-en-cot"] == [c.id for c in chosen.checkpoints]
@@ -145,7 +148,7 @@ def test_of_many_copies_on_the_disk_a_song_takes_what_would_be_chosen(
         shutil.copytree(stocked.root / entry.repo, registry.models_dir() / entry.folder)
     found = song("yue-en-cot").models
     assert [places_id(found.stage1), places_id(found.stage2)] == [
-        c.id for c in supply.choose("en", "cot", card(size)).checkpoints[:2]
+        c.id for c in provision.choose("en", "cot", card(size)).checkpoints[:2]
     ]
     installed(monkeypatch)
     assert places_id(song("yue-en-cot").models.stage1) == "s1-en-cot", "what no engine here can read is left"
@@ -159,7 +162,7 @@ def test_of_many_copies_on_the_disk_a_song_takes_what_would_be_chosen(
 def test_a_plan_is_of_what_is_fetched_for_every_set(language: str, mode: str, fast: bool) -> None:
     for size in (None, 4, *SIZES):
         that = card(size) if size else None
-        found = supply.choose(language, mode, that, fast, 16 * GIB)
+        found = provision.choose(language, mode, that, fast, 16 * GIB)
         first, second, _ = found.checkpoints
         assert (first.language, first.mode) == (language, mode)
         assert (fast and that) or "exl2" not in (first.stored, second.stored)
@@ -187,28 +190,28 @@ def test_an_engine_that_could_not_start_is_not_counted_on(
     monkeypatch.delenv("YUEGP_EXL2_BUILD", raising=False)
     installed(monkeypatch, *names, **versions)
     here(monkeypatch, that)
-    found = supply.choose("en", "cot", that)
+    found = provision.choose("en", "cot", that)
     assert (found.checkpoints[0].stored == "exl2") == (not lacks)
     assert lacks in found.reason and lacks in choice.lacking(that)
-    profile = setup_page.profile(Texts())
+    profile = setup.profile(Texts())
     assert profile and found.plan and str(found.plan.way1) in profile["text"] and lacks in " ".join(profile["reasons"])
 
 
 def test_a_turing_card_is_given_what_it_can_compute_in() -> None:
-    found = supply.choose("zh", "cot", card(24, (7, 5)), exl2=True)
+    found = provision.choose("zh", "cot", card(24, (7, 5)), exl2=True)
     assert found.plan and (found.plan.way1.weights, found.plan.way2.weights) == ("float16", "float16")
     assert found.checkpoints[0].id == "s1-zh-cot"
 
 
 def test_a_processor_gets_weights_that_it_need_not_unpack_for_every_id() -> None:
-    found = supply.choose("en", "cot", None, ram=48 * GIB)
+    found = provision.choose("en", "cot", None, ram=48 * GIB)
     assert [c.id for c in found.checkpoints[:2]] == ["s1-en-cot", "s2"]
-    few = supply.choose("en", "cot", None, ram=14 * GIB)
+    few = provision.choose("en", "cot", None, ram=14 * GIB)
     assert few.plan and few.checkpoints[0].bits < 16
 
 
 def test_little_ram_changes_what_waits_and_not_what_is_fetched() -> None:
-    much, little = (supply.choose("en", "cot", card(24), True, ram * GIB) for ram in (32, 2))
+    much, little = (provision.choose("en", "cot", card(24), True, ram * GIB) for ram in (32, 2))
     assert much.checkpoints == little.checkpoints
 
 
@@ -225,14 +228,14 @@ def on_disk(originals: Path, name: str) -> None:
 
 
 def ids(size: int, **more: bool) -> list[str]:
-    return [c.id for c in supply.choose("en", "cot", card(size), True, 16 * GIB, **more).checkpoints[:2]]
+    return [c.id for c in provision.choose("en", "cot", card(size), True, 16 * GIB, **more).checkpoints[:2]]
 
 
 def test_what_is_here_and_as_good_is_used_and_it_is_said_what_would_be_faster(originals: Path) -> None:
     on_disk(originals, "s1-en-cot")
     on_disk(originals, "s2")
     assert ids(24) == ["s1-en-cot", "s2"]
-    reason = supply.choose("en", "cot", card(24), True, 16 * GIB).reason
+    reason = provision.choose("en", "cot", card(24), True, 16 * GIB).reason
     assert "here already" in reason and "s1-en-cot-exl2-8.0 would be faster" in reason
     on_disk(originals, "s1-en-cot-exl2-8.0bpw-h8")
     assert ids(24) == ["s1-en-cot-exl2-8.0bpw-h8", "s2"], "another publisher's copy of the same bits"
@@ -266,4 +269,4 @@ def test_a_settled_set_is_used_exactly(originals: Path, engine: None, monkeypatc
     installed(monkeypatch)
     found = choice.find("yue-en-cot")
     assert (places_id(found.stage1), places_id(found.stage2)) == ("s1-en-cot", "s2"), "the engine is gone"
-    assert models.find("yue-en-cot").stage2 != found.stage2
+    assert sets.find("yue-en-cot").stage2 != found.stage2

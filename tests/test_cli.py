@@ -16,12 +16,12 @@ import pytest
 import soundfile
 from conftest import ROOT
 
-from yuegp import library
-from yuegp.cli import build_parser, main
-from yuegp.jobs import Progress, State
-from yuegp.planning import Event
-from yuegp.screen import Screen
-from yuegp.song import Stage
+from yuegp.library import store
+from yuegp.cli.main import build_parser, main
+from yuegp.jobs.queue import Progress, State
+from yuegp.generation.plan import Event
+from yuegp.cli.progress import Screen
+from yuegp.song.schema import Stage
 
 TAGS = "inspiring female uplifting pop airy vocal electronic bright vocal"
 LYRICS = "[verse]\nOne two three\n\n[chorus]\nfour five\n"
@@ -61,7 +61,7 @@ def test_make_writes_a_playable_song(folder: Path) -> None:
         wave, rate = soundfile.read(report[name])
         assert rate == 44100 and len(wave) == round(report["seconds"] * rate)
         assert np.abs(wave).max() > 0.001
-    song = library.open_song(report["song"])
+    song = store.open_song(report["song"])
     assert song.folder.parent == folder / "out here"
     assert song.request.title == "A/B: 歌?"
     assert (song.folder / "lyrics.txt").read_text(encoding="utf-8") == LYRICS
@@ -99,12 +99,12 @@ def test_ctrl_c_keeps_finished_sections_and_says_how_to_go_on(folder: Path) -> N
     assert process.wait(60) == 130
     assert "Kept 1 finished section in " in "".join(said) and "resume" in "".join(said)
     (song,) = (folder / "songs").iterdir()
-    take = library.open_song(song).take(1)
+    take = store.open_song(song).take(1)
     assert len(take.info.spans) == 1 and take.load_stage1().shape[2] == take.frames > 0
 
     resumed = yuegp("resume", str(song), "--json", cwd=folder)
     assert resumed.returncode == 0, resumed.stderr.decode()
-    after = library.open_song(song).take(1)
+    after = store.open_song(song).take(1)
     assert after.info.stage is Stage.RENDERED and after.info.spans[0] == take.info.spans[0]
     assert (after.load_stage1()[:, :, : take.frames] == take.load_stage1()).all()
 
@@ -238,7 +238,7 @@ def test_errors_as_json(folder: Path, capsys: pytest.CaptureFixture[str]) -> Non
 
 LIGHT = """
 import sys
-from yuegp.cli import main
+from yuegp.cli.main import main
 code = main(sys.argv[1:])
 heavy = {"torch", "transformers", "gradio"} & set(sys.modules)
 sys.exit(f"imported {heavy}" if heavy else code)

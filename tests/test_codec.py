@@ -22,7 +22,7 @@ from yuegp.codec.files import read_state
 from yuegp.codec.layout import CodecWidths, UpsamplerWidths, decode_shapes, encode_shapes, upsampler_shapes
 from yuegp.codec.xcodec import XCodec, transformers_name
 from yuegp.errors import Cancelled, DeviceError, GenerationError, ModelError, RequestError
-from yuegp.song import Track
+from yuegp.song.schema import Track
 
 CODEC = "final_ckpt/ckpt_00360000"
 VOCAL = "decoders/decoder_131000"

@@ -10,7 +10,7 @@ import pytest
 import soundfile
 
 from tools.write_commands import PAGE, page
-from yuegp.cli import main
+from yuegp.cli.main import main
 
 TAGS = "pop piano happy female airy vocal"
 

@@ -14,14 +14,17 @@ import soundfile
 from released import as_trained
 
 from tools.make_set import make_set
-from ui import create_model, create_page, create_plan, create_reference, create_tags, create_words, form, machine
-from ui.desk import Desk
+from ui.pages.create import model, page, plan as create_plan, reference as create_reference, tags, words, fields
+from ui import machine
+from ui.context import Desk
 from ui.texts import LANGUAGES, Texts
-from yuegp import library, lyrics, models
+from yuegp.library import store
+from yuegp.song import lyrics
+from yuegp.checkpoints import sets
 from yuegp.errors import DeviceError, LibraryError, ModelError, RequestError
-from yuegp.jobs import Queue, State
-from yuegp.song import Reference
-from yuegp.wishes import Wishes
+from yuegp.jobs.queue import Queue, State
+from yuegp.song.schema import Reference
+from yuegp.generation.options import Wishes
 
 T = Texts("en")
 WORDS = "[verse]\nhold the light\n\n[chorus]\nlet it go\n"
@@ -29,13 +32,13 @@ WORDS = "[verse]\nhold the light\n\n[chorus]\nlet it go\n"
 
 def values(**changes: Any) -> dict[str, Any]:
     """What the page holds when somebody has written words and tags."""
-    empty = {field.name: field.empty for field in form.FIELDS}
+    empty = {field.name: field.empty for field in fields.FIELDS}
     return {**empty, "words": WORDS, "tags": "pop piano happy female bright vocal", "reference": None, **changes}
 
 
 @pytest.fixture
 def desk() -> Desk:
-    return Desk(library.songs_dir().absolute(), Queue())
+    return Desk(store.songs_dir().absolute(), Queue())
 
 
 def tone(path: Path, seconds: float, loud: float = 0.3, rate: int = 22050) -> str:
@@ -49,8 +52,8 @@ def tone(path: Path, seconds: float, loud: float = 0.3, rate: int = 22050) -> st
 def test_the_page_is_built_without_torch() -> None:
     """Loading torch takes seconds, in which the page would show nothing."""
     code = (
-        "import sys; from pathlib import Path; from ui.app import build, look; from ui.desk import Desk;"
-        "from ui.texts import Texts; from yuegp.jobs import Queue;"
+        "import sys; from pathlib import Path; from ui.app import build, look; from ui.context import Desk;"
+        "from ui.texts import Texts; from yuegp.jobs.queue import Queue;"
         "build(Desk(Path('songs').absolute(), Queue()), Texts('en')); look(); print('torch' in sys.modules)"
     )
     done = subprocess.run(
@@ -73,32 +76,32 @@ def test_a_browser_names_songs_and_never_paths(desk: Desk, name: str) -> None:
 
 
 def test_words_are_read_as_the_song_reads_them() -> None:
-    read = create_words.read("[Chorus x2]\nla la\n\n[zither]\n", T)
+    read = words.read("[Chorus x2]\nla la\n\n[zither]\n", T)
     assert [(row["label"], row["words"]) for row in read["sections"]] == [("Chorus x2", "la la"), ("zither", "")]
     assert "chorus" in read["sections"][0]["hint"] and "unusual" in read["sections"][1]["hint"]
     assert read["language"] == "en" and "2 sections" in read["total"]
 
 
 def test_words_that_are_not_sung_are_marked() -> None:
-    kinds = {note["kind"] for note in create_words.read("[verse]\n[start_of_segment] la\n", T)["notes"]}
+    kinds = {note["kind"] for note in words.read("[verse]\n[start_of_segment] la\n", T)["notes"]}
     assert "unsung" in kinds
 
 
 @pytest.mark.parametrize("text", ["[verse]\n\x07", "[verse]\n" + "la " * 5000, "\ud800"])
 def test_a_text_that_cannot_be_read_is_shown_whole_with_the_reason(text: str) -> None:
-    read = create_words.read(text, T)
+    read = words.read(text, T)
     assert [note["kind"] for note in read["notes"]] == ["bad"]
     assert read["sections"][0]["words"] == text
 
 
 def test_the_examples_and_forms_can_be_made_into_songs() -> None:
-    for example in create_words.examples():
+    for example in words.examples():
         asked = create_plan.asked(values(words=example.lyrics, tags=example.tags, instrumental=example.instrumental), T)
         assert asked.request.sections
-        assert not create_tags.read(example.tags, "en", example.instrumental)["hints"]
+        assert not tags.read(example.tags, "en", example.instrumental)["hints"]
         assert T(f"create.example.{example.name}")
-    for name, labels in create_words.SHAPES.items():
-        assert tuple(section.label for section in lyrics.parse(create_words.shape(name)).sections) == labels
+    for name, labels in words.SHAPES.items():
+        assert tuple(section.label for section in lyrics.parse(words.shape(name)).sections) == labels
         assert T(f"create.shape.{name}")
 
 
@@ -106,23 +109,23 @@ def test_the_examples_and_forms_can_be_made_into_songs() -> None:
 
 
 def test_chinese_words_bring_the_languages_to_choose_from() -> None:
-    hints = create_tags.read("pop piano happy female bright vocal", "zh", False)["hints"]
+    hints = tags.read("pop piano happy female bright vocal", "zh", False)["hints"]
     assert [hint["add"] for hint in hints] == [["Mandarin", "Cantonese"]]
-    assert create_tags.read("pop piano happy female bright vocal Mandarin", "zh", False)["hints"] == []
+    assert tags.read("pop piano happy female bright vocal Mandarin", "zh", False)["hints"] == []
 
 
 def test_known_tags_are_found_whatever_their_spelling() -> None:
-    assert create_tags.read("Hip Hop, zydeco-core", "en", False)["folded"][:1] == ["hiphop"]
-    assert "bracket" in create_tags.read("pop [verse]", "en", False)["hints"][0]["text"]
+    assert tags.read("Hip Hop, zydeco-core", "en", False)["folded"][:1] == ["hiphop"]
+    assert "bracket" in tags.read("pop [verse]", "en", False)["hints"][0]["text"]
 
 
 # Model
 
 
 def test_the_model_follows_language_and_reference(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(models, "find", lambda name: SimpleNamespace(id=name, title=name))
+    monkeypatch.setattr(sets, "find", lambda name: SimpleNamespace(id=name, title=name))
     chosen = {
-        (language, reference): create_model.choose("", language, reference, T).model.id
+        (language, reference): model.choose("", language, reference, T).model.id
         for language in ("en", "zh", "ja", "ko")
         for reference in (False, True)
     }
@@ -135,7 +138,7 @@ def test_the_model_follows_language_and_reference(monkeypatch: pytest.MonkeyPatc
 
 
 def test_without_the_real_models_the_demo_is_named_plainly() -> None:
-    choice = create_model.choose("", "ja", False, T)
+    choice = model.choose("", "ja", False, T)
     assert choice.model.id == "demo" and choice.missing == "yue-jp-kr-cot"
     assert "does not sing words" in choice.reason and "Japanese" in choice.reason
 
@@ -143,10 +146,10 @@ def test_without_the_real_models_the_demo_is_named_plainly() -> None:
 def test_a_wish_is_followed_or_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("YUEGP_MODELS", str(tmp_path))
     make_set(tmp_path / "mine", "tiny")
-    assert create_model.choose("mine", "en", False, T).model.id == "mine"
-    assert "mine" in [name for _, name in create_model.usable()]
+    assert model.choose("mine", "en", False, T).model.id == "mine"
+    assert "mine" in [name for _, name in model.usable()]
     with pytest.raises(ModelError):
-        create_model.choose("nothing", "en", False, T)
+        model.choose("nothing", "en", False, T)
 
 
 # Reference
@@ -232,7 +235,7 @@ def test_a_song_without_a_title_is_named_by_its_first_line() -> None:
 
 
 def test_every_version_is_a_take_with_its_own_seed(desk: Desk) -> None:
-    name = create_page.begin(desk, create_plan.asked(values(takes=3, seed=7, title="Three"), T))
+    name = page.begin(desk, create_plan.asked(values(takes=3, seed=7, title="Three"), T))
     song = desk.song(name)
     assert [song.take(n).info.request.seed for n in song.take_numbers()] == [7, 8, 9]
     assert [(job.take, job.state) for job in desk.jobs(name)] == [(n, State.WAITING) for n in (1, 2, 3)]
@@ -242,13 +245,13 @@ def test_every_version_is_a_take_with_its_own_seed(desk: Desk) -> None:
 
 def test_nothing_is_written_for_a_song_that_is_refused(desk: Desk) -> None:
     with pytest.raises(RequestError):
-        create_page.begin(desk, create_plan.asked(values(tags="[pop]"), T))
+        page.begin(desk, create_plan.asked(values(tags="[pop]"), T))
     assert not desk.root.exists() and desk.jobs() == []
 
 
 def test_a_songs_settings_come_back_as_they_were(desk: Desk) -> None:
-    name = create_page.begin(desk, create_plan.asked(values(seed=7, temperature=0.8, title="Again"), T))
-    shown = create_page._shown(desk.take(name, 1).info.request)
+    name = page.begin(desk, create_plan.asked(values(seed=7, temperature=0.8, title="Again"), T))
+    shown = page._shown(desk.take(name, 1).info.request)
     assert (shown["words"], shown["tags"], shown["seed"]) == (WORDS, values()["tags"], 7)
     assert (shown["temperature"], shown["top_p"], shown["title"]) == (0.8, None, "Again")
 
@@ -262,7 +265,7 @@ def test_one_section_is_one_section_in_every_language(desk: Desk) -> None:
         plan = create_plan.describe(values(words="[verse]\nhold the light\n"), desk.root, t)
         length = next(row["text"] for row in plan["rows"] if row["name"] == t("create.plan.length"))
         assert "1" in length and "1 sections" not in length
-        assert "1 sections" not in create_words.read("[verse]\nla\n", t)["total"]
+        assert "1 sections" not in words.read("[verse]\nla\n", t)["total"]
 
 
 def test_the_plan_says_how_the_models_are_held_and_follows_the_wish(desk: Desk) -> None:
@@ -275,12 +278,12 @@ def test_the_plan_says_how_the_models_are_held_and_follows_the_wish(desk: Desk) 
 
 
 def test_wishes_go_with_the_jobs_and_impossible_ones_leave_nothing_behind(desk: Desk) -> None:
-    name = create_page.begin(desk, create_plan.asked(values(takes=2, device="cpu", weights="int8"), T))
+    name = page.begin(desk, create_plan.asked(values(takes=2, device="cpu", weights="int8"), T))
     assert [job.wishes for job in desk.jobs(name)] == [Wishes(weights="int8")] * 2
     assert "int8" not in (desk.root / name / "song.json").read_text()
     before = list(desk.root.iterdir())
     with pytest.raises(DeviceError):
-        create_page.begin(desk, create_plan.asked(values(device="cpu", kv="q8"), T))
+        page.begin(desk, create_plan.asked(values(device="cpu", kv="q8"), T))
     assert list(desk.root.iterdir()) == before and len(desk.jobs()) == 2
 
 
@@ -289,7 +292,7 @@ def test_a_songs_reference_is_lent_as_a_copy_with_its_window(
 ) -> None:
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "uploads"))
     reference = Reference(mix=tone(tmp_path / "a.wav", 8), start=2, end=5)
-    name = create_page.begin(desk, create_plan.asked(values(reference=reference), T))
+    name = page.begin(desk, create_plan.asked(values(reference=reference), T))
     kept = desk.take(name, 1).info.request.reference
     lent = create_reference.lend(kept)
     assert lent.window == {"start": 2, "end": 5} and lent.files["vocal"] is None

@@ -16,14 +16,14 @@ torch = pytest.importorskip("torch")
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from tools import train_demo  # noqa: E402
+from tools.demo import train as train_demo  # noqa: E402
 from tools.demo import lessons, listen, lm, network, phrasebook, pictures, songs, syllables, text  # noqa: E402
 from tools.demo.trainer import Plan, Trainer, meet  # noqa: E402
 from yuegp.lm import Setup, open_engine  # noqa: E402
-from yuegp.prompts import build  # noqa: E402
-from yuegp.song import Section  # noqa: E402
-from yuegp.tokenizer import SentencePieceTokenizer  # noqa: E402
-from yuegp.vocab import VocabLayout, interleave  # noqa: E402
+from yuegp.tokens.prompts import build  # noqa: E402
+from yuegp.song.schema import Section  # noqa: E402
+from yuegp.tokens.tokenizer import SentencePieceTokenizer  # noqa: E402
+from yuegp.tokens.vocab import VocabLayout, interleave  # noqa: E402
 
 torch.set_num_threads(1)
 

@@ -12,10 +12,12 @@ import soundfile
 
 from tools.demo import songs
 from tools.demo.listen import beat_correlation
-from yuegp import edit, library, models, pipeline, planning
+from yuegp.generation import edit, pipeline, plan as planning
+from yuegp.library import store
+from yuegp.checkpoints import sets
 from yuegp.errors import Cancelled
-from yuegp.library import Take
-from yuegp.song import Section, SongRequest, Stage, TakeInfo
+from yuegp.library.store import Take
+from yuegp.song.schema import Section, SongRequest, Stage, TakeInfo
 
 
 def request(genre: str, seed: int = 1) -> SongRequest:
@@ -27,7 +29,7 @@ def request(genre: str, seed: int = 1) -> SongRequest:
 
 def make(asked: SongRequest, root: Path) -> Take:
     plan = pipeline.plan(asked)
-    song = library.create(plan.request, root)
+    song = store.create(plan.request, root)
     take = song.new_take(TakeInfo(number=0, request=song.request))
     pipeline.run(plan, take)
     return take
@@ -56,7 +58,7 @@ def test_a_song_keeps_a_steady_beat(sung: tuple[str, Take]) -> None:
 
 
 def test_each_track_keeps_to_its_codes(sung: tuple[str, Take]) -> None:
-    drawable = models.find("demo").drawable
+    drawable = sets.find("demo").drawable
     assert drawable is not None
     for track, allowed in zip(sung[1].load_stage1()[:, 0], drawable, strict=True):
         assert set(track.tolist()) <= set(allowed)
@@ -72,7 +74,7 @@ def test_the_same_seed_sings_the_same_and_another_differently(tmp_path: Path) ->
 def test_a_stopped_song_goes_on_as_if_it_had_not_been(tmp_path: Path) -> None:
     whole = make(request("rock"), tmp_path)
     plan = pipeline.plan(request("rock"))
-    song = library.create(plan.request, tmp_path)
+    song = store.create(plan.request, tmp_path)
     take = song.new_take(TakeInfo(number=0, request=song.request))
     for limit in (60, 900):
         count = 0
@@ -93,7 +95,7 @@ def test_a_stopped_song_goes_on_as_if_it_had_not_been(tmp_path: Path) -> None:
 
 def test_candidates_in_one_batch_are_what_they_are_alone(tmp_path: Path) -> None:
     take = make(request("dance"), tmp_path)
-    song = library.open_song(take.folder.parent.parent)
+    song = store.open_song(take.folder.parent.parent)
     batch = edit.choices(song, take, 0, [5, 6], "stop", lambda event: None)
     for seed, candidate in zip((5, 6), batch, strict=True):
         alone = edit.redo(song, take, 0, seed, later="stop")

@@ -26,9 +26,9 @@ from tools.demo.songs import (
     section_frames,
 )
 from tools.demo.syllables import CONSONANTS, VOWELS, syllabify
-from yuegp import tags
+from yuegp.song import tags
 from yuegp.codec import load_codec, load_upsampler
-from yuegp.song import Track
+from yuegp.song.schema import Track
 
 # Syllables
 

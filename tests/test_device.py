@@ -13,10 +13,10 @@ from types import SimpleNamespace
 import pytest
 from conftest import ROOT
 
-from door import machine as machine_
+from installer import probe as machine_
 from offload import device, smi
 from offload.device import DESKTOP, DRIVER, GIB, MIB, Card, imagined, machine, parse_size, parse_smi, visible
-from yuegp import facts
+from yuegp.system import environment
 from yuegp.errors import RequestError
 
 TWO = """0, NVIDIA GeForce RTX 3080, 10240, 9011, 8.6, Enabled, 4, 16
@@ -99,7 +99,7 @@ def test_cards_named_by_their_uuids(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}/usr/bin{os.pathsep}/bin")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-3f2b,GPU-3f2a")
     assert [(card.index, card.name[-7:]) for card in device._smi_cards()] == [(0, "4060 Ti"), (1, "TX 3080")]
-    assert [card.name for card in facts.cards()] == ["B", "A"]
+    assert [card.name for card in environment.cards()] == ["B", "A"]
 
 
 def test_two_equal_cards_are_told_apart_by_their_place() -> None:

@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from door.main import HELP, read
-from yuegp.cli import build_parser, main
+from installer.main import HELP, read
+from yuegp.cli.main import build_parser, main
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
@@ -90,7 +90,7 @@ def reason(command: str) -> str:
 
 
 def parse(command: str) -> None:
-    """Through the door's parser and the program's. AssertionError when one of them refuses it."""
+    """Through the installer's parser and the program's. AssertionError when one of them refuses it."""
     args = list(read(words(command), {}).args)
     if args and args[0] not in DOOR and "…" not in args:
         try:
@@ -211,7 +211,7 @@ def test_every_page_is_in_the_index() -> None:
 
 def test_environment_variables_are_those_of_the_code() -> None:
     variable = re.compile(r"\bYUEGP_[A-Z0-9_]*[A-Z0-9]\b")
-    rooms = [ROOT / room for room in ("yuegp", "ui", "offload", "quant", "door", "tools", "tests")]
+    rooms = [ROOT / room for room in ("yuegp", "ui", "offload", "quant", "installer", "tools", "tests")]
     files = [ROOT / "launch.py", *(path for room in rooms for path in room.rglob("*.py") if path != Path(__file__))]
     read_by_code = {name for path in files for name in variable.findall(path.read_text(encoding="utf-8"))}
     told = {name for page in PAGES for name in variable.findall(page.read_text(encoding="utf-8"))}

@@ -15,9 +15,10 @@ import pytest
 
 from tools.faults import CPU, FAULTS, GIB, GPU, Fault
 from tools.write_troubleshooting import PAGE, page
-from yuegp import cli, doctor, facts
-from yuegp.doctor import FAIL, OK, WARN, Finding, judge
-from yuegp.facts import Card, Facts
+from yuegp.cli import main
+from yuegp.system import doctor, environment as facts
+from yuegp.system.doctor import FAIL, OK, WARN, Finding, judge
+from yuegp.system.environment import Card, Facts
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=[fault.story for fault in FAULTS])
@@ -98,10 +99,10 @@ def test_the_command_ends_with_4_when_something_does_not_work(
         return lambda port: [Finding("sound", state, "Cannot write FLAC.", "Do this.")]
 
     monkeypatch.setattr(doctor, "examine", found(FAIL))
-    assert cli.main(["doctor", "--json"]) == 4
+    assert main.main(["doctor", "--json"]) == 4
     assert json.loads(capsys.readouterr().out)["findings"][0]["hint"] == "Do this."
     monkeypatch.setattr(doctor, "examine", found(WARN))
-    assert cli.main(["doctor"]) == 0
+    assert main.main(["doctor"]) == 0
     assert "warn  sound: Cannot write FLAC.\n      Do this." in capsys.readouterr().out
 
 

@@ -1,4 +1,4 @@
-"""The door's decisions, on machines made up in `machines.json`, and what they rest on. Nothing is installed."""
+"""The installer's decisions, on machines made up in `machines.json`, and what they rest on. Nothing is installed."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 
-from door import builds, choose, install, machine, main, own_folders, record, steps
-from door.choose import Plan, decide
-from door.machine import Card, Interpreter
-from door.pretend import pretend
-from door.words import SetupError
+from installer import builds, choose, install, probe, main, own_folders, record, steps
+from installer.choose import Plan, decide
+from installer.probe import Card, Interpreter
+from installer.pretend import pretend
+from installer.console import SetupError
 
 ROOT = Path(__file__).resolve().parent.parent
 MACHINES = json.loads((Path(__file__).parent / "machines.json").read_text("utf-8"))
@@ -192,13 +192,13 @@ def test_a_step_without_a_way_is_refused_in_a_sentence(tmp_path: Path) -> None:
 
 def test_looking_stops_at_the_first_that_fits(monkeypatch: pytest.MonkeyPatch) -> None:
     answers = {"a": None, "b": Interpreter(("b",), (3, 9, 1)), "c": Interpreter(("c",), (3, 11, 7))}
-    monkeypatch.setattr(machine, "probe", lambda command: answers[command[0]])
+    monkeypatch.setattr(probe, "probe", lambda command: answers[command[0]])
 
     def commands() -> Iterator[list[str]]:
         yield from (["a"], ["b"], ["c"])
         raise AssertionError("asked on")
 
-    assert [python.command for python in machine.find_pythons(commands())] == [("b",), ("c",)]
+    assert [python.command for python in probe.find_pythons(commands())] == [("b",), ("c",)]
 
 
 def test_the_python_asked_for_is_taken_or_refused() -> None:
@@ -211,20 +211,20 @@ def test_the_python_asked_for_is_taken_or_refused() -> None:
 
 def test_a_name_on_the_path_that_leads_nowhere_is_no_python(tmp_path: Path) -> None:
     """As pyenv's shims do: the file is there, starting it fails."""
-    assert machine.probe([str(tmp_path / "absent")]) is None
-    assert machine.probe([sys.executable, "-c", "raise SystemExit(127)"]) is None
-    answer = machine.probe([sys.executable])
+    assert probe.probe([str(tmp_path / "absent")]) is None
+    assert probe.probe([sys.executable, "-c", "raise SystemExit(127)"]) is None
+    answer = probe.probe([sys.executable])
     assert answer and tuple(answer.version) == sys.version_info[:3] and answer.bits == 64
-    assert answer.kind == "cpython" and machine.fits(answer)
+    assert answer.kind == "cpython" and probe.fits(answer)
 
 
 def test_a_uv_that_does_not_start_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocked by a company, taken away by a virus scanner, or hanging at it."""
-    assert not machine.is_uv([str(tmp_path / "uv")])
-    assert not machine.is_uv([sys.executable, "-c", "raise SystemExit(1)"])
-    assert machine.is_uv([sys.executable, "-c", "print('uv 0.13.8 (x86_64)')"])
-    monkeypatch.setattr(machine, "TIME_LIMIT", 0.1)
-    assert not machine.is_uv([sys.executable, "-c", "import time; print('uv 1', flush=True); time.sleep(600)"])
+    assert not probe.is_uv([str(tmp_path / "uv")])
+    assert not probe.is_uv([sys.executable, "-c", "raise SystemExit(1)"])
+    assert probe.is_uv([sys.executable, "-c", "print('uv 0.13.8 (x86_64)')"])
+    monkeypatch.setattr(probe, "TIME_LIMIT", 0.1)
+    assert not probe.is_uv([sys.executable, "-c", "import time; print('uv 1', flush=True); time.sleep(600)"])
 
 
 @pytest.mark.parametrize(
@@ -238,20 +238,20 @@ def test_a_uv_that_does_not_start_is_none(tmp_path: Path, monkeypatch: pytest.Mo
     ],
 )
 def test_a_folder_that_is_copied_elsewhere_is_known(folder: str, env: dict[str, str], service: str) -> None:
-    assert machine.synced_by(Path(folder), env) == service
+    assert probe.synced_by(Path(folder), env) == service
 
 
 def test_where_a_python_is_looked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert list(machine.python_commands("Linux", {"YUEGP_PYTHON": "/opt/my python"})) == [["/opt/my python"]]
+    assert list(probe.python_commands("Linux", {"YUEGP_PYTHON": "/opt/my python"})) == [["/opt/my python"]]
     monkeypatch.setattr(shutil, "which", lambda name: f"C:/{name}" if name in ("py", "python3.13") else None)
-    own, *others = machine.python_commands("Windows", {})
+    own, *others = probe.python_commands("Windows", {})
     assert Path(own[0]).exists()
     assert others == [["py", "-3.12"], ["py", "-3.11"], ["C:/python3.13"], ["py", "-3.13"]]
 
 
 def test_the_door_is_readable_by_old_pythons() -> None:
-    """3.8 for the door; launch.py itself even by Python 2, so that it can say what is missing."""
-    for path in (ROOT / "door").glob("*.py"):
+    """3.8 for the installer; launch.py itself even by Python 2, so that it can say what is missing."""
+    for path in (ROOT / "installer").glob("*.py"):
         tree = ast.parse(path.read_text("utf-8"), feature_version=(3, 8))
         for node in ast.walk(tree):
             assert not isinstance(node, ast.Match | ast.TryStar), (path, node.lineno)
@@ -270,16 +270,16 @@ def test_the_door_is_readable_by_old_pythons() -> None:
 
 def test_cards_are_read_from_what_the_driver_says() -> None:
     text = "NVIDIA GeForce RTX 4090, 560.35.03, 8.9, 24564\r\nNVIDIA GB10, 580.95.05, 12.1, [N/A]\r\n"
-    assert machine.parse_cards(text) == [
+    assert probe.parse_cards(text) == [
         Card("NVIDIA GeForce RTX 4090", "560.35.03", (8, 9), 24564 / 1024),
         Card("NVIDIA GB10", "580.95.05", (12, 1), None),
     ]
-    assert machine.parse_cards("GeForce GTX 1060, 390.157\n") == [Card("GeForce GTX 1060", "390.157", None)]
-    assert machine.parse_cards('Field "compute_cap" is not a valid field to query.\n') == []
+    assert probe.parse_cards("GeForce GTX 1060, 390.157\n") == [Card("GeForce GTX 1060", "390.157", None)]
+    assert probe.parse_cards('Field "compute_cap" is not a valid field to query.\n') == []
     failed = "NVIDIA-SMI has failed because it couldn't communicate with the NVIDIA driver.\n"
-    assert machine.parse_cards(failed) == []
-    assert machine.parse_cards("No devices were found\n") == [] and machine.parse_cards("") == []
-    assert machine.parse_cards("Orin (nvgpu), N/A, N/A, N/A\n") == []
+    assert probe.parse_cards(failed) == []
+    assert probe.parse_cards("No devices were found\n") == [] and probe.parse_cards("") == []
+    assert probe.parse_cards("Orin (nvgpu), N/A, N/A, N/A\n") == []
 
 
 @pytest.mark.parametrize(
@@ -303,8 +303,8 @@ def test_a_driver_too_old_to_name_the_capability_is_asked_again(
         return 'Field "compute_cap" is not valid.' if "compute_cap" in command[1] else f"{name}, 390.157\n"
 
     monkeypatch.setattr(shutil, "which", lambda name, path=None: "nvidia-smi")
-    monkeypatch.setattr(machine, "ask", answer)
-    cards = machine.find_cards()
+    monkeypatch.setattr(probe, "ask", answer)
+    cards = probe.find_cards()
     assert cards == [Card(name, "390.157", None)]
     choice = builds.choose_build("auto", pretend("linux")._replace(cards=cards), "x86_64")
     assert choice.build == "cpu" and why in choice.reason and name in choice.reason
@@ -315,11 +315,11 @@ def test_the_release_of_macos_is_believed_unless_it_is_the_one_for_old_programs(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, said: str, release: tuple[int, int] | None
 ) -> None:
     """A Python built for older systems (conda's) is told 10.16 on every newer one."""
-    monkeypatch.setattr(machine.platform, "system", lambda: "Darwin")
-    monkeypatch.setattr(machine.platform, "mac_ver", lambda: (said, ("", "", ""), "arm64"))
-    monkeypatch.setattr(machine, "find_pythons", lambda commands: [])
-    monkeypatch.setattr(machine, "find_cards", lambda: [])
-    assert machine.look({}, tmp_path / ".venv").release == release
+    monkeypatch.setattr(probe.platform, "system", lambda: "Darwin")
+    monkeypatch.setattr(probe.platform, "mac_ver", lambda: (said, ("", "", ""), "arm64"))
+    monkeypatch.setattr(probe, "find_pythons", lambda commands: [])
+    monkeypatch.setattr(probe, "find_cards", lambda: [])
+    assert probe.look({}, tmp_path / ".venv").release == release
 
 
 @pytest.mark.parametrize(
@@ -333,11 +333,11 @@ def test_the_release_of_macos_is_believed_unless_it_is_the_one_for_old_programs(
 def test_the_kernel_tells_windows_beneath_and_jetsons(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, kernel: str, wsl: bool, jetson: bool
 ) -> None:
-    monkeypatch.setattr(machine.platform, "system", lambda: "Linux")
-    monkeypatch.setattr(machine.platform, "release", lambda: kernel)
-    monkeypatch.setattr(machine, "find_pythons", lambda commands: [])
-    monkeypatch.setattr(machine, "find_cards", lambda: [])
-    found = machine.look({}, tmp_path / ".venv")
+    monkeypatch.setattr(probe.platform, "system", lambda: "Linux")
+    monkeypatch.setattr(probe.platform, "release", lambda: kernel)
+    monkeypatch.setattr(probe, "find_pythons", lambda commands: [])
+    monkeypatch.setattr(probe, "find_cards", lambda: [])
+    found = probe.look({}, tmp_path / ".venv")
     assert (found.wsl, found.jetson) == (wsl, jetson)
 
 
@@ -369,8 +369,8 @@ def test_makers_of_cards_are_read_from_the_bus(tmp_path: Path) -> None:
         (tmp_path / name / "class").write_text(kind + "\n")
         (tmp_path / name / "vendor").write_text(maker + "\n")
     (tmp_path / "d").mkdir()
-    assert machine.makers(tmp_path) == ["AMD", "NVIDIA"]
-    assert machine.makers(tmp_path / "absent") == []
+    assert probe.makers(tmp_path) == ["AMD", "NVIDIA"]
+    assert probe.makers(tmp_path / "absent") == []
 
 
 # ---- Environments ----------------------------------------------------------------------------------------------------

@@ -18,12 +18,12 @@ from hub_server import Hub
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from yuegp import download, places, transfer
-from yuegp import hub as hub_room
-from yuegp.download import Pace
+from yuegp.checkpoints import download, locate, transfer
+from yuegp.checkpoints import hub as hub_room
+from yuegp.checkpoints.download import Pace
 from yuegp.errors import Cancelled, ModelError
-from yuegp.hub import HubUnreachable
-from yuegp.registry import Checkpoint
+from yuegp.checkpoints.hub import HubUnreachable
+from yuegp.checkpoints.registry import Checkpoint
 
 SIZE = 70_000
 ENTRY = Checkpoint("mine", "somebody/model", "stage1", "en", "cot")
@@ -58,7 +58,7 @@ def refusal(call: Callable[[], object], kind: type[ModelError] = ModelError) -> 
 def test_a_repository_arrives_without_what_nobody_loads(hub: Hub, repo: Path) -> None:
     seen: list[tuple[str, int, int]] = []
     folder = download.get(ENTRY, lambda *report: seen.append(report))
-    assert folder == places.own_folder(ENTRY) and same(folder, repo)
+    assert folder == locate.own_folder(ENTRY) and same(folder, repo)
     assert {p.name for p in folder.iterdir()} == {"model.safetensors", "config.json", "tokenizer.model"}
     total = sum((repo / p.name).stat().st_size for p in folder.iterdir())
     assert seen[-1] == ("mine", total, total)
@@ -67,7 +67,7 @@ def test_a_repository_arrives_without_what_nobody_loads(hub: Hub, repo: Path) ->
 
 def test_what_was_downloaded_is_pinned_to_its_commit_and_checksums(hub: Hub, repo: Path) -> None:
     download.get(ENTRY)
-    pin = places.read_pin(ENTRY)
+    pin = locate.read_pin(ENTRY)
     assert pin is not None and pin.complete and len(pin.commit) == 40 and pin.revision is None
     digest = hashlib.sha256((repo / "model.safetensors").read_bytes()).hexdigest()
     assert pin.files["model.safetensors"] == (SIZE, digest)
@@ -119,10 +119,10 @@ def test_cut_off_at_any_byte_it_goes_on_there(hub: Hub, repo: Path, cuts: list[i
     entry = Checkpoint(f"cut-{os.urandom(4).hex()}", ENTRY.repo, "stage1", revision=None)
     hub.cuts["model.safetensors"] = list(cuts)
     hub.log.clear()
-    folder = places.models_dir() / entry.folder
+    folder = locate.models_dir() / entry.folder
     for leftover in folder.glob("*"):
         leftover.unlink()
-    (places.models_dir() / "pins" / f"{entry.folder}.json").unlink(missing_ok=True)
+    (locate.models_dir() / "pins" / f"{entry.folder}.json").unlink(missing_ok=True)
     assert same(download.get(entry), repo)
     at, ranges = 0, ["None"]
     for cut in cuts:
@@ -138,7 +138,7 @@ def test_cut_off_at_any_byte_it_goes_on_there(hub: Hub, repo: Path, cuts: list[i
 @given(at=st.integers(0, SIZE))
 def test_a_part_left_by_an_ended_program_is_gone_on_with(hub: Hub, repo: Path, at: int) -> None:
     """Known from huggingface_hub: across processes it starts again from the first byte."""
-    folder = places.own_folder(ENTRY)
+    folder = locate.own_folder(ENTRY)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "model.safetensors").unlink(missing_ok=True)
     (folder / "model.safetensors.part").write_bytes((repo / "model.safetensors").read_bytes()[:at])
@@ -154,17 +154,17 @@ def test_a_killed_download_is_gone_on_with(hub: Hub, repo: Path, tmp_path: Path)
     paths = f"{Path(__file__).parent}{os.pathsep}{Path(__file__).parent.parent}"
     env = os.environ | {"HF_HUB_OFFLINE": "0", "PYTHONPATH": paths}
     child = subprocess.Popen([sys.executable, "-c", code], env=env, stderr=subprocess.PIPE)
-    part = places.own_folder(ENTRY) / "model.safetensors.part"
+    part = locate.own_folder(ENTRY) / "model.safetensors.part"
     until = time.monotonic() + 60
     while not (part.is_file() and part.stat().st_size) and child.poll() is None and time.monotonic() < until:
         time.sleep(0.01)
     child.kill()
-    assert child.wait() != 0 and places.unfinished(ENTRY), child.communicate()
+    assert child.wait() != 0 and locate.unfinished(ENTRY), child.communicate()
     hub.slow.set()
     hub.log.clear()
     begun = part.stat().st_size
     assert 0 < begun < SIZE
-    assert same(download.get(ENTRY), repo) and not places.unfinished(ENTRY)
+    assert same(download.get(ENTRY), repo) and not locate.unfinished(ENTRY)
     assert f"bytes={begun}-" in [span for _, _, span in hub.log]
 
 
@@ -211,10 +211,10 @@ def test_raising_cancelled_stops_and_keeps_what_arrived(hub: Hub, repo: Path, mo
     with pytest.raises(Cancelled):
         download.get(ENTRY, stop)
     hub.slow.set()
-    kept = (places.own_folder(ENTRY) / "model.safetensors.part").stat().st_size
-    assert kept > 0 and places.unfinished(ENTRY) and places.locate(ENTRY) is None
+    kept = (locate.own_folder(ENTRY) / "model.safetensors.part").stat().st_size
+    assert kept > 0 and locate.unfinished(ENTRY) and locate.locate(ENTRY) is None
     hub.slow = None
-    assert same(download.get(ENTRY), repo) and places.locate(ENTRY) == places.own_folder(ENTRY)
+    assert same(download.get(ENTRY), repo) and locate.locate(ENTRY) == locate.own_folder(ENTRY)
 
 
 # Damage
@@ -223,10 +223,10 @@ def test_raising_cancelled_stops_and_keeps_what_arrived(hub: Hub, repo: Path, mo
 def test_a_wrong_checksum_is_kept_aside_under_a_name_and_fetched_anew_when_asked(hub: Hub, repo: Path) -> None:
     hub.damage["model.safetensors"] = 40_000
     error = refusal(lambda: download.get(ENTRY))
-    aside = next(places.own_folder(ENTRY).glob("*.bad"))
+    aside = next(locate.own_folder(ENTRY).glob("*.bad"))
     assert "model.safetensors of somebody/model arrived damaged: checksum" in error.what and str(aside) in error.what
     assert "again" in error.hint and aside.stat().st_size == SIZE
-    assert not (places.own_folder(ENTRY) / "model.safetensors").exists()
+    assert not (locate.own_folder(ENTRY) / "model.safetensors").exists()
     hub.damage.clear()
     assert same(download.get(ENTRY), repo) and aside.exists()
 
@@ -237,7 +237,7 @@ def test_small_files_are_held_to_gits_checksum(hub: Hub, repo: Path) -> None:
 
 
 def test_a_part_that_is_not_of_this_file_is_found_out(hub: Hub, repo: Path) -> None:
-    folder = places.own_folder(ENTRY)
+    folder = locate.own_folder(ENTRY)
     folder.mkdir(parents=True)
     (folder / "model.safetensors.part").write_bytes(b"x" * 5_000)
     assert "arrived damaged" in refusal(lambda: download.get(ENTRY)).what
@@ -245,7 +245,7 @@ def test_a_part_that_is_not_of_this_file_is_found_out(hub: Hub, repo: Path) -> N
 
 
 def test_a_longer_part_is_found_out(hub: Hub, repo: Path) -> None:
-    folder = places.own_folder(ENTRY)
+    folder = locate.own_folder(ENTRY)
     folder.mkdir(parents=True)
     (folder / "model.safetensors.part").write_bytes(b"x" * (SIZE + 5))
     assert f"{SIZE + 5:,} bytes instead of {SIZE:,}" in refusal(lambda: download.get(ENTRY)).what
@@ -253,7 +253,7 @@ def test_a_longer_part_is_found_out(hub: Hub, repo: Path) -> None:
 
 def test_git_lfs_stubs_and_truncated_shards_are_mended(hub: Hub, repo: Path) -> None:
     """Known from YuE (pull request 153): 133-byte stubs in the place of the weights, and a strange error later."""
-    folder = places.own_folder(ENTRY)
+    folder = locate.own_folder(ENTRY)
     folder.mkdir(parents=True)
     stub = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
     (folder / "tokenizer.model").write_bytes(stub)
@@ -264,7 +264,7 @@ def test_git_lfs_stubs_and_truncated_shards_are_mended(hub: Hub, repo: Path) -> 
 
 
 def test_files_put_there_by_hand_are_verified_and_kept(hub: Hub, repo: Path) -> None:
-    folder = places.own_folder(ENTRY)
+    folder = locate.own_folder(ENTRY)
     folder.mkdir(parents=True)
     (folder / "model.safetensors").write_bytes((repo / "model.safetensors").read_bytes())
     assert same(download.get(ENTRY), repo) and hub.gets("model.safetensors") == []
@@ -283,11 +283,11 @@ def test_a_file_changed_later_is_named_with_both_checksums(hub: Hub, repo: Path)
 
 def test_another_revision_than_the_wanted_one_is_refused(hub: Hub, repo: Path) -> None:
     download.get(ENTRY)
-    pin = places.read_pin(ENTRY)
+    pin = locate.read_pin(ENTRY)
     assert pin is not None
     pin.revision = "v0.9"  # as after an update of the program that wants another one
-    places.write_pin(ENTRY, pin)
-    error = refusal(lambda: download.check_pin(ENTRY, places.own_folder(ENTRY)))
+    locate.write_pin(ENTRY, pin)
+    error = refusal(lambda: download.check_pin(ENTRY, locate.own_folder(ENTRY)))
     assert "holds revision v0.9 of somebody/model, not main of somebody/model" in error.what
 
 
@@ -313,7 +313,7 @@ def test_what_the_hub_refuses_is_said_in_words(
     hub.refuse[ENTRY.repo] = status, code
     error = refusal(lambda: download.get(ENTRY))
     assert words in error.what and hint in error.hint
-    assert not places.own_folder(ENTRY).exists()
+    assert not locate.own_folder(ENTRY).exists()
 
 
 def test_a_repository_without_the_files_it_should_have_is_refused(hub: Hub, repo: Path) -> None:
@@ -405,7 +405,7 @@ def test_a_disk_that_fills_up_on_the_way_is_named_and_the_rest_kept(
     full = Path("/dev/full")
     if not full.exists():
         pytest.skip("this system has no /dev/full")
-    folder = places.own_folder(ENTRY)
+    folder = locate.own_folder(ENTRY)
     folder.mkdir(parents=True)
     (folder / "model.safetensors.part").symlink_to(full)
     monkeypatch.setattr(transfer.Transfer, "_catch_up", lambda *arguments: None)  # reading it never ends
@@ -415,14 +415,14 @@ def test_a_disk_that_fills_up_on_the_way_is_named_and_the_rest_kept(
 
 @pytest.mark.skipif(sys.platform == "win32", reason="permissions of another kind")
 def test_a_folder_that_cannot_be_written_is_named(hub: Hub, repo: Path) -> None:
-    places.models_dir().parent.mkdir(parents=True, exist_ok=True)
-    places.models_dir().write_text("a file in the folder's place")
+    locate.models_dir().parent.mkdir(parents=True, exist_ok=True)
+    locate.models_dir().write_text("a file in the folder's place")
     error = refusal(lambda: download.get(ENTRY))
     assert "cannot be written" in error.what and "YUEGP_MODELS" in error.hint
 
 
 def test_a_folder_in_use_by_another_process_is_left_alone(hub: Hub, repo: Path) -> None:
-    folder = places.own_folder(ENTRY)
+    folder = locate.own_folder(ENTRY)
     folder.mkdir(parents=True)
     code = (
         "import sys; from pathlib import Path; from yuegp.locks import song_lock\n"
@@ -463,7 +463,7 @@ def test_a_file_of_the_same_name_and_other_content_is_not_taken(hub: Hub, repo: 
 
 
 def test_the_hub_librarys_cache_is_used_file_by_file(hub: Hub, repo: Path) -> None:
-    snapshot = places.cache_dir() / "models--some--other" / "snapshots" / "0"
+    snapshot = locate.cache_dir() / "models--some--other" / "snapshots" / "0"
     snapshot.mkdir(parents=True)
     (snapshot / "model.safetensors").write_bytes((repo / "model.safetensors").read_bytes())
     assert same(download.get(ENTRY), repo) and hub.gets("model.safetensors") == []

@@ -13,12 +13,13 @@ import soundfile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from yuegp import edit, library, pipeline, planning
+from yuegp.generation import edit, pipeline, plan
+from yuegp.library import store
 from yuegp.errors import Cancelled, LibraryError, RequestError
-from yuegp.jobs import Queue
-from yuegp.library import Song, Take
-from yuegp.song import Section, SongRequest, Span, Stage, TakeInfo
-from yuegp.worker import Worker
+from yuegp.jobs.queue import Queue
+from yuegp.library.store import Song, Take
+from yuegp.song.schema import Section, SongRequest, Span, Stage, TakeInfo
+from yuegp.jobs.worker import Worker
 
 SECTIONS = tuple(Section(label, words) for label, words in (("verse", "one two"), ("chorus", ""), ("outro", "six")))
 
@@ -26,7 +27,7 @@ SECTIONS = tuple(Section(label, words) for label, words in (("verse", "one two")
 def _quick_disk() -> Iterator[None]:
     """Hundreds of songs: what survives a power cut is `test_crash.py`'s question, not this file's."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(library.os, "fsync", lambda handle: None)
+        patch.setattr(store.os, "fsync", lambda handle: None)
         yield
 
 
@@ -36,7 +37,7 @@ def _quick_disk() -> Iterator[None]:
 def song_of(folder: Path, lengths: list[int], refined: bool = True) -> tuple[Song, Take]:
     """A song with a finished take whose sections last so many frames."""
     sections = tuple(Section("verse", str(k)) for k in range(len(lengths)))
-    song = library.create(SongRequest(sections, "pop"), folder)
+    song = store.create(SongRequest(sections, "pop"), folder)
     stops = np.cumsum([0, *lengths]).tolist()
     spans = tuple(Span(k, stops[k], stops[k + 1], True, 1, 0) for k in range(len(lengths)))
     info = TakeInfo(number=0, request=song.request, stage=Stage.RENDERED, spans=spans)
@@ -80,10 +81,10 @@ def test_a_redone_section_stands_between_kept_ones(tmp_path_factory: Any, frames
         assert np.array_equal(ours[:, :, before + new :], theirs[:, :, old:])
     mask = take.load_stage2()[1]
     assert not mask[:, before : before + new].any() and mask.sum() == 2 * (sum(frames) - frames[k])
-    if k + 1 < len(frames) and old >= planning.FADE:
+    if k + 1 < len(frames) and old >= plan.FADE:
         assert take.info.seams == (before + new,)
         lead = take.load_leads()[0]
-        known = min(planning.LEAD, old)
+        known = min(plan.LEAD, old)
         assert np.array_equal(lead[:, :, -known:], parent.load_stage2()[0][:, :, old - known : old])
     assert parent.info == song.take(1).info, "the parent is as it was"
 
@@ -200,13 +201,13 @@ def made(tiny_set: Path, tmp_path: Path) -> tuple[Song, Take]:
     """A rendered song of three sections of one second and a half."""
     tags = "pop piano happy female airy vocal"
     request = SongRequest(SECTIONS, tags, seed=5, model=str(tiny_set), section_seconds=1.5)
-    song = library.create(pipeline.plan(request).request, tmp_path)
+    song = store.create(pipeline.plan(request).request, tmp_path)
     take = song.new_take(TakeInfo(number=0, request=song.request))
     return song, run(take)
 
 
 def run(take: Take) -> Take:
-    pipeline.run(planning.plan_for(take), take)
+    pipeline.run(plan.plan_for(take), take)
     assert take.info.stage is Stage.RENDERED and take.mix.exists()
     return take
 
@@ -260,7 +261,7 @@ def test_a_redone_middle_keeps_the_end_and_sounds_whole(made: tuple[Song, Take])
 
 def test_candidates_are_takes_of_their_own(made: tuple[Song, Take]) -> None:
     song, take = made
-    events: list[planning.Event] = []
+    events: list[plan.Event] = []
     some = edit.choices(song, take, 1, [21, 22, 23], "keep", events.append)
     assert events and {event.stage for event in events} == {"writing"}
     assert all(event.done <= event.total and event.what == "section 2 of 3" for event in events)
@@ -278,7 +279,7 @@ def test_takes_begun_together_are_written_in_one_batch_as_they_would_be_alone(ma
     some = [edit.redo(song, take, 1, seed) for seed in (21, 22, 23)]
     alone = run(some[2])
 
-    def stop(event: planning.Event) -> None:
+    def stop(event: plan.Event) -> None:
         raise Cancelled
 
     with pytest.raises(Cancelled):

@@ -12,10 +12,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from yuegp import eta, library
-from yuegp.eta import Costs, Facts, Line, Seen, estimate, facts_of, learn, refining_passes
-from yuegp.planning import Event
-from yuegp.song import MadeWith, Section, SongRequest, Span, Stage, TakeInfo
+from yuegp.jobs import eta
+from yuegp.library import store
+from yuegp.jobs.eta import Costs, Facts, Line, Seen, estimate, facts_of, learn, refining_passes
+from yuegp.generation.plan import Event
+from yuegp.song.schema import MadeWith, Section, SongRequest, Span, Stage, TakeInfo
 
 
 @dataclass(frozen=True)
@@ -281,13 +282,13 @@ def test_facts_of_takes_that_are_new_half_written_redone_or_refined() -> None:
 def test_learning_looks_at_the_newest_takes_of_the_same_model_and_device(tmp_path: Path) -> None:
     for day in range(1, 4):
         for model, device in (("demo", "cuda:0"), ("demo", "cpu"), ("other", "cuda")):
-            made = library.create(request(model=model), tmp_path)
+            made = store.create(request(model=model), tmp_path)
             info = take([4, 4], Speeds(), created=f"2026-11-0{day}", request=made.request)
             begun = made.new_take(replace(info, spans=(), stage=Stage.NEW))
             begun.save_info(replace(info, made_with=MadeWith("0", model, "torch", device, "2")))
-    unfinished = library.create(request(), tmp_path)
+    unfinished = store.create(request(), tmp_path)
     unfinished.new_take(TakeInfo(1, unfinished.request))
-    damaged = library.create(request(), tmp_path)
+    damaged = store.create(request(), tmp_path)
     (damaged.folder / "song.json").write_text(json.dumps({"format": 2}))
     found = eta.earlier_takes(tmp_path, "demo", "cuda")
     assert [info.created for info in found] == ["2026-11-03", "2026-11-02", "2026-11-01"]

@@ -6,8 +6,8 @@ import pytest
 import torch
 from fake_exllamav2 import flash
 
-from yuegp.lm.exl2_attention import BLOCK, PagedAttention, sight
-from yuegp.lm.exl2_pages import Pages
+from yuegp.lm.exl2.attention import BLOCK, PagedAttention, sight
+from yuegp.lm.exl2.pages import Pages
 
 Given = dict[str, torch.Tensor]
 

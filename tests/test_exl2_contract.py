@@ -15,14 +15,14 @@ from stub_exllamav2 import real_package
 
 from tools.make_exl2 import PRESETS, make_random
 from tools.make_set import LM, write_lm
-from yuegp import stage1, stage2
+from yuegp.generation import stage1, stage2
 from yuegp.lm import LMEngine, Setup, open_engine
-from yuegp.lm.exl2_format import look_into
-from yuegp.lm.exl2_lm import Exl2LM
-from yuegp.prompts import build
-from yuegp.song import Sampling, Section
-from yuegp.tokenizer import ByteTokenizer
-from yuegp.vocab import VocabLayout
+from yuegp.lm.exl2.format import look_into
+from yuegp.lm.exl2.engine import Exl2LM
+from yuegp.tokens.prompts import build
+from yuegp.song.schema import Sampling, Section
+from yuegp.tokens.tokenizer import ByteTokenizer
+from yuegp.tokens.vocab import VocabLayout
 
 LAYOUT = VocabLayout(
     name="test", soa=256, eoa=257, codec=258, stage_1=259, stage_2=260, code_start=270, text_size=256, codebook_size=30

@@ -15,7 +15,7 @@ from tools.make_set import LM, write_lm
 from yuegp.bench.exl2_noise import WIDTHS, group_words, groups, shapes
 from yuegp.bench.noise import given as part_of
 from yuegp.errors import ModelError
-from yuegp.lm.exl2_format import PARTS, look_into, unpack, unpack_bits
+from yuegp.lm.exl2.format import PARTS, look_into, unpack, unpack_bits
 
 PLAIN = LM(1344, 64, 96, 2, 4, 2, 2048, shards=2)
 

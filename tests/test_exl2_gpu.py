@@ -17,13 +17,13 @@ from tools.make_exl2 import make_plain, make_random
 from tools.make_set import LM, write_lm
 from yuegp.errors import Cancelled, DeviceError
 from yuegp.lm import Setup, open_engine
-from yuegp.lm.exl2_attention import PagedAttention, sight
-from yuegp.lm.exl2_check import disagreement
-from yuegp.lm.exl2_format import look_into
-from yuegp.lm.exl2_lm import WHOLE_STEP, Exl2LM
-from yuegp.lm.exl2_package import take_in
-from yuegp.lm.flash import probe
-from yuegp.lm.torch_lm import TorchLM
+from yuegp.lm.exl2.attention import PagedAttention, sight
+from yuegp.lm.exl2.self_test import disagreement
+from yuegp.lm.exl2.format import look_into
+from yuegp.lm.exl2.engine import WHOLE_STEP, Exl2LM
+from yuegp.lm.exl2.package import take_in
+from yuegp.lm.exl2.flash_probe import probe
+from yuegp.lm.llama.engine import TorchLM
 
 pytestmark = pytest.mark.gpu
 
@@ -204,7 +204,7 @@ def test_a_wrong_attention_is_refused_at_load(pair: tuple[Path, Path], monkeypat
         return out if out.shape[1] == 1 else out.roll(1, 1)
 
     monkeypatch.setattr(attn, "flash_attn_with_kvcache", shifted)
-    monkeypatch.setattr("yuegp.lm.exl2_lm.take_in", lambda card: package)
+    monkeypatch.setattr("yuegp.lm.exl2.engine.take_in", lambda card: package)
     with pytest.raises(DeviceError, match="wrong numbers"):
         load(pair[1], "float16")
 

@@ -14,11 +14,11 @@ from tools.make_exl2 import PRESETS, make_plain, make_random
 from tools.make_set import LM, write_lm
 from yuegp.errors import Cancelled, DeviceError, ModelError
 from yuegp.lm import Setup
-from yuegp.lm.exl2_check import LIMITS, disagreement, self_test
-from yuegp.lm.exl2_format import look_into
-from yuegp.lm.exl2_lm import Exl2LM
-from yuegp.lm.exl2_weights import Weights
-from yuegp.lm.torch_lm import TorchLM
+from yuegp.lm.exl2.self_test import LIMITS, disagreement, self_test
+from yuegp.lm.exl2.format import look_into
+from yuegp.lm.exl2.engine import Exl2LM
+from yuegp.lm.exl2.weights import Weights
+from yuegp.lm.llama.engine import TorchLM
 
 VOCAB = 1344
 KEEP = list(range(300, 900))

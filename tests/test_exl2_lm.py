@@ -18,18 +18,19 @@ from fake_record import record
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from offload.swap import Parks
+from offload.manager import Parks
 from tools.make_exl2 import PRESETS, make_plain, make_random
 from tools.make_set import LM, write_lm
 from yuegp.errors import Cancelled, DeviceError, ModelError
-from yuegp.lm import Setup, exl2_lm
-from yuegp.lm.exl2_body import ROWS
-from yuegp.lm.exl2_check import LIMITS, disagreement, self_test
-from yuegp.lm.exl2_ends import SPARE
-from yuegp.lm.exl2_format import look_into
-from yuegp.lm.exl2_graph import Steps
-from yuegp.lm.exl2_lm import BUCKET, Exl2LM, kv_bytes
-from yuegp.lm.torch_lm import TorchLM
+from yuegp.lm import Setup
+from yuegp.lm.exl2 import engine as exl2_lm
+from yuegp.lm.exl2.layers import ROWS
+from yuegp.lm.exl2.self_test import LIMITS, disagreement, self_test
+from yuegp.lm.exl2.embedding import SPARE
+from yuegp.lm.exl2.format import look_into
+from yuegp.lm.exl2.graph import Steps
+from yuegp.lm.exl2.engine import BUCKET, Exl2LM, kv_bytes
+from yuegp.lm.llama.engine import TorchLM
 
 VOCAB = 1344
 KEEP = [*range(300, 900), 7, 1300]
@@ -251,7 +252,7 @@ def test_only_the_rows_in_use_are_held(folder: Path, reference: TorchLM) -> None
 def test_ids_that_have_no_room_on_the_card_are_still_right(
     folder: Path, reference: TorchLM, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("yuegp.lm.exl2_ends.SPARE", 2)
+    monkeypatch.setattr("yuegp.lm.exl2.embedding.SPARE", 2)
     with fake.engine(folder).open([40, 40], [300]) as ours, reference.open([40, 40], [300]) as theirs:
         for ids in ([1, 300], [2, 3], [4, 5], [300, 1]):
             close(ours.step(torch.tensor(ids)), theirs.step(torch.tensor(ids)))

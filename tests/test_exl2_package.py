@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from yuegp.errors import DeviceError
-from yuegp.lm import exl2_package, exl2_presence
-from yuegp.lm.exl2_attention import PagedAttention
-from yuegp.lm.exl2_package import take_in
-from yuegp.lm.flash import Probe
+from yuegp.lm.exl2 import package as exl2_package, presence
+from yuegp.lm.exl2.attention import PagedAttention
+from yuegp.lm.exl2.package import take_in
+from yuegp.lm.exl2.flash_probe import Probe
 
 WORKS, FAILS = Probe(True, "works"), Probe(False, "is not installed")
 
@@ -126,7 +126,7 @@ def test_the_compiled_part_is_not_built_unasked(installed: Path, monkeypatch: py
 
 
 def test_absence_is_said(installed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(exl2_presence.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(presence.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(DeviceError, match="needs the package exllamav2"):
         take_in(0)
 
@@ -137,16 +137,16 @@ def test_settings_open_no_weight_file(installed: Path) -> None:
 
 
 def test_a_plan_can_ask_without_loading_anything(installed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(exl2_presence.BUILD, raising=False)
-    assert exl2_presence.missing() == ""
+    monkeypatch.delenv(presence.BUILD, raising=False)
+    assert presence.missing() == ""
     (installed.parent / "exllamav2-0.3.1.dist-info").mkdir()
     metadata = installed.parent / "exllamav2-0.3.1.dist-info" / "METADATA"
     metadata.write_text("Metadata-Version: 2.1\nName: exllamav2\nVersion: 0.3.1\n")
-    assert exl2_presence.missing().endswith("and 0.3.1 is installed.")
+    assert presence.missing().endswith("and 0.3.1 is installed.")
     metadata.write_text("Metadata-Version: 2.1\nName: exllamav2\nVersion: 0.3.2+cu128.torch0.1.0\n")
-    assert "needs torch 0.1" in exl2_presence.missing()
+    assert "needs torch 0.1" in presence.missing()
     metadata.write_text("Metadata-Version: 2.1\nName: exllamav2\nVersion: 0.3.2\n")
-    assert exl2_presence.missing() == ""
+    assert presence.missing() == ""
     (installed.parent / "exllamav2_ext.py").unlink()
-    assert exl2_presence.missing() == exl2_presence.UNCOMPILED
+    assert presence.missing() == presence.UNCOMPILED
     assert "exllamav2" not in sys.modules

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from yuegp.lm.exl2_pages import PAGE, Pages
+from yuegp.lm.exl2.pages import PAGE, Pages
 
 
 @given(st.lists(st.integers(1, 5000), min_size=1, max_size=20))

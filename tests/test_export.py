@@ -16,11 +16,12 @@ import soundfile
 from hypothesis import given
 from hypothesis import strategies as st
 
-from yuegp import audio, export, library, mix, tagging
+from yuegp.audio import files, mix, metadata
+from yuegp.library import export, store
 from yuegp.errors import Cancelled, LibraryError, RequestError
-from yuegp.export import file_name, import_file
-from yuegp.library import Song, Take
-from yuegp.song import MadeWith, Reference, Section, SongInfo, SongRequest, Span, Stage, TakeInfo
+from yuegp.library.export import file_name, import_file
+from yuegp.library.store import Song, Take
+from yuegp.song.schema import MadeWith, Reference, Section, SongInfo, SongRequest, Span, Stage, TakeInfo
 
 REQUEST = SongRequest(
     sections=(
@@ -40,14 +41,14 @@ TITLED = ["Paper Lanterns - mix", "Paper Lanterns - vocal", "Paper Lanterns - in
 
 def make_song(root: Path, request: SongRequest = REQUEST, level: float = 0.4, **changes: Any) -> tuple[Song, Take]:
     """A rendered song of noise, written as the pipeline writes one."""
-    song = library.create(request, root)
+    song = store.create(request, root)
     made = MadeWith("0.1.0", request.model, "t", "cpu", "2", "YuE by HKUST/M-A-P")
     info = TakeInfo(1, song.request, Stage.RENDERED, SPANS, made_with=made)
     take = song.new_take(replace(info, **changes), np.zeros((2, 1, info.frames), np.int16))
     rng = np.random.default_rng(0)
     vocal, instrumental = (rng.uniform(-level, level, FRAMES).astype(np.float32) for _ in range(2))
     for path, wave in ((take.vocal, vocal), (take.instrumental, instrumental), (take.mix, vocal + instrumental)):
-        audio.write(path, wave, mix.RATE)
+        files.write(path, wave, mix.RATE)
     return song, take
 
 
@@ -88,7 +89,7 @@ def test_24_bits_are_the_takes_own(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("kind", "bits"), [("wav16", 16), ("flac", 24)])
 def test_the_released_crossover_keeps_its_own_mix(tmp_path: Path, kind: str, bits: int) -> None:
     song, take = make_song(tmp_path / "songs", replace(REQUEST, crossover="yue"))
-    audio.write(take.mix, ints(take.vocal, 24).astype(np.float64) / 2**24, mix.RATE)
+    files.write(take.mix, ints(take.vocal, 24).astype(np.float64) / 2**24, mix.RATE)
     paths = export.export(song, take, tmp_path, kind, ("mix",))
     expected = (ints(take.mix, 24) + (1 << (23 - bits) if bits < 24 else 0)) >> (24 - bits)
     np.testing.assert_array_equal(ints(paths[0], bits), expected)
@@ -97,8 +98,8 @@ def test_the_released_crossover_keeps_its_own_mix(tmp_path: Path, kind: str, bit
 def test_full_scale_is_not_wrapped_around_by_rounding(tmp_path: Path) -> None:
     song, take = make_song(tmp_path / "songs")
     for path in (take.vocal, take.mix):
-        audio.write(path, np.ones(FRAMES), mix.RATE)
-    audio.write(take.instrumental, np.zeros(FRAMES), mix.RATE)
+        files.write(path, np.ones(FRAMES), mix.RATE)
+    files.write(take.instrumental, np.zeros(FRAMES), mix.RATE)
     for path in export.export(song, take, tmp_path, "wav16", ("mix", "vocal"))[:2]:
         assert set(ints(path, 16)) == {32767}
 
@@ -107,14 +108,14 @@ def test_mp3_has_320_kilobits_keeps_its_length_and_stays_below_full_scale(tmp_pa
     song, take = make_song(tmp_path / "songs")
     wave = (mix.CEILING / 2 * np.sin(2 * np.pi * 997 * np.arange(FRAMES) / mix.RATE)).astype(np.float32)
     for path, tone in ((take.vocal, wave), (take.instrumental, wave), (take.mix, wave + wave)):
-        audio.write(path, tone, mix.RATE)
+        files.write(path, tone, mix.RATE)
     path = export.export(song, take, tmp_path, "mp3", ("mix",))[0]
     got, rate = soundfile.read(path)
     assert rate == mix.RATE and len(got) == FRAMES
     assert np.abs(got).max() < 1 and np.abs(got - 2 * wave).max() < 0.01
     data = path.read_bytes()
     assert data[:4] == b"ID3\3"
-    frames = data[tagging._id3_length(data) :]
+    frames = data[metadata._id3_length(data) :]
     assert frames[2] >> 4 == 14, "the bit rate in the first frame's header is 320"
     assert len(frames) == pytest.approx(FRAMES / mix.RATE * 40_000, rel=0.03)
 
@@ -122,7 +123,7 @@ def test_mp3_has_320_kilobits_keeps_its_length_and_stays_below_full_scale(tmp_pa
 def test_silence_and_a_song_of_one_block_and_a_bit(tmp_path: Path) -> None:
     song, take = make_song(tmp_path / "songs")
     for path in (take.vocal, take.instrumental, take.mix):
-        audio.write(path, np.zeros(audio.BLOCK + 1, np.float32), mix.RATE)
+        files.write(path, np.zeros(files.BLOCK + 1, np.float32), mix.RATE)
     assert not ints(export.export(song, take, tmp_path, "wav16")[0], 16).any()
 
 
@@ -202,7 +203,7 @@ def test_any_title_is_a_name_that_every_system_takes(title: str) -> None:
 def test_a_song_without_title_and_with_an_odd_one(tmp_path: Path) -> None:
     song, take = make_song(tmp_path / "songs", replace(REQUEST, title=""))
     paths = export.export(song, take, tmp_path / "out", "wav16", ("vocal",))
-    assert paths[0].name == "song - vocal.wav" and tagging.read_tags(paths[0]).title == "(vocal)"
+    assert paths[0].name == "song - vocal.wav" and metadata.read_tags(paths[0]).title == "(vocal)"
     song.save_info(replace(song.info, title="CON"))
     assert [path.name for path in export.export(song, take, tmp_path / "out", "wav16", ("mix",))] == [
         "_CON - mix.wav",
@@ -250,11 +251,11 @@ def test_every_format_carries_the_labels_and_the_words(tmp_path: Path, kind: str
     song, take = make_song(tmp_path / "songs")
     song.save_info(replace(song.info, title="Renamed"))
     path, stem = export.export(song, take, tmp_path, kind, ("mix", "vocal"), artist="Me")[:2]
-    tags = tagging.read_tags(path)
+    tags = metadata.read_tags(path)
     assert tags.comment.splitlines()[:2] == ["AI-generated", "Made with YuE by HKUST/M-A-P"]
     assert f"Model demo, seed {REQUEST.seed}, take 1, mix." in tags.comment
     assert (tags.title, tags.artist, tags.genre) == ("Renamed", "Me", REQUEST.tags)
-    assert tagging.read_tags(stem).title == "Renamed (vocal)"
+    assert metadata.read_tags(stem).title == "Renamed (vocal)"
     assert tags.date == take.info.created[:10] and len(tags.date) == 10
     assert tags.lyrics.startswith("[verse]\npaper lanterns\n") and "ランタン" in tags.lyrics
 
@@ -287,7 +288,7 @@ def test_damaged_sound_in_the_take_is_named(tmp_path: Path) -> None:
         (lambda: take.vocal.write_bytes(whole[: len(whole) // 2]), "its sound cannot be read from"),
         (lambda: take.vocal.write_bytes(b"no sound"), "cannot be read as sound"),
         (lambda: take.vocal.unlink(), "cannot be read as sound"),
-        (lambda: audio.write(take.vocal, np.zeros(5, np.float32), mix.RATE), "do not have the same length"),
+        (lambda: files.write(take.vocal, np.zeros(5, np.float32), mix.RATE), "do not have the same length"),
     ):
         damage()
         with pytest.raises(LibraryError, match=message) as caught:
@@ -371,7 +372,7 @@ def test_progress_counts_up_and_can_stop_everything(tmp_path: Path) -> None:
     seen: list[tuple[str, int, int]] = []
     export.export(song, take, tmp_path / "a", "flac", progress=lambda *event: seen.append(event))
     assert [what for what, done, total in seen if done == total == FRAMES] == list(export.PARTS)
-    assert [done for what, done, _ in seen if what == "vocal"] == [0, audio.BLOCK, 2 * audio.BLOCK, FRAMES]
+    assert [done for what, done, _ in seen if what == "vocal"] == [0, files.BLOCK, 2 * files.BLOCK, FRAMES]
 
     def stop(what: str, done: int, total: int) -> None:
         if what == "vocal" and done:
@@ -398,11 +399,11 @@ def test_an_exported_file_gives_its_request_back(tmp_path: Path, kind: str) -> N
 
 def test_an_export_names_no_path_of_this_machine(tmp_path: Path) -> None:
     reference = tmp_path / "my private tune.wav"
-    audio.write(reference, np.zeros(100, np.float32), 16000, "wav16")
+    files.write(reference, np.zeros(100, np.float32), 16000, "wav16")
     request = replace(REQUEST, model="/home/me/models/mine", reference=Reference(mix=str(reference), start=2, end=12.5))
     song, take = make_song(tmp_path / "songs", request)
     path = export.export(song, take, tmp_path / "out", "flac", ("mix",))[0]
-    tags = tagging.read_tags(path)
+    tags = metadata.read_tags(path)
     assert not any(secret in path.read_bytes() for secret in (b"/home/me", b"private", str(tmp_path).encode()))
     assert "Model mine, seed" in tags.comment
     got, notes = import_file(path)
@@ -442,8 +443,8 @@ def test_a_song_of_format_1_is_imported(repo_root: Path) -> None:
 
 def _with_settings(tmp_path: Path, text: str) -> Path:
     path = tmp_path / "x.flac"
-    audio.write(path, np.zeros(100, np.float32), mix.RATE)
-    tagging.write_tags(path, tagging.Tags(settings=text))
+    files.write(path, np.zeros(100, np.float32), mix.RATE)
+    metadata.write_tags(path, metadata.Tags(settings=text))
     return path
 
 

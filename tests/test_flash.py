@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from yuegp.lm import flash
+from yuegp.lm.exl2 import flash_probe
 
 RIGHT = """
 from fake_exllamav2 import flash
@@ -31,11 +31,11 @@ torch.device = lambda kind, *index: device("cpu")
 
 @pytest.fixture(autouse=True)
 def _fresh() -> None:
-    flash._probe.cache_clear()
+    flash_probe._probe.cache_clear()
 
 
 def test_none_is_installed_here_or_it_is_tried() -> None:
-    found = flash.probe()
+    found = flash_probe.probe()
     assert found.why and (not found.works or torch.cuda.is_available())
 
 
@@ -56,7 +56,7 @@ def test_every_end_is_an_answer(
     (tmp_path / "flash_attn.py").write_text("__version__ = '2.8.3'\n" + (PRETEND if "fake" in source else "") + source)
     paths = [tmp_path, Path(__file__).parent, Path(__file__).parent.parent]
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(map(str, paths)))
-    found = flash.probe(time_limit=2.0 if "sleep" in source else flash.TIME_LIMIT)
+    found = flash_probe.probe(time_limit=2.0 if "sleep" in source else flash_probe.TIME_LIMIT)
     assert found.works == works and why in found.why, found
 
 
@@ -67,10 +67,10 @@ def test_the_answer_is_kept_until_the_environment_changes(monkeypatch: pytest.Mo
         runs.append(command)
         raise OSError("no such file")
 
-    monkeypatch.setattr(flash.subprocess, "run", run)
-    first, again = flash.probe(), flash.probe()
+    monkeypatch.setattr(flash_probe.subprocess, "run", run)
+    first, again = flash_probe.probe(), flash_probe.probe()
     assert first is again and not first.works and "could not be started" in first.why and len(runs) == 1
-    flash.probe(1)
+    flash_probe.probe(1)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
-    flash.probe()
+    flash_probe.probe()
     assert len(runs) == 3

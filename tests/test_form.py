@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ui import form
+from ui.pages.create import fields as form
 from ui.texts import Texts
 from yuegp.errors import RequestError
-from yuegp.song import PRESETS, Sampling, Section, SongRequest
+from yuegp.song.schema import PRESETS, Sampling, Section, SongRequest
 
 T = Texts("en")
 BASE = Sampling(guidance=1.0, guidance_later=1.0, repetition_penalty=1.0)

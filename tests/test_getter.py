@@ -13,13 +13,14 @@ import pytest
 from hub_server import Hub
 from released import STAGE2, write_released
 
-from ui import setup_page
-from ui.desk import Desk
-from ui.getter import Getter, Getting
+from ui.pages import setup
+from ui.context import Desk
+from ui.processes.downloader import Getter, Getting
 from ui.texts import Texts
-from yuegp import models, registry, supply
+from yuegp.checkpoints import sets, registry
+from yuegp.system import provision
 from yuegp.errors import RequestError
-from yuegp.jobs import Queue
+from yuegp.jobs.queue import Queue
 
 T = Texts()
 NAME = "yue-en-cot"
@@ -36,7 +37,7 @@ def originals(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def stocked(hub: Hub, originals: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hub:
     """The hub with English without reference; the other process finds nothing of other programs'. As on the page, this
     process is not to ask anybody."""
-    chosen = [checkpoint.id for checkpoint in supply.choose("en", "cot").checkpoints]
+    chosen = [checkpoint.id for checkpoint in provision.choose("en", "cot").checkpoints]
     if chosen != ["s1-en-cot", "s2", "codec"]:
         pytest.skip(f"for this machine {chosen} are chosen, which the stand-in does not have")
     shutil.copytree(originals, hub.root / "m-a-p")
@@ -62,7 +63,7 @@ def wait(getter: Getter, until: Callable[[Getting], Any]) -> Getting:
 
 
 def click(desk: Desk, do: str, name: str = NAME) -> dict[str, Any]:
-    return setup_page.get(desk, {"do": do, "name": name}, T)
+    return setup.get(desk, {"do": do, "name": name}, T)
 
 
 def over(now: Getting) -> bool:
@@ -73,14 +74,14 @@ def test_nothing_is_downloaded_before_somebody_agreed_to_its_size_and_then_it_is
     assert click(desk, "ask")["state"] == "asking" and "Asking" in click(desk, "go")["text"]
     offered = wait(desk.getter, lambda now: now.state != "asking")
     assert offered.state == "offered" and offered.missing > 0 and offered.free > 0, offered
-    said = setup_page.getting(desk, T)["text"]
+    said = setup.getting(desk, T)["text"]
     assert "MB to download" in said and "free on that disk" in said and offered.parts[0] in said
     assert not any(path.name.endswith(".safetensors") for path in registry.models_dir().rglob("*"))
     assert click(desk, "go")["state"] == "getting"
     assert wait(desk.getter, over).state == "done"
-    assert "It is here" in setup_page.getting(desk, T)["text"]
-    assert models.find(NAME).stage1.is_dir()
-    assert {row["name"]: row["here"] for row in setup_page.model_rows(T)}[NAME]
+    assert "It is here" in setup.getting(desk, T)["text"]
+    assert sets.find(NAME).stage1.is_dir()
+    assert {row["name"]: row["here"] for row in setup.model_rows(T)}[NAME]
 
 
 def test_a_download_is_cancelled_and_goes_on_later(desk: Desk, stocked: Hub) -> None:
@@ -89,13 +90,13 @@ def test_a_download_is_cancelled_and_goes_on_later(desk: Desk, stocked: Hub) -> 
     whole = wait(desk.getter, lambda now: now.state == "offered").missing
     click(desk, "go")
     wait(desk.getter, lambda now: now.done > 0)
-    view = setup_page.getting(desk, T)
+    view = setup.getting(desk, T)
     assert "Downloading" in view["text"] and 0 < view["share"] < 1
     with pytest.raises(RequestError, match="being got already"):
         desk.getter.ask("yue-zh-cot")
     click(desk, "stop")
     stopped = wait(desk.getter, over)
-    assert stopped.state == "stopped" and "goes on from there" in setup_page.getting(desk, T)["text"]
+    assert stopped.state == "stopped" and "goes on from there" in setup.getting(desk, T)["text"]
     stocked.slow.set()
     stocked.slow = None
     click(desk, "ask")
@@ -107,7 +108,7 @@ def test_what_the_hub_refuses_is_said_with_a_next_step(desk: Desk, stocked: Hub)
     click(desk, "ask")
     failed = wait(desk.getter, over)
     assert failed.state == "failed" and failed.message.count(". ") >= 1
-    assert setup_page.getting(desk, T)["text"] == failed.message
+    assert setup.getting(desk, T)["text"] == failed.message
     stocked.refuse = {}
     click(desk, "ask")
     assert wait(desk.getter, lambda now: now.state != "asking").state == "offered", "it can be tried again"
@@ -117,7 +118,7 @@ def test_what_is_taken_in_the_place_of_something_is_said_with_the_offer(desk: De
     shutil.move(stocked.root / "m-a-p" / STAGE2, stocked.root / "Alissonerdx" / f"{STAGE2}-int8")
     click(desk, "ask")
     offered = wait(desk.getter, lambda now: now.state != "asking")
-    said = setup_page.getting(desk, T)["text"]
+    said = setup.getting(desk, T)["text"]
     assert "s2-int8" in offered.parts and "s2-int8 is taken in the place of s2." in said and "MB to download" in said
 
 
@@ -133,5 +134,5 @@ def test_an_offer_that_nobody_takes_is_given_up_for_another(desk: Desk, stocked:
 @pytest.mark.parametrize("asked", [None, {}, {"do": "ask"}, {"do": "ask", "name": "../x"}, {"do": "look"},
                                    {"do": "ask", "name": "demo"}, {"do": "ask", "name": ["yue-en-cot"]}])  # fmt: skip
 def test_nonsense_from_a_browser_starts_nothing(desk: Desk, asked: Any) -> None:
-    assert setup_page.get(desk, asked, T)["error"]
+    assert setup.get(desk, asked, T)["error"]
     assert desk.getter.look() == Getting()

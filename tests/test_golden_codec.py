@@ -13,12 +13,12 @@ from released import save_trained
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from yuegp import mix
-from yuegp.audio import mono16k
+from yuegp.audio import mix
+from yuegp.audio.files import mono16k
 from yuegp.codec import check_codec, load_codec, load_upsampler, render_track
 from yuegp.codec.upsampler import Upsampler
 from yuegp.codec.xcodec import XCodec
-from yuegp.song import Track
+from yuegp.song.schema import Track
 
 TRACKS = {"vocal": Track.VOCAL, "inst": Track.INSTRUMENTAL}
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from yuegp.tokenizer import open_tokenizer
-from yuegp.vocab import YUE_V1
+from yuegp.tokens.tokenizer import open_tokenizer
+from yuegp.tokens.vocab import YUE_V1
 
 CONTROL = """<CLS> <SEP> <EOD> <MASK> <SOA> <EOA> <SOV> <EOV> <SOI> <EOI> <s_local> <e_local> <s_global> <e_global>
 <stage_1> <stage_2> <PAD> <s> </s>""".split()

@@ -13,10 +13,12 @@ from test_lm import save_llama, some_ids
 
 from offload.sizes import blocks
 from tools.make_set import make_set
-from yuegp import library, pipeline
-from yuegp.lm import Setup, cache
-from yuegp.lm.torch_lm import TorchLM
-from yuegp.song import Section, SongRequest, Stage, TakeInfo
+from yuegp.library import store
+from yuegp.generation import pipeline
+from yuegp.lm import Setup
+from yuegp.lm.llama import cache
+from yuegp.lm.llama.engine import TorchLM
+from yuegp.song.schema import Section, SongRequest, Stage, TakeInfo
 
 pytestmark = pytest.mark.gpu
 
@@ -156,7 +158,7 @@ def test_a_song_on_the_card_is_the_same_every_time(tmp_path: Path) -> None:
     codes = []
     for _ in range(2):
         plan = pipeline.plan(request)
-        song = library.create(plan.request, tmp_path / "songs")
+        song = store.create(plan.request, tmp_path / "songs")
         take = song.new_take(TakeInfo(number=0, request=song.request))
         pipeline.run(replace(plan, request=song.request), take, device="cuda")
         assert take.info.stage is Stage.RENDERED and take.info.made_with is not None

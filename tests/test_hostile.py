@@ -22,16 +22,23 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ui import library_page, queue_page, running, settings, song_page
-from ui.desk import Desk
+from ui.pages import library as library_page, queue as queue_page, progress
+from ui import settings
+from ui.pages.song import page
+from ui.context import Desk
 from ui.shell import sendable
 from ui.texts import Texts
-from yuegp import audio, checked, checkpoint, disk, eta, export, facts, library, models, places, registry, shelf
+from yuegp.audio import files
+from yuegp import checked, files as disk
+from yuegp.checkpoints import config, sets, locate, registry
+from yuegp.jobs import eta
+from yuegp.library import export, store, catalog
+from yuegp.system import environment
 from yuegp.codec.files import check_codec, hubert_config
 from yuegp.errors import LibraryError, ModelError, YueGPError
-from yuegp.jobs import Queue
-from yuegp.library import Song
-from yuegp.song import MadeWith, Section, SongRequest, Span, Stage, TakeInfo
+from yuegp.jobs.queue import Queue
+from yuegp.library.store import Song
+from yuegp.song.schema import MadeWith, Section, SongRequest, Span, Stage, TakeInfo
 
 HOSTILE = Path(__file__).parent / "fixtures" / "hostile"
 T = Texts()
@@ -41,12 +48,12 @@ REQUEST = SongRequest((Section("verse", "la la"), Section("chorus", "lo lo")), "
 
 @pytest.fixture
 def root() -> Path:
-    return library.home() / "songs"
+    return store.home() / "songs"
 
 
 def make(root: Path, title: str = "Tune", takes: int = 2) -> Song:
     """A song of rendered takes, the second one from the first."""
-    song = library.create(replace(REQUEST, title=title), root)
+    song = store.create(replace(REQUEST, title=title), root)
     made = MadeWith("0.1", "demo", "torch", "cpu", "2.13")
     codes = np.arange(2 * 8 * 100, dtype=np.int16).reshape(2, 8, 100) % 1024
     for number in range(1, takes + 1):
@@ -59,20 +66,20 @@ def make(root: Path, title: str = "Tune", takes: int = 2) -> Song:
     return song
 
 
-def look_everywhere(root: Path) -> dict[str, shelf.Entry]:
+def look_everywhere(root: Path) -> dict[str, catalog.Entry]:
     """What every part of the program makes of the songs folder. Raises whatever any of them raises."""
     desk, listing = Desk(root, Queue()), library_page.Listing(root)
-    found = {entry.folder.name: entry for entry in shelf.entries(root)}
-    shelf.search(found.values(), "la", rating=2, tag="piano", language="en", sort="length")
+    found = {entry.folder.name: entry for entry in catalog.entries(root)}
+    catalog.search(found.values(), "la", rating=2, tag="piano", language="en", sort="length")
     for model in ("demo", "x"):
         eta.estimate(eta.learn(eta.earlier_takes(root, model, "cpu"), "cpu"), eta.Facts(3000, 2), eta.Seen())
     answers: list[Any] = [library_page.answer(desk, listing, listing, {}, T), queue_page.answer(desk, T)]
     for name in found:
-        answers += [song_page.answer(desk, {"song": name}, True, T), running.look(desk, name, T)]
+        answers += [page.answer(desk, {"song": name}, True, T), progress.look(desk, name, T)]
     for answer in answers:
         json.dumps(sendable(answer), ensure_ascii=False, allow_nan=False).encode()
-    facts._songs()
-    facts._queue()
+    environment._songs()
+    environment._queue()
     return found
 
 
@@ -85,7 +92,7 @@ def test_a_wrong_type_in_one_take_stops_no_song(root: Path) -> None:
     reason = found[bad.folder.name].broken or ""
     assert "take.json is damaged and was left as it is: seconds.stage1 is 'fast', not a number" in reason
     assert len(eta.earlier_takes(root, "demo", "cpu")) == 2
-    assert [name for name, _ in facts._songs()[1]] == [bad.folder.name]
+    assert [name for name, _ in environment._songs()[1]] == [bad.folder.name]
 
 
 @pytest.mark.parametrize("folder", sorted(path.name for path in HOSTILE.glob("mut-*")))
@@ -96,7 +103,7 @@ def test_files_that_stopped_the_program_once_are_named(folder: str, root: Path) 
     shutil.copy(file, place)
     found = look_everywhere(root)
     assert found[good.folder.name].broken is None and not found[good.folder.name].damaged
-    (reason,) = shelf.faults(bad.folder)
+    (reason,) = catalog.faults(bad.folder)
     assert str(place) in reason and "was left as it is" in reason
     assert place.read_bytes() == file.read_bytes()
 
@@ -108,7 +115,7 @@ def test_a_damaged_take_is_passed_over_and_named(root: Path) -> None:
     assert entry.stage is Stage.RENDERED and entry.broken is None and "002" in entry.damaged
     (row,) = library_page.answer(Desk(root, Queue()), library_page.Listing(root), None, {}, T)["rows"]  # type: ignore[arg-type]
     assert row["heard"] and row["state"] and "is damaged" in row["damaged"]
-    assert [name for name, _ in facts._songs()[1]] == [song.folder.name]
+    assert [name for name, _ in environment._songs()[1]] == [song.folder.name]
     assert song.chosen().info.number == 1
     song.save_info(replace(song.info, picked=2))
     with pytest.raises(LibraryError, match="is damaged"):
@@ -309,14 +316,14 @@ def test_what_is_no_file_is_neither_waited_for_nor_read_to_its_end(put: Callable
     places_ = [folder / name for folder, name in zip(
         odd, ("song.json", "takes/002/take.json", "takes/001/stage1.npz", "takes/001/stage2.npz"), strict=True
     )]  # fmt: skip
-    places_ += [Queue().folder / "progress.json", settings.path(), library.home() / "models.json"]
+    places_ += [Queue().folder / "progress.json", settings.path(), store.home() / "models.json"]
     for path in places_:
         path.unlink(missing_ok=True)
         put(path)
     found = look_everywhere(root)
     assert found[good.folder.name].broken is None and settings.load() == settings.Settings()
-    assert {name for name, _ in facts._songs()[1]} == {folder.name for folder in odd}
-    assert len(facts._damaged(library.home())) == 2 and "demo" in models.names() and models.find("demo")
+    assert {name for name, _ in environment._songs()[1]} == {folder.name for folder in odd}
+    assert len(environment._damaged(store.home())) == 2 and "demo" in sets.names() and sets.find("demo")
 
 
 # Notes
@@ -327,14 +334,14 @@ def test_our_notes_changed_in_many_ways_stop_nothing(name: str) -> None:
     registry.add(registry.own("me/yue-s2-tune", None, {}))
     registry.remember({"s2": "/nowhere"}, {"yue-en-cot": ["s1-en-cot", "s2", "codec"]})
     settings.save(settings.Settings("zh"))
-    path = library.home() / name
+    path = store.home() / name
     for content in variants(path.read_bytes(), 45, 10):
         path.write_bytes(content)
-        assert "demo" in models.names() and models.find("demo").id == "demo"
+        assert "demo" in sets.names() and sets.find("demo").id == "demo"
         assert settings.load().language in ("", "zh", "en", "ja", "ko")
         with pytest.raises(ModelError):
-            models.find("yue-en-cot")
-        facts._damaged(library.home())
+            sets.find("yue-en-cot")
+        environment._damaged(store.home())
         for call in (lambda: registry.remember({"codec": None}), lambda: settings.save(settings.Settings("ja"))):
             try:
                 call()
@@ -346,29 +353,29 @@ def test_our_notes_changed_in_many_ways_stop_nothing(name: str) -> None:
 
 def test_a_damaged_entry_of_models_json_stops_no_other_and_stays(root: Path) -> None:
     registry.add(registry.own("me/yue-s2-tune", None, {}))
-    path = library.home() / "models.json"
+    path = store.home() / "models.json"
     noted = json.loads(path.read_text())
     odd = [{"id": "x"}, 5, {**noted["checkpoints"][0], "id": "y", "role": "drums"}]
     odd += [{**noted["checkpoints"][0], "id": "z", "revision": "../../.."}]
     path.write_text(json.dumps({**noted, "checkpoints": [*odd, *noted["checkpoints"]]}))
     assert "yue-s2-tune" in registry.usable()[0] and not {"x", "y", "z"} & set(registry.usable()[0])
-    assert len(facts._damaged(library.home())) == 4
+    assert len(environment._damaged(store.home())) == 4
     registry.remember({"codec": "/there"})
     assert json.loads(path.read_text())["checkpoints"][:4] == odd
 
 
 def test_records_of_downloads_changed_in_many_ways() -> None:
     s2 = registry.CHECKPOINTS["s2"]
-    places.write_pin(s2, places.Pin(s2.repo, None, "0" * 40, {"config.json": (5, "0" * 64)}, True))
-    path = places.pin_path(s2)
+    locate.write_pin(s2, locate.Pin(s2.repo, None, "0" * 40, {"config.json": (5, "0" * 64)}, True))
+    path = locate.pin_path(s2)
     before = path.read_bytes()
     for content in [*variants(before, 80, 11), before.replace(b"config.json", b"../../x.json")]:
         path.write_bytes(content)
-        assert places.locate(s2) is None and not places.unfinished(s2)
+        assert locate.locate(s2) is None and not locate.unfinished(s2)
         try:
-            assert places.read_pin(s2)
+            assert locate.read_pin(s2)
         except ModelError as exc:
-            assert str(path) in exc.what and exc.what in facts._damaged(library.home())
+            assert str(path) in exc.what and exc.what in environment._damaged(store.home())
 
 
 # Models
@@ -378,11 +385,11 @@ def test_records_of_downloads_changed_in_many_ways() -> None:
 def test_configurations_that_never_ended_are_refused(name: str, tmp_path: Path) -> None:
     shutil.copy(HOSTILE / "configs" / name, tmp_path / "config.json")
     with pytest.raises(ModelError, match=r"config\.json"):
-        checkpoint.read_config(tmp_path)
+        config.read_config(tmp_path)
 
 
 def test_configurations_changed_in_many_ways(tmp_path: Path) -> None:
-    demo = models.find("demo")
+    demo = sets.find("demo")
     codec = Path(shutil.copytree(demo.codec, tmp_path / "codec"))
     (tmp_path / "llama").mkdir()
     (tmp_path / "set").mkdir()
@@ -390,12 +397,12 @@ def test_configurations_changed_in_many_ways(tmp_path: Path) -> None:
     calls: dict[Path, tuple[bytes, Callable[[], object]]] = {
         tmp_path / "llama" / "config.json": (
             (demo.stage1 / "config.json").read_bytes(),
-            lambda: len(checkpoint.read_config(tmp_path / "llama").tensors()),
+            lambda: len(config.read_config(tmp_path / "llama").tensors()),
         ),
         hubert: (hubert.read_bytes(), lambda: hubert_config(codec)),
         tmp_path / "set" / "set.json": (
-            (models.EMBEDDED["demo"] / "set.json").read_bytes(),
-            lambda: models.find(str(tmp_path / "set")),
+            (sets.EMBEDDED["demo"] / "set.json").read_bytes(),
+            lambda: sets.find(str(tmp_path / "set")),
         ),
     }
     for path, (good, call) in calls.items():
@@ -410,7 +417,7 @@ def test_configurations_changed_in_many_ways(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["final_ckpt/config.yaml", "decoders/config.yaml"])
 def test_yaml_changed_in_many_ways(name: str, tmp_path: Path) -> None:
-    codec = Path(shutil.copytree(models.find("demo").codec, tmp_path / "codec"))
+    codec = Path(shutil.copytree(sets.find("demo").codec, tmp_path / "codec"))
     path, luck = codec / name, random.Random(13)
     good = path.read_bytes()
     odd = [
@@ -436,17 +443,17 @@ def test_yaml_changed_in_many_ways(name: str, tmp_path: Path) -> None:
 
 def test_a_cut_flac_is_a_sentence_and_a_wrong_xing_header_is_not_believed() -> None:
     with pytest.raises(YueGPError, match="damaged or cut short: nothing can be decoded after 1"):
-        audio.probe(HOSTILE / "trunc.flac")
-    info = audio.probe(HOSTILE / "xing.mp3")
-    assert 3 < info.seconds < 5 and audio.read(HOSTILE / "xing.mp3")[0].shape == (info.frames, 1)
-    assert len(audio.peaks(HOSTILE / "xing.mp3", 50)) <= 50
+        files.probe(HOSTILE / "trunc.flac")
+    info = files.probe(HOSTILE / "xing.mp3")
+    assert 3 < info.seconds < 5 and files.read(HOSTILE / "xing.mp3")[0].shape == (info.frames, 1)
+    assert len(files.peaks(HOSTILE / "xing.mp3", 50)) <= 50
 
 
 def test_sound_files_changed_in_many_ways(tmp_path: Path) -> None:
     wave, luck = np.sin(np.arange(30000, dtype=np.float32)) * 0.5, random.Random(14)
     for kind, ending in (("wav16", "wav"), ("flac16", "flac"), ("mp3", "mp3"), ("float", "wav")):
         path = tmp_path / f"good.{ending}"
-        audio.write(path, wave, 16000, kind)
+        files.write(path, wave, 16000, kind)
         good = path.read_bytes()
         for i in range(40):
             odd = tmp_path / f"{kind}-{i}.{ending}"
@@ -454,7 +461,7 @@ def test_sound_files_changed_in_many_ways(tmp_path: Path) -> None:
             for _ in range(4):
                 content[luck.randrange(64)] ^= 1 << luck.randrange(8)
             odd.write_bytes(content[: luck.randrange(len(content))] if i % 4 == 0 else content)
-            for call in (audio.probe, audio.read, export.import_file):
+            for call in (files.probe, files.read, export.import_file):
                 try:
                     call(odd)
                 except YueGPError as exc:
@@ -484,11 +491,11 @@ def test_what_we_write_reads_back_the_same(root: Path) -> None:
 
 def test_files_as_they_were_written_before_they_were_checked_open_unchanged(tmp_path: Path) -> None:
     """`fixtures/today` is a home that the program wrote before there was a checker: nothing in it counts as damaged."""
-    shutil.copytree(Path(__file__).parent / "fixtures" / "today", library.home())
-    before = {path: path.read_bytes() for path in sorted(library.home().rglob("*")) if path.is_file()}
-    song = library.open_song(library.home() / "songs" / "2026-12-01-today-abc123")
+    shutil.copytree(Path(__file__).parent / "fixtures" / "today", store.home())
+    before = {path: path.read_bytes() for path in sorted(store.home().rglob("*")) if path.is_file()}
+    song = store.open_song(store.home() / "songs" / "2026-12-01-today-abc123")
     takes, faults = song.takes()
-    assert len(takes) == 3 and not faults and not shelf.faults(song.folder) and song.chosen().info.number == 1
+    assert len(takes) == 3 and not faults and not catalog.faults(song.folder) and song.chosen().info.number == 1
     assert (song.info.rating, song.request.seed, song.request.title) == (5, 2**63 - 1, "Today's song ☃")
     assert song.request.reference and song.request.reference.mix == str(song.folder / "references" / "mix.wav")
     assert takes[0].info.seconds == {"stage1": 6.79, "stage2": 10, "sound": 0.0}
@@ -497,8 +504,8 @@ def test_files_as_they_were_written_before_they_were_checked_open_unchanged(tmp_
     paused, failed = Queue().jobs()
     assert (paused.wishes.weights, paused.together, paused.take) == ("nf4", (2, 3), 2)
     assert (failed.what, failed.trace, failed.last and failed.last.ready) == ("Out of memory.", "T", (0, 1))
-    assert settings.load() == settings.Settings("ko") and not facts._damaged(library.home())
+    assert settings.load() == settings.Settings("ko") and not environment._damaged(store.home())
     assert {"my tune", "yue-s1-en-cot-x"} <= set(registry.known()) == set(registry.usable()[0])
-    pin = places.read_pin(registry.CHECKPOINTS["s2"])
+    pin = locate.read_pin(registry.CHECKPOINTS["s2"])
     assert pin and pin.files["sub/x.safetensors"] == (2**40, "b" * 64) and not pin.complete
     assert {path: path.read_bytes() for path in before} == before

@@ -13,10 +13,11 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.testclient import TestClient
 
-from ui import guard, hosts, login_page, settings
-from ui.hosts import Host
+from ui.server import guard, hosts, login
+from ui import settings
+from ui.server.hosts import Host
 from ui.texts import LANGUAGES, Texts
-from yuegp import cli
+from yuegp.cli import main
 from yuegp.errors import RequestError
 
 NAME = "music.tail1234.ts.net"
@@ -27,7 +28,7 @@ def client(*names: str, **options: Any) -> TestClient:
         return PlainTextResponse(f"{request.url} {request.scope.get('root_path', '')} {sorted(request.headers.keys())}")
 
     app = Starlette(routes=[Route("/{path:path}", tell, methods=["GET", "POST"])])
-    made = guard.Guard(app, 7860, names=names, stranger=functools.partial(login_page.stranger, Texts()), **options)
+    made = guard.Guard(app, 7860, names=names, stranger=functools.partial(login.stranger, Texts()), **options)
     return TestClient(made, base_url="http://127.0.0.1:7860", follow_redirects=False)
 
 
@@ -81,7 +82,7 @@ def test_under_another_name_the_command_that_allows_it_is_told() -> None:
 
 def test_every_language_says_it_and_escapes() -> None:
     for language in LANGUAGES:
-        page = login_page.stranger(Texts(language), "<b>", "run <b>")
+        page = login.stranger(Texts(language), "<b>", "run <b>")
         assert page.count("&lt;b&gt;") >= 3 and "<b>" not in page
 
 
@@ -89,7 +90,7 @@ def test_every_language_says_it_and_escapes() -> None:
 
 
 def run(*words: str, capsys: Any) -> list[str]:
-    assert cli.main(["ui", *words, "--hosts"]) == 0
+    assert main.main(["ui", *words, "--hosts"]) == 0
     return capsys.readouterr().out.split()
 
 
@@ -106,9 +107,9 @@ def test_names_are_kept_listed_and_forgotten(capsys: pytest.CaptureFixture[str],
 
 @pytest.mark.parametrize("name", ["https://nas/", "*.ts.net", "a b", "", "nas/"])
 def test_what_is_no_name_is_refused_with_a_sentence(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["ui", "--allow-host", name, "--hosts"]) == 2
+    assert main.main(["ui", "--allow-host", name, "--hosts"]) == 2
     assert "music.example.org" in capsys.readouterr().err and settings.load().hosts == ()
-    assert cli.main(["ui", "--forget-host", "nas", "--hosts"]) == 2
+    assert main.main(["ui", "--forget-host", "nas", "--hosts"]) == 2
 
 
 def test_a_wrong_variable_is_a_sentence_too(monkeypatch: pytest.MonkeyPatch) -> None:

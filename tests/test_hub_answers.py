@@ -15,10 +15,11 @@ import pytest
 from hub_server import Handler, Hub
 from test_download import ENTRY, SIZE, refusal, same
 
-from yuegp import download, filenames, places, registry, supply, transfer
-from yuegp import hub as hub_room
-from yuegp.hub import HubUnreachable, NotOffered
-from yuegp.registry import Checkpoint
+from yuegp.checkpoints import download, filenames, locate, registry, transfer
+from yuegp.system import provision
+from yuegp.checkpoints import hub as hub_room
+from yuegp.checkpoints.hub import HubUnreachable, NotOffered
+from yuegp.checkpoints.registry import Checkpoint
 
 
 @pytest.fixture
@@ -39,7 +40,7 @@ def siblings(change: Callable[[list[dict[str, Any]]], Any]) -> Callable[[dict[st
 
 
 def nothing_fetched(hub: Hub) -> bool:
-    return not any("/resolve/" in path for _, path, _ in hub.log) and not places.own_folder(ENTRY).exists()
+    return not any("/resolve/" in path for _, path, _ in hub.log) and not locate.own_folder(ENTRY).exists()
 
 
 # Listings
@@ -182,7 +183,7 @@ def test_what_is_not_the_file_spoils_nothing_that_has_arrived(
     hub: Hub, repo: Path, instead: Callable[[Handler, bytes], None], words: str, begun: int
 ) -> None:
     """A sign-in page at the beginning of a part would be found out by the checksum, five gigabytes later."""
-    part = places.own_folder(ENTRY) / "model.safetensors.part"
+    part = locate.own_folder(ENTRY) / "model.safetensors.part"
     part.parent.mkdir(parents=True)
     part.write_bytes((repo / "model.safetensors").read_bytes()[:begun])
     hub.answers["model.safetensors"] = instead
@@ -205,7 +206,7 @@ def test_a_file_other_than_the_listed_one_is_refused_before_a_byte(hub: Hub, rep
     hub.commits[ENTRY.repo] = planned.commit  # a mirror that mixes revisions up
     error = refusal(lambda: download.fetch(planned))
     assert "has another model.safetensors than was listed" in error.what
-    assert (places.own_folder(ENTRY) / "model.safetensors.part").stat().st_size == 0
+    assert (locate.own_folder(ENTRY) / "model.safetensors.part").stat().st_size == 0
 
 
 def test_another_file_between_two_pieces_is_found_out_by_the_checksum(hub: Hub, repo: Path) -> None:
@@ -231,7 +232,7 @@ def test_a_server_that_has_no_such_part_is_asked_for_all(hub: Hub, repo: Path) -
         handler.answer(200, data)
 
     hub.answers["model.safetensors"], hub.cuts["model.safetensors"] = nothing_there, [10_000]
-    part = places.own_folder(ENTRY) / "model.safetensors.part"
+    part = locate.own_folder(ENTRY) / "model.safetensors.part"
     part.parent.mkdir(parents=True)
     part.write_bytes((repo / "model.safetensors").read_bytes()[:10_000])
     assert same(download.get(ENTRY), repo)
@@ -246,7 +247,7 @@ def test_a_proxy_that_packs_what_it_was_told_not_to_pack_is_understood(hub: Hub,
         handler.answer(200, part, Content_Encoding="gzip")
 
     hub.answers["model.safetensors"] = hub.answers["config.json"] = packed
-    part = places.own_folder(ENTRY) / "model.safetensors.part"
+    part = locate.own_folder(ENTRY) / "model.safetensors.part"
     part.parent.mkdir(parents=True)
     part.write_bytes((repo / "model.safetensors").read_bytes()[:10_000])
     assert same(download.get(ENTRY), repo)
@@ -275,7 +276,7 @@ def test_an_address_that_has_run_out_is_asked_for_again_and_not_called_a_gate(hu
 
     hub.answers["model.safetensors"] = expired
     assert same(download.get(ENTRY), repo) and len(times) == 2
-    (places.own_folder(ENTRY) / "model.safetensors").unlink()
+    (locate.own_folder(ENTRY) / "model.safetensors").unlink()
     hub.answers["model.safetensors"] = lambda handler, data: handler.answer(403, b"")
     error = refusal(lambda: download.get(ENTRY), HubUnreachable)
     assert "where the hub keeps the files" in error.what and "clock" in error.hint
@@ -345,7 +346,7 @@ def test_a_proxy_that_cannot_be_used_is_one_sentence(hub: Hub, address: str, sho
     """`ALL_PROXY=socks5://…` ended in an ImportError. The command itself, in a Python that lacks socksio."""
     code = (
         "import sys; sys.modules['socksio'] = None\n"
-        "from yuegp.cli import main; sys.exit(main(['models', 'get', 's2', '--yes']))"
+        "from yuegp.cli.main import main; sys.exit(main(['models', 'get', 's2', '--yes']))"
     )
     env = os.environ | {
         "HF_HUB_OFFLINE": "0",
@@ -399,25 +400,25 @@ def test_only_the_folder_that_was_named_is_downloaded_and_found_again(hub: Hub, 
     wanted = ("config.json", "model.safetensors.index.json", "output.safetensors", "tokenizer.model")
     assert kept == {name: (folders / "8.0bpw" / name).read_bytes() for name in wanted}
     assert not any("3.0bpw" in path or "README" in path for _, path, _ in hub.log)
-    assert places.locate(entry) == folder == registry.models_dir() / f"{FOLDERS.replace('/', '--')}-8.0bpw"
+    assert locate.locate(entry) == folder == registry.models_dir() / f"{FOLDERS.replace('/', '--')}-8.0bpw"
     assert download.check_pin(entry, folder)
     (folder / "output.safetensors").write_bytes(b"x" * 30_000)
     assert "is not the file" in refusal(lambda: download.check_pin(entry, folder)).what
     other = download.get(registry.own(f"{FOLDERS}:3.0bpw", None, {}))
     assert other != folder and (other / "output.safetensors").read_bytes() != kept["output.safetensors"]
-    assert supply.remove(entry) > 0 and not folder.exists() and other.is_dir() and places.locate(entry) is None
+    assert provision.remove(entry) > 0 and not folder.exists() and other.is_dir() and locate.locate(entry) is None
 
 
 def test_a_folder_in_the_librarys_cache_is_used(hub: Hub, folders: Path) -> None:
     entry = registry.own(f"{FOLDERS}:8.0bpw", None, {})
     commit = "c" * 40
-    snapshot = places.cache_dir() / f"models--{FOLDERS.replace('/', '--')}" / "snapshots" / commit
+    snapshot = locate.cache_dir() / f"models--{FOLDERS.replace('/', '--')}" / "snapshots" / commit
     (snapshot / "8.0bpw").mkdir(parents=True)
     for name in ("config.json", "output.safetensors"):
         (snapshot / "8.0bpw" / name).write_bytes(b"{}")
     (snapshot.parent.parent / "refs").mkdir()
     (snapshot.parent.parent / "refs" / "main").write_text(commit)
-    assert places.locate(entry) == snapshot / "8.0bpw"
+    assert locate.locate(entry) == snapshot / "8.0bpw"
 
 
 def test_a_repository_without_weights_at_its_top_says_where_they_are(hub: Hub, folders: Path) -> None:

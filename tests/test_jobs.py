@@ -18,14 +18,16 @@ from typing import Any
 import pytest
 from conftest import ROOT
 
-from yuegp import disk, eta, jobs, library
-from yuegp import worker as working
+from yuegp import files
+from yuegp.jobs import eta, queue as jobs
+from yuegp.library import store
+from yuegp.jobs import worker as working
 from yuegp.errors import Cancelled, LibraryError, RequestError
-from yuegp.jobs import Job, Progress, Queue, State
-from yuegp.planning import Event, Watch
-from yuegp.song import Section, SongRequest, Stage, TakeInfo
-from yuegp.wishes import ANY, Wishes
-from yuegp.worker import Feed, Worker
+from yuegp.jobs.queue import Job, Progress, Queue, State
+from yuegp.generation.plan import Event, Watch
+from yuegp.song.schema import Section, SongRequest, Stage, TakeInfo
+from yuegp.generation.options import ANY, Wishes
+from yuegp.jobs.worker import Feed, Worker
 
 PATIENCE = 30.0
 """Seconds after which a test that waits for another thread has failed."""
@@ -42,7 +44,7 @@ def song(tmp_path: Path) -> Callable[[], Path]:
 
     def make() -> Path:
         request = SongRequest((Section("verse", "la"),) * 2, "pop", section_seconds=6)
-        made = library.create(request, tmp_path / "my songs")
+        made = store.create(request, tmp_path / "my songs")
         made.new_take(TakeInfo(1, made.request))
         return made.folder
 
@@ -274,7 +276,7 @@ def test_a_full_disk_leaves_the_queue_as_it_was(
     def full(path: Path, data: bytes) -> None:
         raise LibraryError(f"{path} cannot be written: the disk is full.", "Free some space.")
 
-    monkeypatch.setattr(disk, "write_atomic", full)
+    monkeypatch.setattr(files, "write_atomic", full)
     with pytest.raises(LibraryError, match="disk is full"):
         queue.add(other, 1)
     monkeypatch.undo()
@@ -360,7 +362,7 @@ def test_a_damaged_job_is_named_and_stops_no_other(
 
 def test_who_was_taken_off_the_queue_is_not_written_along(queue: Queue, song: Callable[[], Path]) -> None:
     folder = song()
-    opened = library.open_song(folder)
+    opened = store.open_song(folder)
     for _ in range(2):
         opened.new_take(TakeInfo(0, opened.request))
     for take in (1, 2, 3):
@@ -379,9 +381,9 @@ CHILD = """
 import itertools
 import sys
 from pathlib import Path
-from yuegp.jobs import Queue
-from yuegp.worker import Worker
-from yuegp.planning import Event
+from yuegp.jobs.queue import Queue
+from yuegp.jobs.worker import Worker
+from yuegp.generation.plan import Event
 
 def sing(job, watch):
     watch(Event("writing", "section 2 of 2", 602, 1200, "ids", 602))
@@ -559,7 +561,7 @@ def test_two_songs_of_two_clients_are_made_stopped_and_resumed(tmp_path: Path) -
     folders = []
     for seed in (1, 2):
         request = SongRequest((Section("verse", "la"),) * 2, "pop", seed=seed, model=model, section_seconds=1)
-        made = library.create(request, home / "songs")
+        made = store.create(request, home / "songs")
         made.new_take(TakeInfo(1, made.request))
         folders.append(made.folder)
         Queue(home).add(made.folder, 1, "cpu")
@@ -572,14 +574,14 @@ def test_two_songs_of_two_clients_are_made_stopped_and_resumed(tmp_path: Path) -
     feed = crew.subscribe(size=1000)
     crew.run(stop_in_the_second_section)
     assert states(queue) == ["stopped", "done"], [job.trace or job.what for job in queue.jobs()]
-    first, second = (library.open_song(folder).take(1).info for folder in folders)
+    first, second = (store.open_song(folder).take(1).info for folder in folders)
     assert len(first.spans) == 1 and first.stage is not Stage.RENDERED
     assert second.stage is Stage.RENDERED
     etas = [progress.eta for progress in feed if progress.job == 2 and progress.state is State.RUNNING]
     assert any(eta is not None for eta in etas)
     queue.resume(1)
     Worker(queue).run()
-    resumed = library.open_song(folders[0]).take(1)
+    resumed = store.open_song(folders[0]).take(1)
     assert resumed.info.stage is Stage.RENDERED and resumed.mix.exists()
     assert queue.job(1).last.ready == (0, 1)  # type: ignore[union-attr]
     assert (queue.job(1).last.stage, queue.job(1).last.done) == ("sound", queue.job(1).last.total)  # type: ignore

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from checkout import House
 
-from door import builds, main
+from installer import builds, main
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -77,7 +77,7 @@ def test_install_starts_nothing(house: House) -> None:
 
 
 def test_a_folder_named_like_us_where_the_user_stands_is_not_taken_for_ours(house: House) -> None:
-    for name in ("yuegp", "door"):
+    for name in ("yuegp", "installer"):
         (house.cwd / name).mkdir()
         (house.cwd / name / "__main__.py").write_text("print('not me')")
     (house.cwd / "json.py").write_text("raise RuntimeError('nor me')")

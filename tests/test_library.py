@@ -14,11 +14,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from yuegp import library
-from yuegp.disk import check_writable, write_atomic
+from yuegp.library import store
+from yuegp.files import check_writable, write_atomic
 from yuegp.errors import LibraryError, RequestError
-from yuegp.library import SLUG_BYTES, Take, create, open_song, slug, songs_dir
-from yuegp.song import MadeWith, Reference, Sampling, Section, SongRequest, Span, Stage, TakeInfo
+from yuegp.library.store import SLUG_BYTES, Take, create, open_song, slug, songs_dir
+from yuegp.song.schema import MadeWith, Reference, Sampling, Section, SongRequest, Span, Stage, TakeInfo
 
 REQUEST = SongRequest(sections=(Section("verse", "la la\nlo"), Section("outro")), tags="pop, female", title="My Söng")
 
@@ -118,7 +118,7 @@ def test_a_name_that_is_taken_is_never_used_again(tmp_path: Path, monkeypatch: p
     """Inherited fault: outputs overwritten by the next run."""
     first = create(REQUEST, tmp_path)
     ids = iter([first.folder.name[-6:], "fresh1", "x", "x"])
-    monkeypatch.setattr(library.secrets, "token_hex", lambda _: next(ids))
+    monkeypatch.setattr(store.secrets, "token_hex", lambda _: next(ids))
     assert create(REQUEST, tmp_path).folder.name.endswith("-fresh1")
     assert open_song(first.folder) == first
 

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import torch
 
-from yuegp.checkpoint import LlamaConfig, parse_config, read_config
+from yuegp.checkpoints.config import LlamaConfig, parse_config, read_config
 from yuegp.errors import ModelError
 from yuegp.lm import Setup
-from yuegp.lm.torch_lm import PREFILL, TorchLM
+from yuegp.lm.llama.engine import PREFILL, TorchLM
 
 VOCAB = 300
 

@@ -12,9 +12,10 @@ import pytest
 import torch
 from layouts import VOCAB, tiny_llama
 
-from yuegp.lm import Setup, cache
-from yuegp.lm.graph import Decoder
-from yuegp.lm.torch_lm import TorchLM
+from yuegp.lm import Setup
+from yuegp.lm.llama import cache
+from yuegp.lm.llama.graph import Decoder
+from yuegp.lm.llama.engine import TorchLM
 
 ENGINES = Iterator[tuple[TorchLM, TorchLM]]
 

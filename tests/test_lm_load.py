@@ -14,8 +14,9 @@ from layouts import VOCAB, adapter, bitsandbytes, released, tiny_llama
 from safetensors.torch import load_file, save_file
 
 from yuegp.errors import Cancelled, ModelError
-from yuegp.lm import Setup, reader, stored_as
-from yuegp.lm.torch_lm import TorchLM
+from yuegp.lm import Setup, stored_as
+from yuegp.lm.weights import reader
+from yuegp.lm.llama.engine import TorchLM
 
 IDS = torch.randint(0, VOCAB, (40,), generator=torch.Generator().manual_seed(3)).tolist()
 RECORDED = Path(__file__).parent / "fixtures" / "lora"
@@ -310,8 +311,8 @@ PEAK = """
 import resource, sys
 from pathlib import Path
 import torch
-from yuegp.checkpoint import read_config
-from yuegp.lm.reader import Reader
+from yuegp.checkpoints.config import read_config
+from yuegp.lm.weights.reader import Reader
 torch.Tensor.__bool__ = lambda tensor: True  # values cannot be looked at where there are none
 folder = Path(sys.argv[1])
 reader = Reader(folder, torch.device("meta"), torch.float16)

@@ -10,14 +10,14 @@ import pytest
 import torch
 from layouts import VOCAB, bitsandbytes, int8_folder, released, tiny_llama
 
-from yuegp import models
-from yuegp.checkpoint import read_config
+from yuegp.checkpoints import sets
+from yuegp.checkpoints.config import read_config
 from yuegp.errors import ModelError
 from yuegp.lm import Setup, open_engine, stored_as
-from yuegp.lm.int8 import Int8, press
-from yuegp.lm.nf4 import Nf4
-from yuegp.lm.reader import Reader
-from yuegp.lm.torch_lm import TorchLM
+from yuegp.lm.weights.int8 import Int8, press
+from yuegp.lm.weights.nf4 import Nf4
+from yuegp.lm.weights.reader import Reader
+from yuegp.lm.llama.engine import TorchLM
 
 IDS = torch.randint(0, VOCAB, (40,), generator=torch.Generator().manual_seed(3)).tolist()
 
@@ -171,7 +171,7 @@ def test_a_packed_tensor_of_another_model_is_refused(source: Path, tmp_path: Pat
 
 def test_fewer_bits_never_measure_better_on_the_built_in_songs() -> None:
     """Teacher-forced loss of the built-in Stage 1 on its own greedy singing: float, int8, then nf4."""
-    found = models.find("demo")
+    found = sets.find("demo")
     start = [*range(20, 60), found.layout.soa, found.layout.codec]
     plain = TorchLM.load(found.stage1)
     codes = list(found.layout.codes_of(0))

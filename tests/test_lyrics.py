@@ -9,10 +9,10 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from yuegp import lyrics
+from yuegp.song import lyrics
 from yuegp.errors import RequestError
-from yuegp.lyrics import Lyrics, advise, decode, parse, read, trained_label, word_count, write
-from yuegp.song import Section
+from yuegp.song.lyrics import Lyrics, advise, decode, parse, read, trained_label, word_count, write
+from yuegp.song.schema import Section
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 

@@ -9,7 +9,7 @@ import pytest
 from conftest import ROOT
 
 from offload import device
-from yuegp.cli import main
+from yuegp.cli.main import main
 
 LYRICS = str(ROOT / "examples" / "paper-lanterns.txt")
 

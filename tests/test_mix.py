@@ -6,8 +6,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from yuegp import mix
-from yuegp.audio import resample
+from yuegp.audio import mix
+from yuegp.audio.files import resample
 from yuegp.errors import GenerationError
 
 SECONDS = 4

@@ -13,11 +13,11 @@ import pytest
 from released import write_released
 
 from tools.make_set import SIZES, codec_tensors, lm_tensors, make_set, upsampler_tensors
-from yuegp import models, places, registry, verify
+from yuegp.checkpoints import sets, locate, registry, verify
 from yuegp.codec import check_codec
 from yuegp.errors import ModelError
-from yuegp.models import ModelSet, check, find, safetensors_header
-from yuegp.vocab import YUE_V1
+from yuegp.checkpoints.sets import ModelSet, check, find, safetensors_header
+from yuegp.tokens.vocab import YUE_V1
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +69,7 @@ def test_a_set_is_found_by_path_and_by_name(tiny: Path, monkeypatch: pytest.Monk
     monkeypatch.setenv("YUEGP_MODELS", str(tiny.parent))
     by_name = find("tiny")
     assert dataclasses.replace(by_name, id="") == dataclasses.replace(by_path, id="")
-    assert models.names()[-1] == "tiny"
+    assert sets.names()[-1] == "tiny"
 
 
 def test_an_unknown_model_lists_what_there_is() -> None:
@@ -157,7 +157,7 @@ def test_an_incomplete_folder_is_used_so_that_its_fault_is_named(own: Path) -> N
 
 
 def test_an_unfinished_download_is_no_model(own: Path) -> None:
-    places.write_pin(registry.CHECKPOINTS["s1-en-cot"], places.Pin("m-a-p/x", None, "0" * 40))
+    locate.write_pin(registry.CHECKPOINTS["s1-en-cot"], locate.Pin("m-a-p/x", None, "0" * 40))
     with pytest.raises(ModelError, match="download of s1-en-cot, which the model yue-en-cot needs, was not finished"):
         find("yue-en-cot")
 
@@ -165,7 +165,7 @@ def test_an_unfinished_download_is_no_model(own: Path) -> None:
 def test_models_lie_in_the_home_unless_told_otherwise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("YUEGP_HOME", str(tmp_path))
     monkeypatch.delenv("YUEGP_MODELS", raising=False)
-    assert models.models_dir() == tmp_path / "models"
+    assert sets.models_dir() == tmp_path / "models"
 
 
 @pytest.mark.parametrize(
@@ -285,7 +285,7 @@ def test_weights_that_are_not_numbers_are_refused(tiny: Path, name: str, value: 
 def test_large_files_are_not_scanned(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     poke(tiny / FILES[1], "model.norm.weight", np.float32(np.nan).tobytes()[2:])
     monkeypatch.setattr(verify, "SCAN_LIMIT", 1000)
-    monkeypatch.setattr(models, "SCAN_LIMIT", 1000)
+    monkeypatch.setattr(sets, "SCAN_LIMIT", 1000)
     check(find(str(tiny)))
     with pytest.raises(ModelError, match="NaN"):
         check(find(str(tiny)), lambda name, done, total: None)

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from released import SOUND, STAGE1, STAGE2, pretend_exl2, write_released
 
-from yuegp import comfy_paths, neighbours, places
-from yuegp.neighbours import Surroundings
-from yuegp.registry import CHECKPOINTS
+from yuegp.checkpoints import comfy_paths, neighbours, locate
+from yuegp.checkpoints.neighbours import Surroundings
+from yuegp.checkpoints.registry import CHECKPOINTS
 
 COMMIT, OTHER = "c" * 40, "d" * 40
 
@@ -38,7 +38,7 @@ def nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def found(where: Surroundings | None = None) -> dict[str, Path]:
     roots = neighbours.folders(where) if where else None
-    return {item.checkpoint.id: item.folder for item in places.search(roots) if item.checkpoint}
+    return {item.checkpoint.id: item.folder for item in locate.search(roots) if item.checkpoint}
 
 
 def windows(tmp_path: Path, **variables: str) -> Surroundings:
@@ -215,7 +215,7 @@ def test_pinokios_own_hub_cache_is_one(originals: Path, nobody: Path, monkeypatc
     shutil.copytree(originals / STAGE2, repo / "snapshots" / COMMIT)
     (repo / "refs").mkdir()
     (repo / "refs" / "main").write_text(COMMIT)
-    assert places.locate(CHECKPOINTS["s2"]) == repo / "snapshots" / COMMIT
+    assert locate.locate(CHECKPOINTS["s2"]) == repo / "snapshots" / COMMIT
     app = nobody / "pinokio" / "api" / "yue.git" / "cache" / "HF_HOME" / "hub" / f"models--m-a-p--{STAGE1}"
     shutil.copytree(originals / STAGE1, app / "snapshots" / COMMIT)
     assert found()["s1-en-cot"] == app / "snapshots" / COMMIT

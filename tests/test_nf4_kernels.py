@@ -10,10 +10,12 @@ import pytest
 import torch
 from layouts import VOCAB, bitsandbytes, int8_folder, released, tiny_llama
 
-from yuegp.lm import Setup, nf4, nf4_kernels, torch_lm
-from yuegp.lm.nf4 import Nf4
-from yuegp.lm.nf4_kernels import kernels, missing, trial
-from yuegp.lm.torch_lm import TorchLM
+from yuegp.lm import Setup
+from yuegp.lm.weights import nf4, nf4_kernels
+from yuegp.lm.llama import engine
+from yuegp.lm.weights.nf4 import Nf4
+from yuegp.lm.weights.nf4_kernels import kernels, missing, trial
+from yuegp.lm.llama.engine import TorchLM
 
 CARD, CPU = torch.device("cuda", 0), torch.device("cpu")
 
@@ -151,7 +153,7 @@ def test_a_trusted_one_multiplies_and_gives_our_numbers(tmp_path: Path, monkeypa
 
 def test_loading_says_once_why_it_is_slow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = released(tmp_path, tiny_llama())
-    monkeypatch.setattr(torch_lm, "missing", lambda *what: "bitsandbytes does not work here: OSError")
+    monkeypatch.setattr(engine, "missing", lambda *what: "bitsandbytes does not work here: OSError")
     said: list[str] = []
     TorchLM.load(folder, Setup(weights="nf4"), lambda what, done, total: said.append(what))
     words = "bitsandbytes does not work here: OSError. Four-bit weights are multiplied by our own way, which is slower"

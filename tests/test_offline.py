@@ -20,8 +20,8 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.testclient import TestClient
 
-from ui import guard, intake, uploaded
-from ui.hosts import Host
+from ui.server import guard, intake, uploaded
+from ui.server.hosts import Host
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -177,8 +177,8 @@ from ui import offline, serve
 port, home, ways_out = int(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
 serve.prepare()
 from starlette.testclient import TestClient
-from ui.desk import Desk
-from yuegp.jobs import Queue
+from ui.context import Desk
+from yuegp.jobs.queue import Queue
 app = serve.application(Desk(home / "songs", Queue()))
 import safehttpx
 safehttpx.is_public_ip = lambda ip: True  # as if the listener stood somewhere in the world
@@ -222,7 +222,7 @@ def attack(listener: Listener, home: Path, ways_out: str) -> int:
 
 
 def test_gradio_alone_would_fetch_what_a_request_names(listener: Listener, tmp_path: Path) -> None:
-    """That the attack is one. The door for files is ours already."""
+    """That the attack is one. The installer for files is ours already."""
     assert attack(listener, tmp_path, "open") >= 12 and listener.count >= 2
 
 

@@ -17,8 +17,8 @@ import uvicorn
 from starlette.datastructures import Headers
 from starlette.types import Receive, Scope, Send
 
-from ui import guard, origin, serve
-from ui.hosts import Host
+from ui.server import guard, origin, serve
+from ui.server.hosts import Host
 
 PAGES = ("/", "/en/")
 
@@ -269,7 +269,7 @@ def test_what_is_a_link(headers: dict[str, str], link: bool) -> None:
 
 def test_the_targets_are_on_the_list() -> None:
     """Else the tests above would show nothing."""
-    from ui import allowed
+    from ui.server import allowed
 
     for path in TARGETS:
         if "http" not in path:

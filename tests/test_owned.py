@@ -12,14 +12,18 @@ from pathlib import Path
 
 import pytest
 
-from door import install
-from quant import exl2, press, rows
-from ui import serve, settings, uploads
-from yuegp import library, owned, places, registry, supply, transfer
+from installer import install
+from quant import exl2, quantize, rows
+from ui.server import serve, uploads
+from ui import settings
+from yuegp.library import store
+from yuegp import owned
+from yuegp.checkpoints import locate, registry, transfer
+from yuegp.system import provision
 from yuegp.errors import LibraryError, RequestError
 from yuegp.locks import LOCK, song_lock
-from yuegp.previews import Previews
-from yuegp.song import Section, SongRequest, TakeInfo
+from yuegp.generation.previews import Previews
+from yuegp.song.schema import Section, SongRequest, TakeInfo
 
 OLD = (0, 0)
 
@@ -139,7 +143,7 @@ def test_settings_of_another_program_are_not_written_over(home: Path) -> None:
 
 def test_what_a_killed_run_left_is_swept_and_a_users_hidden_files_are_not(tmp_path: Path) -> None:
     request = SongRequest((Section("verse", "la"),), "pop")
-    take = library.create(request, tmp_path).new_take(TakeInfo(0, request))
+    take = store.create(request, tmp_path).new_take(TakeInfo(0, request))
     gone = [put(take.folder / name) for name in (".take.json.0123abcd.tmp", ".mix.flac.4711.part")]
     kept = [put(take.folder / name) for name in (".notes.tmp", ".my mix.part", ".mix.flac.part", ".stage1.npz.x.tmp")]
     take.sweep()
@@ -148,7 +152,7 @@ def test_what_a_killed_run_left_is_swept_and_a_users_hidden_files_are_not(tmp_pa
 
 def test_previews_go_and_what_else_lies_there_stays(tmp_path: Path) -> None:
     request = SongRequest((Section("verse", "la"),), "pop")
-    take = library.create(request, tmp_path).new_take(TakeInfo(0, request))
+    take = store.create(request, tmp_path).new_take(TakeInfo(0, request))
     hear = take.folder / "hear"
     gone = [put(hear / name) for name in ("draft-00.flac", "section-12.flac", ".draft-01.flac.7.part")]
     kept = put(hear / "my favourite.flac")
@@ -175,25 +179,25 @@ def test_another_programs_lock_file_stays_as_it_is(tmp_path: Path) -> None:
 
 def test_removing_a_model_deletes_what_was_downloaded_and_nothing_else() -> None:
     s2 = registry.CHECKPOINTS["s2"]
-    folder = places.own_folder(s2)
+    folder = locate.own_folder(s2)
     downloaded = put(folder / "config.json", b"{}")
     changed = put(folder / "model.safetensors", b"tuned by me")
     arriving = put(folder / "tokenizer.model.part")
     notes, other = put(folder / "my notes.txt"), put(folder / "takes" / "a.safetensors.part")
     replaced = put(folder / "config.json.replaced.bad")
     files = {path.name: (path.stat().st_size, hashlib.sha256(b"{}").hexdigest()) for path in (downloaded, changed)}
-    places.write_pin(s2, places.Pin(s2.repo, None, "0" * 40, files, True))
+    locate.write_pin(s2, locate.Pin(s2.repo, None, "0" * 40, files, True))
     os.utime(changed)
-    os.utime(places.pin_path(s2), (1, 1))
-    assert supply.remove(s2) == 6
+    os.utime(locate.pin_path(s2), (1, 1))
+    assert provision.remove(s2) == 6
     assert not downloaded.exists() and not arriving.exists()
     assert all(path.read_bytes() for path in (changed, notes, other, replaced))
 
 
 def test_a_model_folder_that_we_did_not_download_is_only_forgotten() -> None:
     s2 = registry.CHECKPOINTS["s2"]
-    mine = put(places.own_folder(s2) / "model.safetensors")
-    assert supply.remove(s2) == 0 and mine.exists()
+    mine = put(locate.own_folder(s2) / "model.safetensors")
+    assert provision.remove(s2) == 0 and mine.exists()
 
 
 def test_what_is_put_aside_takes_no_name_that_is_taken(tmp_path: Path) -> None:
@@ -205,12 +209,12 @@ def test_what_is_put_aside_takes_no_name_that_is_taken(tmp_path: Path) -> None:
 @pytest.mark.parametrize("there", ["README.md", "LICENSE", "model.safetensors"])
 def test_pressing_writes_into_no_folder_that_holds_something(there: str, tmp_path: Path) -> None:
     file = put(tmp_path / there)
-    with pytest.raises(RequestError, match=there), press._held(tmp_path, {"kind": "int8"}):
+    with pytest.raises(RequestError, match=there), quantize._held(tmp_path, {"kind": "int8"}):
         pass
     assert file.read_bytes() == b"mine"
     file.unlink()
     put(tmp_path / LOCK, b"mine")
-    with press._held(tmp_path, {"kind": "int8"}):
+    with quantize._held(tmp_path, {"kind": "int8"}):
         pass
     assert (tmp_path / LOCK).read_bytes() == b"mine"
 

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from door import record
-from door.install import modules, wheel_urls
+from installer import record
+from installer.install import modules, wheel_urls
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tools"))
@@ -96,7 +96,7 @@ def test_optional_wheels_are_for_exactly_the_pinned_torch() -> None:
 
 def test_no_file_names_a_package_index_but_one_that_names_torchs_own() -> None:
     """Which one is used is the user's setting. pip does not know where the CUDA builds for Windows are, uv does."""
-    files = [*ROOT.glob("requirements*.txt"), *(ROOT / "locks").glob("*.txt"), *(ROOT / "door").glob("*.py")]
+    files = [*ROOT.glob("requirements*.txt"), *(ROOT / "locks").glob("*.txt"), *(ROOT / "installer").glob("*.py")]
     files += [ROOT / name for name in ("launch.py", "Dockerfile", "run.sh", "run.bat", "pyproject.toml", ".ci/run")]
     files += list(ROOT.glob("*.js"))
     named = r"--index-url|--find-links|pypi\.|pythonhosted|download\.pytorch"

@@ -9,8 +9,8 @@ import pytest
 from browser import PageServer
 from test_page_library import add_song
 
-from yuegp.jobs import Queue
-from yuegp.library import Song
+from yuegp.jobs.queue import Queue
+from yuegp.library.store import Song
 
 pytestmark = pytest.mark.browser
 

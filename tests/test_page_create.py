@@ -13,10 +13,10 @@ import pytest
 import soundfile
 from browser import PATIENCE_SECONDS, PageServer
 
-from yuegp import library
-from yuegp.jobs import Queue
-from yuegp.song import Reference, Sampling, Section, SongRequest, Stage, TakeInfo
-from yuegp.wishes import Wishes
+from yuegp.library import store
+from yuegp.jobs.queue import Queue
+from yuegp.song.schema import Reference, Sampling, Section, SongRequest, Stage, TakeInfo
+from yuegp.generation.options import Wishes
 
 pytestmark = pytest.mark.browser
 
@@ -223,7 +223,7 @@ def test_a_song_grows_section_by_section_and_sounds(
     expect(page.locator("#running-figures")).to_have_text("100 %")
     page.locator("#running-player").evaluate("player => { player.preload = 'auto'; player.load(); }")
     page.wait_for_function("document.querySelector('#running-player').duration > 1")
-    take = library.open_song(page_server.songs / name).take(1)
+    take = store.open_song(page_server.songs / name).take(1)
     assert take.info.stage is Stage.RENDERED
     length = page.evaluate("document.querySelector('#running-player').duration")
     assert length == pytest.approx(take.frames / 50, abs=0.1)
@@ -251,7 +251,7 @@ def test_a_reload_finds_song_and_draft_and_stop_keeps_what_is_there(
     page.click("#running-stop")
     expect(page.locator("#running-status")).to_contain_text(re.compile("Stopped|Done|Not finished"))
     expect(page.locator("#running-go-on")).to_be_visible()
-    assert library.open_song(page_server.songs / name).take(1).info.stage is not Stage.RENDERED
+    assert store.open_song(page_server.songs / name).take(1).info.stage is not Stage.RENDERED
     page.click("#running-go-on")
     expect(page.locator("#running-stop")).to_be_visible()
     page.click("#running-stop")
@@ -330,7 +330,7 @@ def test_a_reference_is_drawn_and_its_window_goes_into_the_song(
     expect(page.locator("#reference-play")).to_have_text("Stop playing")
     page.click("#reference-play")
     name = make_short(page, expect, "With a recording", "[verse]\nla\n")
-    reference = library.open_song(page_server.songs / name).request.reference
+    reference = store.open_song(page_server.songs / name).request.reference
     assert reference is not None and (reference.start, reference.end) == (2.0, 5.0)
     assert Path(str(reference.mix)).is_relative_to(page_server.songs)
     page.click("#running-stop")
@@ -343,7 +343,7 @@ def test_a_songs_settings_are_taken_over_with_its_reference_and_the_machines_are
     reference = Reference(mix=str(tone(tmp_path / "theirs.wav", 8)), start=1.0, end=4.0)
     sampling = Sampling(penalize_end=False, guidance=1.0, guidance_later=1.0, repetition_penalty=1.2)
     request = SongRequest((Section("verse", "la"),), "pop piano", model="demo", reference=reference, sampling=sampling)
-    song = library.create(request, page_server.songs)
+    song = store.create(request, page_server.songs)
     song.new_take(TakeInfo(0, song.request))
     page = browser_page
     page.evaluate(
@@ -367,7 +367,7 @@ def test_a_songs_settings_are_taken_over_with_its_reference_and_the_machines_are
     page.fill("#create-title input", "Taken over")
     page.click("#create-make")
     expect(page.locator("#running-title")).to_have_text("Taken over")
-    made = library.open_song(page_server.songs / page.input_value("#open-song input, #open-song textarea"))
+    made = store.open_song(page_server.songs / page.input_value("#open-song input, #open-song textarea"))
     copied = made.request.reference
     assert copied is not None and (copied.start, copied.end) == (1.0, 4.0)
     assert Path(str(copied.mix)).read_bytes() == (tmp_path / "theirs.wav").read_bytes()

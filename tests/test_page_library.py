@@ -13,14 +13,14 @@ import pytest
 import soundfile
 from browser import PageServer
 
-from ui import library_page
-from ui.desk import Desk
-from ui.library_page import Listing
+from ui.pages import library as library_page
+from ui.context import Desk
+from ui.pages.library import Listing
 from ui.texts import Texts
-from yuegp import export, library, shelf
-from yuegp.jobs import Queue
-from yuegp.library import Song
-from yuegp.song import Section, SongRequest, Span, Stage, TakeInfo
+from yuegp.library import export, store, catalog
+from yuegp.jobs.queue import Queue
+from yuegp.library.store import Song
+from yuegp.song.schema import Section, SongRequest, Span, Stage, TakeInfo
 
 SECONDS = 2
 
@@ -28,7 +28,7 @@ SECONDS = 2
 def add_song(root: Path, title: str, tags: str = "pop piano", words: str = "la la", rating: int | None = None) -> Song:
     """A finished song with a tone for sound."""
     request = SongRequest(sections=(Section("verse", words),), tags=tags, title=title, seed=99)
-    song = library.create(request, root)
+    song = store.create(request, root)
     take = song.new_take(TakeInfo(number=0, request=song.request))
     wave = (0.3 * np.sin(np.arange(SECONDS * 44100) / 30)).astype(np.float32)
     for path in (take.mix, take.vocal, take.instrumental):
@@ -37,7 +37,7 @@ def add_song(root: Path, title: str, tags: str = "pop piano", words: str = "la l
     spans = (Span(0, 0, SECONDS * 50, True),)
     take.save_stage1(codes, TakeInfo(1, song.request, Stage.RENDERED, spans))
     if rating:
-        shelf.rate(song, rating)
+        catalog.rate(song, rating)
     return song
 
 
@@ -53,8 +53,8 @@ def expect() -> Callable[..., Any]:
 def songs(page_server: PageServer) -> Path:
     """A songs folder with three songs and nothing else."""
     if page_server.songs.exists():
-        for path in (*page_server.songs.iterdir(), *(page_server.songs / shelf.TRASH).glob("*")):
-            if path.name != shelf.TRASH:
+        for path in (*page_server.songs.iterdir(), *(page_server.songs / catalog.TRASH).glob("*")):
+            if path.name != catalog.TRASH:
                 path.rename(page_server.home / f"gone-{path.name}-{id(path)}")
     add_song(page_server.songs, "Paper lanterns", "pop female piano", "float above the water", 4)
     add_song(page_server.songs, "Harbour", "rock male guitar", "slowly home", 2)
@@ -124,7 +124,7 @@ def test_renaming_and_rating_by_keyboard_reach_the_disk(page: Any, songs: Path, 
     expect(
         page.get_by_role("radiogroup", name="Rating of Harbour at night").get_by_role("radio", checked=True)
     ).to_have_attribute("aria-label", "3 of 5 stars")
-    assert [(e.title, e.rating) for e in shelf.entries(songs) if "Harbour" in e.title] == [("Harbour at night", 3)]
+    assert [(e.title, e.rating) for e in catalog.entries(songs) if "Harbour" in e.title] == [("Harbour at night", 3)]
 
 
 @pytest.mark.browser
@@ -138,7 +138,7 @@ def test_a_song_goes_to_the_trash_and_comes_back_twice(page: Any, songs: Path, e
     expect(rows).to_have_count(2)
     page.click("#library-trash")
     expect(rows).to_have_count(1)
-    assert len(shelf.trashed(songs)) == 1
+    assert len(catalog.trashed(songs)) == 1
     page.get_by_role("button", name="Restore Harbour").click()
     expect(page.locator("#library-empty")).to_contain_text("The trash is empty")
     page.click("#library-songs")
@@ -162,7 +162,7 @@ def test_opening_a_song_shows_it(page: Any, expect: Callable[..., Any]) -> None:
 def test_an_exported_file_begins_a_song_with_its_settings(
     page: Any, songs: Path, tmp_path: Path, expect: Callable[..., Any]
 ) -> None:
-    song = library.open_song(next(entry.folder for entry in shelf.entries(songs) if entry.title == "Harbour"))
+    song = store.open_song(next(entry.folder for entry in catalog.entries(songs) if entry.title == "Harbour"))
     (file,) = (path for path in export.export(song, song.chosen(), tmp_path, "mp3", ("mix",)) if path.suffix == ".mp3")
     page.set_input_files("#library-import input[type=file]", file)
     expect(page.locator("#create")).to_be_visible()
@@ -190,12 +190,12 @@ def test_of_a_thousand_songs_only_those_are_read_again_that_have_changed(
     song = add_song(tmp_path, "One")
     add_song(tmp_path, "Two")
     reads: list[Path] = []
-    read = shelf.read_entry
-    monkeypatch.setattr(shelf, "read_entry", lambda folder: reads.append(folder) or read(folder))
+    read = catalog.read_entry
+    monkeypatch.setattr(catalog, "read_entry", lambda folder: reads.append(folder) or read(folder))
     listing = Listing(tmp_path)
     assert len(listing.entries()) == len(listing.entries()) == 2 and len(reads) == 2
     for changed, titles in (
-        (lambda: shelf.rename(song, "Other"), {"Other", "Two"}),
+        (lambda: catalog.rename(song, "Other"), {"Other", "Two"}),
         (lambda: song.take(1).save_info(song.take(1).info), {"Other", "Two"}),
         (lambda: song.new_take(TakeInfo(number=0, request=song.request)), {"Other", "Two"}),
         (lambda: add_song(tmp_path, "Three"), {"Other", "Two", "Three"}),
@@ -204,9 +204,9 @@ def test_of_a_thousand_songs_only_those_are_read_again_that_have_changed(
         changed()
         assert {entry.title for entry in listing.entries()} == titles
         assert len(reads) == 1, titles
-    shelf.trash(song.folder, tmp_path)
+    catalog.trash(song.folder, tmp_path)
     assert {entry.title for entry in listing.entries()} == {"Two", "Three"} and len(reads) == 1
-    assert listing.entries() == [entry for entry in listing.entries() if entry in shelf.entries(tmp_path)]
+    assert listing.entries() == [entry for entry in listing.entries() if entry in catalog.entries(tmp_path)]
 
 
 def act(desk: Desk, **wish: Any) -> dict[str, Any]:
@@ -252,7 +252,7 @@ def test_nonsense_from_a_browser_is_answered(tmp_path: Path, asked: Any) -> None
 
 def test_settings_of_a_model_that_is_not_here_come_without_it(tmp_path: Path) -> None:
     request = SongRequest(sections=(Section("verse", "la"),), tags="pop", model="somebodys-own")
-    song = library.create(request, tmp_path)
+    song = store.create(request, tmp_path)
     take = song.new_take(TakeInfo(number=0, request=song.request))
     add = add_song(tmp_path, "Sound").take(1)
     for path in ("mix", "vocal", "instrumental"):

@@ -11,10 +11,10 @@ import pytest
 from browser import PageServer
 from test_page_library import add_song
 
-from ui import queue_page, running
-from ui.desk import Desk
+from ui.pages import queue as queue_page, progress
+from ui.context import Desk
 from ui.texts import Texts
-from yuegp.jobs import Progress, Queue, State
+from yuegp.jobs.queue import Progress, Queue, State
 
 T = Texts()
 
@@ -95,7 +95,7 @@ def test_the_bar_of_the_queue_is_the_bar_of_the_song(desk: Desk) -> None:
         name = desk.name_of(job)
         desk.queue.save_progress(Progress(job.number, State.RUNNING, "sound", "", 5, 10, "", None, 30.0, 90.0))
         (row, *_) = queue_page.answer(desk, T)["now"]
-        assert row["share"] == pytest.approx(running.look(desk, name, T)["share"], abs=1e-3) and row["share"] > 0.95
+        assert row["share"] == pytest.approx(progress.look(desk, name, T)["share"], abs=1e-3) and row["share"] > 0.95
 
 
 @pytest.mark.browser

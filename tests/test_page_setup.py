@@ -11,24 +11,26 @@ import pytest
 from browser import PageServer
 
 from offload.device import Card, Machine
-from ui import machine, settings, setup_page
+from ui import machine, settings
+from ui.pages import setup
 from ui.texts import Texts
-from yuegp import doctor, models, registry
+from yuegp.system import doctor
+from yuegp.checkpoints import sets, registry
 from yuegp.errors import LibraryError
 
 T = Texts()
 
 
 def rows() -> dict[str, dict[str, Any]]:
-    return {row["name"]: row for row in setup_page.model_rows(T)}
+    return {row["name"]: row for row in setup.model_rows(T)}
 
 
 def test_the_demo_is_here_and_the_others_say_what_they_cost_and_how_to_get_them() -> None:
     found = rows()
     assert found["demo"]["here"] and "hums" in found["demo"]["note"]
-    for name in models.RELEASED:
+    for name in sets.RELEASED:
         assert not found[name]["here"] and found[name]["get"] == f"models get {name}"
-        parts = models.candidates(name).values()
+        parts = sets.candidates(name).values()
         least, most = (sum(pick(c.about for c in some) for some in parts) for pick in (min, max))
         size = float(found[name]["text"].split(" GB")[0].rpartition(" ")[2]) * 2**30
         assert least <= size <= 1.1 * most
@@ -44,7 +46,7 @@ def test_a_set_that_is_on_disk_is_here_with_its_size(tiny_set: Path) -> None:
 def test_the_machine_is_told_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
     card = Card(0, "NVIDIA GeForce RTX 3060", 12 << 30, 11 << 30)
     monkeypatch.setattr(machine, "look", lambda: Machine((card,), 32 << 30, 20 << 30))
-    assert dict(setup_page.machine_rows(T)) == {
+    assert dict(setup.machine_rows(T)) == {
         "Graphics card": "NVIDIA GeForce RTX 3060: 11.0 GB of 12.0 GB free",
         "Memory": "20.0 GB of 32.0 GB free",
         "Songs are made": "on the graphics card",
@@ -54,7 +56,7 @@ def test_the_machine_is_told_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_profile_is_the_plans_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
     def held(card: Card | None) -> dict[str, Any] | None:
         monkeypatch.setattr(machine, "look", lambda: Machine((card,) if card else (), 64 << 30, 48 << 30))
-        return setup_page.profile(T)
+        return setup.profile(T)
 
     assert held(None) is None
     small, large = (held(Card(0, "a card", size << 30, size << 30, (8, 6))) for size in (10, 24))
@@ -70,17 +72,17 @@ def test_findings_come_worst_first_and_the_port_that_we_hold_is_none(monkeypatch
         doctor.Finding("folder", doctor.FAIL, "Nothing can be saved."),
     ]
     monkeypatch.setattr(doctor, "examine", lambda: found)
-    assert [(one["state"], one["what"]) for one in setup_page.findings(T)] == [
+    assert [(one["state"], one["what"]) for one in setup.findings(T)] == [
         ("fail", "Nothing can be saved."), ("warn", "Little room."), ("ok", "Python 3.12.")
     ]  # fmt: skip
 
 
 def test_a_chosen_language_is_kept_and_nonsense_is_not() -> None:
     assert settings.load().language == ""
-    assert setup_page.choose({"language": "ko"}, T) == {"error": ""}
+    assert setup.choose({"language": "ko"}, T) == {"error": ""}
     assert settings.load().language == "ko" and json.loads(settings.path().read_text())["format"] == settings.FORMAT
     for asked in (None, {}, {"language": "../en"}, {"language": 7}, {"language": None}):
-        assert setup_page.choose(asked, T)["error"]
+        assert setup.choose(asked, T)["error"]
     assert settings.load().language == "ko"
 
 
@@ -89,7 +91,7 @@ def test_settings_that_cannot_be_written_are_said_in_words(monkeypatch: pytest.M
     monkeypatch.setenv("YUEGP_HOME", str(tmp_path / "file"))
     with pytest.raises(LibraryError):
         settings.save(settings.Settings("zh"))
-    assert "cannot be written" in setup_page.choose({"language": "zh"}, T)["error"]
+    assert "cannot be written" in setup.choose({"language": "zh"}, T)["error"]
 
 
 @pytest.mark.browser

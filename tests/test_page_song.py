@@ -16,15 +16,16 @@ from browser import PageServer
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ui import song_actions, song_export, song_html, song_page, song_times, song_view
-from ui.desk import Desk
+from ui.pages.song import actions, export, html as song_html, page as song_page, timeline, view as song_view
+from ui.context import Desk
 from ui.texts import Texts
-from yuegp import edit, library, pipeline
+from yuegp.generation import edit, pipeline
+from yuegp.library import store
 from yuegp.errors import LibraryError, RequestError, YueGPError
-from yuegp.jobs import Progress, Queue, State
-from yuegp.library import Song
-from yuegp.song import Section, SongRequest, Span, Stage, TakeInfo
-from yuegp.wishes import ANY, Wishes
+from yuegp.jobs.queue import Progress, Queue, State
+from yuegp.library.store import Song
+from yuegp.song.schema import Section, SongRequest, Span, Stage, TakeInfo
+from yuegp.generation.options import ANY, Wishes
 
 T = Texts()
 
@@ -46,7 +47,7 @@ def desk(tmp_path: Path) -> Desk:
 def song(desk: Desk) -> Song:
     """A song with one finished take of made-up codes: sections of 2, 3 and 1 s, and a second of sound."""
     info = finished(100, 150, 50)
-    made = library.create(info.request, desk.root)
+    made = store.create(info.request, desk.root)
     full = np.random.default_rng(1).integers(0, 1024, (2, 8, 300)).astype(np.int16)
     take = made.new_take(info, full[:, :1], (full, np.ones((2, 300), bool)))
     for path in (take.vocal, take.instrumental, take.mix):
@@ -54,8 +55,8 @@ def song(desk: Desk) -> Song:
     return made
 
 
-def act(desk: Desk, song: Song, what: str, **values: object) -> song_actions.Done:
-    return song_actions.act(desk, song.folder.name, what, {"take": "1", **values})
+def act(desk: Desk, song: Song, what: str, **values: object) -> actions.Done:
+    return actions.act(desk, song.folder.name, what, {"take": "1", **values})
 
 
 # Where things stand
@@ -63,33 +64,33 @@ def act(desk: Desk, song: Song, what: str, **values: object) -> song_actions.Don
 
 @given(st.lists(st.integers(1, 3000), min_size=1, max_size=8))
 def test_blocks_are_drawn_to_scale_and_leave_no_gap(lengths: list[int]) -> None:
-    drawn = song_times.blocks(finished(*lengths))
+    drawn = timeline.blocks(finished(*lengths))
     assert drawn[0].start == 0 and drawn[-1].stop == pytest.approx(sum(lengths) / 50)
     assert [round(block.seconds * 50) for block in drawn] == lengths
     assert all(a.stop == b.start for a, b in pairwise(drawn))
     assert {block.state for block in drawn} == {"made"}
-    widths = [float(song_times.share(block.seconds, drawn[-1].stop).rstrip("%")) for block in drawn]
+    widths = [float(timeline.share(block.seconds, drawn[-1].stop).rstrip("%")) for block in drawn]
     assert sum(widths) == pytest.approx(100, abs=0.01)
 
 
 def test_an_unfinished_take_shows_what_is_to_come_and_what_follows() -> None:
     whole = finished(100, 150, 50, 200)
     redone = replace(whole, stage=Stage.NEW, spans=whole.spans[:1], later=whole.spans[2:])
-    drawn = song_times.blocks(redone)
+    drawn = timeline.blocks(redone)
     assert [(block.section, block.state) for block in drawn] == [(0, "made"), (1, "planned"), (2, "kept"), (3, "kept")]
     assert drawn[2].start == drawn[1].stop and drawn[3].seconds == 4.0
-    assert song_times.unwritten(redone) == ()
+    assert timeline.unwritten(redone) == ()
     stopped = replace(whole, spans=whole.spans[:2], request=replace(whole.request, first_sections=2))
-    assert len(song_times.blocks(stopped)) == 2 and song_times.unwritten(stopped) == (2, 3)
+    assert len(timeline.blocks(stopped)) == 2 and timeline.unwritten(stopped) == (2, 3)
     opened = replace(whole, stage=Stage.NEW, spans=(replace(whole.spans[0], ended=False, open=True),))
-    assert [block.state for block in song_times.blocks(opened)] == ["open", "planned", "planned", "planned"]
+    assert [block.state for block in timeline.blocks(opened)] == ["open", "planned", "planned", "planned"]
 
 
 def test_lines_are_spread_evenly_over_their_section() -> None:
-    found = song_times.lines("one\n\n  two \nthree\nfour", 10, 12)
+    found = timeline.lines("one\n\n  two \nthree\nfour", 10, 12)
     assert [line.text for line in found] == ["one", "two", "three", "four"]
     assert [line.start for line in found] == [10, 10.5, 11, 11.5] and found[-1].stop == 12
-    assert song_times.lines(" \n", 0, 1) == ()
+    assert timeline.lines(" \n", 0, 1) == ()
 
 
 @given(st.floats(0.1, 2000))
@@ -131,7 +132,7 @@ def test_nothing_from_a_song_becomes_html(desk: Desk) -> None:
     evil = '"><script>alert(1)</script>'
     info = finished(100, words=evil)
     info = replace(info, request=replace(info.request, title=evil, tags=evil, sections=(Section(evil, evil),)))
-    made = library.create(info.request, desk.root)
+    made = store.create(info.request, desk.root)
     made.new_take(replace(info, how=evil, parent=1), np.zeros((2, 1, 100), np.int16))
     shown = song_page.answer(desk, {"song": made.folder.name}, True, T)
     assert shown["state"] == "open"
@@ -163,7 +164,7 @@ def test_every_sentence_of_the_page_is_there() -> None:
     for file in here.glob("song_*.py"):
         for key in re.findall(r'\b(?:t|say)\("([\w.-]+)"', file.read_text("utf-8")):
             assert key in T.sentences, f"{file.name}: {key}"
-    source = Path(song_actions.__file__).read_text("utf-8")
+    source = Path(actions.__file__).read_text("utf-8")
     for key in re.findall(r'"(done\.[\w-]+)"', source):
         assert f"song.{key}" in T.sentences, key
     assert song_page.frame(T).count("data-part=") == 11
@@ -229,7 +230,7 @@ def test_muting_changes_no_sound_and_needs_no_work(desk: Desk, song: Song) -> No
     )
     assert song.take(3).info.muted == (0, 2)
     assert song.take(2).info.muted == (2,) and song.take(2).mix.read_bytes() == song.take(1).mix.read_bytes()
-    song_actions.act(desk, song.folder.name, "mute", {"take": "2", "section": "2"})
+    actions.act(desk, song.folder.name, "mute", {"take": "2", "section": "2"})
     assert song.take(4).info.muted == () and desk.jobs() == []
 
 
@@ -282,9 +283,9 @@ def test_how_far_a_take_is_and_why_it_failed(desk: Desk, song: Song) -> None:
 
 @pytest.mark.parametrize("name", ["..", "../songs", "/etc", ".trash", "", "C:\\songs", "a/b", "nothing", "\0"])
 def test_no_name_from_a_browser_is_a_path(desk: Desk, song: Song, name: str) -> None:
-    for what in song_actions.ACTIONS:
+    for what in actions.ACTIONS:
         with pytest.raises(YueGPError):
-            song_actions.act(desk, name, what, {"take": 1, "section": 0, "count": 1, "later": "keep"})
+            actions.act(desk, name, what, {"take": 1, "section": 0, "count": 1, "later": "keep"})
     assert song_page.answer(desk, {"song": name}, True, T)["state"] == ("broken" if name else "empty")
     assert song.take_numbers() == [1]
 
@@ -320,13 +321,13 @@ def test_export_is_found_by_its_name_and_nothing_else_is(desk: Desk, song: Song)
     name = song.folder.name
     done = act(desk, song, "export", kind="flac", mix="1", vocal="1", artist="  Me\nand you ")
     assert done.files == ("Sea song - mix.flac", "Sea song - vocal.flac", "Sea song.lrc")
-    assert all(song_export.find(desk, name, file).is_file() for file in done.files)
+    assert all(export.find(desk, name, file).is_file() for file in done.files)
     for wrong in ("../song.json", "song.json", "/etc/passwd", "..", "", ".", "no.flac"):
         with pytest.raises(LibraryError):
-            song_export.find(desk, name, wrong)
+            export.find(desk, name, wrong)
     (song.folder / "exports" / "leak.flac").symlink_to("/etc/hostname")
     with pytest.raises(LibraryError, match="link"):
-        song_export.find(desk, name, "leak.flac")
+        export.find(desk, name, "leak.flac")
 
 
 def test_the_trash_takes_the_song_and_its_waiting_jobs_and_gives_the_song_back(desk: Desk, song: Song) -> None:
@@ -341,8 +342,8 @@ def test_the_trash_takes_the_song_and_its_waiting_jobs_and_gives_the_song_back(d
 
 def test_a_folder_opens_only_on_the_machine_it_is_on(desk: Desk, song: Song, monkeypatch: pytest.MonkeyPatch) -> None:
     opened: list[list[str]] = []
-    monkeypatch.setattr(song_actions.subprocess, "Popen", lambda command, **_: opened.append(command))
-    monkeypatch.setattr(song_actions.sys, "platform", "linux")
+    monkeypatch.setattr(actions.subprocess, "Popen", lambda command, **_: opened.append(command))
+    monkeypatch.setattr(actions.sys, "platform", "linux")
     asked = {"song": song.folder.name, "do": "open-folder", "values": {"folder": "/etc"}}
     assert "another machine" in song_page.done(desk, asked, False, T)["error"] and not opened
     assert "said" in song_page.done(desk, asked, True, T)
@@ -362,7 +363,7 @@ def made(page_server: PageServer) -> Song:
     """A song of three sections of at most a second, made by the demo set where the page will find it."""
     request = SongRequest(SECTIONS, "pop piano happy female airy vocal", "Sea song", seed=3, section_seconds=1)
     plan = pipeline.plan(request)
-    song = library.create(plan.request, page_server.songs)
+    song = store.create(plan.request, page_server.songs)
     pipeline.run(plan, song.new_take(TakeInfo(0, song.request)))
     return song
 
@@ -474,7 +475,7 @@ def test_nothing_stops_what_plays_but_pause(page: Any, made: Song, expect: Calla
     page.click("#tab-create-button")
     expect(page.locator("#song-page .song")).not_to_be_visible()
     assert player(page, "playing")
-    other = library.create(replace(made.request, title="Another"), made.folder.parent)
+    other = store.create(replace(made.request, title="Another"), made.folder.parent)
     other.new_take(TakeInfo(0, other.request))
     opened(page, other.folder.name)
     expect(page.locator(".song-title")).to_have_text("Another")
@@ -564,7 +565,7 @@ def test_candidates_are_made_while_it_plays_compared_and_chosen(
     expect(page.locator(".song-block >> nth=1")).to_contain_text("take 3")
     page.click('.song-versions [data-act=pick][data-take="3"]')
     expect(page.locator(".song-versions .song-picked")).to_have_count(1)
-    assert library.open_song(made.folder).info.picked == 3
+    assert store.open_song(made.folder).info.picked == 3
 
 
 @pytest.mark.browser

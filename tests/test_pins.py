@@ -14,12 +14,13 @@ from hub_server import Hub
 from released import SOUND, STAGE1, STAGE2, pretend_exl2, write_released
 from test_download import refusal
 
-from yuegp import download, models, pinned, places, registry, supply
-from yuegp.cli import main
+from yuegp.checkpoints import download, sets, pins, locate, registry
+from yuegp.system import provision
+from yuegp.cli.main import main
 from yuegp.errors import ModelError
-from yuegp.hub import HubUnreachable, NotOffered
-from yuegp.pinned import COMMITS, FILES, Pinned
-from yuegp.registry import CHECKPOINTS
+from yuegp.checkpoints.hub import HubUnreachable, NotOffered
+from yuegp.checkpoints.pins import COMMITS, FILES, Pinned
+from yuegp.checkpoints.registry import CHECKPOINTS
 
 S2 = CHECKPOINTS["s2"]
 
@@ -101,25 +102,25 @@ def test_the_pinned_commit_is_downloaded_into_the_folder_without_its_name(stocke
     newer = stocked.root / f"{S2.repo}@newer"
     shutil.copytree(stocked.root / S2.repo, newer)
     folder = download.get(S2)
-    pin = places.read_pin(S2)
+    pin = locate.read_pin(S2)
     assert folder.name == STAGE2 and pin and pin.commit == COMMITS[S2.repo] and pin.revision is None
     assert f"/api/models/{S2.repo}/revision/{COMMITS[S2.repo]}" in [path for _, path, _ in stocked.log]
-    assert places.locate(S2) == folder
+    assert locate.locate(S2) == folder
 
 
 def test_a_folder_of_before_there_were_pins_is_found_and_gone_on_with(stocked: Hub) -> None:
     old = "d" * 40
     stocked.commits[S2.repo] = old
-    places.write_pin(S2, places.Pin(S2.repo, None, old))  # begun, at what was the main branch then
+    locate.write_pin(S2, locate.Pin(S2.repo, None, old))  # begun, at what was the main branch then
     download.get(S2)
-    pin = places.read_pin(S2)
-    assert pin and pin.commit == old and supply.order([S2]).plans == ()
+    pin = locate.read_pin(S2)
+    assert pin and pin.commit == old and provision.order([S2]).plans == ()
 
 
 def test_a_pinned_commit_in_the_librarys_cache_is_used(stocked: Hub, originals: Path) -> None:
-    snapshots = places.cache_dir() / f"models--{S2.repo.replace('/', '--')}" / "snapshots"
+    snapshots = locate.cache_dir() / f"models--{S2.repo.replace('/', '--')}" / "snapshots"
     shutil.copytree(originals / STAGE2, snapshots / COMMITS[S2.repo])
-    assert places.locate(S2) == snapshots / COMMITS[S2.repo]
+    assert locate.locate(S2) == snapshots / COMMITS[S2.repo]
 
 
 @pytest.mark.parametrize("what", ["sha256", "size", "prefix"])
@@ -133,7 +134,7 @@ def test_a_mirror_with_another_file_than_was_published_is_refused(
     monkeypatch.setitem(FILES[S2.repo], "model.safetensors", other)
     error = refusal(lambda: download.get(S2))
     assert "another model.safetensors of m-a-p/YuE-s2-1B-general than was published" in error.what
-    assert "models get s2 --newest" in error.hint and not places.own_folder(S2).exists()
+    assert "models get s2 --newest" in error.hint and not locate.own_folder(S2).exists()
     assert not isinstance(error, NotOffered)
 
 
@@ -178,8 +179,8 @@ def test_a_pinned_revision_that_is_gone_is_said_and_the_newest_offered(
     command = re.search(r"python launch\.py models (get \S+ --newest)", err)
     assert command
     assert run(*command[1].split(), "--yes", "--quiet")[0] == 0
-    pin = places.read_pin(S2)
-    assert pin and pin.commit == "e" * 40 and pin.complete and places.locate(S2)
+    pin = locate.read_pin(S2)
+    assert pin and pin.commit == "e" * 40 and pin.complete and locate.locate(S2)
     assert "here already" in run("get", "s2")[1]
 
 
@@ -193,7 +194,7 @@ def test_the_newest_replaces_what_is_here_and_keeps_what_it_replaces(
     stocked.commits[S2.repo] = "e" * 40
     assert "here already" in run("get", "s2")[1]
     assert run("get", "s2", "--newest", "--yes", "--quiet")[0] == 0
-    folder = places.own_folder(S2)
+    folder = locate.own_folder(S2)
     assert (folder / "model.safetensors").read_bytes() == new
     assert [p.read_bytes() for p in folder.glob("*.bad")] == [old]
 
@@ -225,7 +226,7 @@ def copies(hub: Hub, originals: Path) -> Hub:
 def test_what_the_hub_does_not_have_is_replaced_by_the_next_best(copies: Hub, refused: tuple[int, str] | None) -> None:
     if refused:
         copies.refuse["Alissonerdx/YuE-s2-1B-general-nf4"] = refused
-    order = supply.order([CHECKPOINTS["s2-nf4"]])
+    order = provision.order([CHECKPOINTS["s2-nf4"]])
     assert [plan.checkpoint.id for plan in order.plans] == ["s2-int8"]
     said = str(order.instead[0])
     assert "YuE-s2-1B-general-nf4" in said and "s2-int8 is taken in the place of s2-nf4." in said
@@ -235,23 +236,23 @@ def test_what_the_hub_does_not_have_is_replaced_by_the_next_best(copies: Hub, re
 @pytest.mark.parametrize("status", [429, 500, 503])
 def test_a_hub_in_trouble_is_no_reason_to_take_something_else(copies: Hub, status: int) -> None:
     copies.refuse["Alissonerdx/YuE-s2-1B-general-nf4"] = status, ""
-    refusal(lambda: supply.order([CHECKPOINTS["s2-nf4"]]), HubUnreachable)
+    refusal(lambda: provision.order([CHECKPOINTS["s2-nf4"]]), HubUnreachable)
 
 
 def test_a_next_best_that_is_here_is_taken_before_one_is_downloaded(
     copies: Hub, originals: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copytree(originals / STAGE2, registry.models_dir() / f"{STAGE2}-int8")
-    monkeypatch.setattr(supply, "examine", lambda *what: None)  # these are no 8-bit weights
-    order = supply.order([CHECKPOINTS["s2-nf4"]])
+    monkeypatch.setattr(provision, "examine", lambda *what: None)  # these are no 8-bit weights
+    order = provision.order([CHECKPOINTS["s2-nf4"]])
     assert order.plans == () and order.here[0][0].id == "s2-int8" and order.instead
 
 
 def test_where_there_is_nothing_like_it_the_first_refusal_is_told(hub: Hub) -> None:
-    error = refusal(lambda: supply.order([CHECKPOINTS["s2-nf4"]]), NotOffered)
+    error = refusal(lambda: provision.order([CHECKPOINTS["s2-nf4"]]), NotOffered)
     assert "YuE-s2-1B-general-nf4" in error.what
     own = registry.own("me/YuE-s2-mine-nf4", None, {})
-    assert "me/YuE-s2-mine-nf4" in refusal(lambda: supply.order([own]), NotOffered).what
+    assert "me/YuE-s2-mine-nf4" in refusal(lambda: provision.order([own]), NotOffered).what
 
 
 def test_a_copy_that_lost_a_file_or_its_branch_has_relatives_too(hub: Hub, originals: Path) -> None:
@@ -259,7 +260,7 @@ def test_a_copy_that_lost_a_file_or_its_branch_has_relatives_too(hub: Hub, origi
     pretend_exl2(originals / STAGE2, hub_copy, 8.0)
     (hub.root / "Doctor-Shotgun" / "YuE-s2-1B-general-exl2").mkdir(parents=True)
     (hub.root / "Doctor-Shotgun" / "YuE-s2-1B-general-exl2" / "measurement.json").write_text("{}")
-    order = supply.order([CHECKPOINTS["s2-exl2-8.0bpw-h8"]])
+    order = provision.order([CHECKPOINTS["s2-exl2-8.0bpw-h8"]])
     assert [plan.checkpoint.id for plan in order.plans] == ["s2-exl2-8.0"]
     assert "no revision 8.0bpw-h8" in order.instead[0].why
 
@@ -268,28 +269,28 @@ def test_what_is_taken_instead_is_said_before_the_question_and_noted(
     copies: Hub, run: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = [CHECKPOINTS[name] for name in ("s1-en-cot", "s2-nf4", "codec")]
-    monkeypatch.setattr(supply, "choose", lambda *about: supply.Choice("yue-en-cot", tuple(asked), "a reason"))
+    monkeypatch.setattr(provision, "choose", lambda *about: provision.Choice("yue-en-cot", tuple(asked), "a reason"))
     printed: list[str] = []
     monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
     monkeypatch.setattr("builtins.input", lambda text: printed.append(text) or "n")
     code, out, _ = run("get", "--language", "en")
     assert code == 0 and "s2-int8 is taken in the place of s2-nf4." in out and len(printed) == 1
     assert "codec-safetensors is taken in the place of codec." in out
-    monkeypatch.setattr(supply, "examine", lambda *what: None)
+    monkeypatch.setattr(provision, "examine", lambda *what: None)
     code, out, _ = run("get", "--language", "en", "--yes", "--json", "--quiet")
     assert code == 0 and json.loads(out)["instead"] == {"s2-nf4": "s2-int8", "codec": "codec-safetensors"}
     assert registry.notes()["sets"]["yue-en-cot"] == ["s1-en-cot", "s2-int8", "codec-safetensors"]
-    assert models.find("yue-en-cot").stage2 == registry.models_dir() / f"{STAGE2}-int8"
+    assert sets.find("yue-en-cot").stage2 == registry.models_dir() / f"{STAGE2}-int8"
 
 
 def test_the_tokenizer_comes_from_whichever_repository_has_it(hub: Hub, originals: Path) -> None:
     shutil.copytree(originals / STAGE2, hub.root / S2.repo)
     shutil.copytree(originals / STAGE1, hub.root / "me" / STAGE1)
     (hub.root / "me" / STAGE1 / "tokenizer.model").unlink()
-    order = supply.order([registry.own(f"me/{STAGE1}", "mine", {})])
+    order = provision.order([registry.own(f"me/{STAGE1}", "mine", {})])
     assert order.plans[-1].checkpoint.repo == S2.repo
-    folders = supply.carry_out(order)
-    assert models.tokenizer_of(folders)
+    folders = provision.carry_out(order)
+    assert sets.tokenizer_of(folders)
 
 
 def test_relatives_are_of_the_same_kind_and_the_nearest_first() -> None:
@@ -345,7 +346,7 @@ def test_a_copy_whose_bits_nobody_tells_is_not_guessed_at() -> None:
 def test_no_checksum_is_kept_in_two_places() -> None:
     """`pinned` alone knows them: a second copy would be forgotten when one changes."""
     known = {k.sha256[:16] for files in FILES.values() for k in files.values()} | {c[:12] for c in COMMITS.values()}
-    root = Path(pinned.__file__).parent
+    root = Path(pins.__file__).parent
     others = "".join(p.read_text("utf-8") for p in root.rglob("*.py") if p.name != "pinned.py")
     assert not [part for part in known if part in others]
     assert issubclass(NotOffered, ModelError)

@@ -13,11 +13,14 @@ import soundfile
 import torch
 from conftest import ROOT
 
-from yuegp import disk, library, models, pipeline, planning, rendering, studio
+from yuegp import files
+from yuegp.library import store
+from yuegp.checkpoints import sets
+from yuegp.generation import pipeline, plan as planning, render, session
 from yuegp.codec import xcodec
 from yuegp.errors import Cancelled, DeviceError, LibraryError, ModelError, RequestError
-from yuegp.lm.torch_lm import TorchSession
-from yuegp.song import Reference, Sampling, Section, SongRequest, Stage, TakeInfo
+from yuegp.lm.llama.engine import TorchSession
+from yuegp.song.schema import Reference, Sampling, Section, SongRequest, Stage, TakeInfo
 
 SECTIONS = (Section("verse", "one two three"), Section("Chorus x2", "four five"), Section("outro", "six"))
 
@@ -30,9 +33,9 @@ def request_(tiny_set: Path) -> SongRequest:
     )
 
 
-def make(request: SongRequest, root: Path, **options: Any) -> tuple[planning.SongPlan, library.Song, library.Take]:
+def make(request: SongRequest, root: Path, **options: Any) -> tuple[planning.SongPlan, store.Song, store.Take]:
     plan = pipeline.plan(request)
-    song = library.create(plan.request, root)
+    song = store.create(plan.request, root)
     plan = replace(plan, request=song.request)
     take = song.new_take(TakeInfo(number=0, request=song.request))
     pipeline.run(plan, take, **options)
@@ -49,7 +52,7 @@ def test_a_song_becomes_two_stems_and_a_mix(request_: SongRequest, tmp_path: Pat
         assert 0.001 < np.abs(wave).max() <= 1
     assert np.abs(waves["vocal"] + waves["instrumental"] - waves["mix"]).max() < 2**-22, "stems sum to the mix"
     assert np.abs(waves["vocal"] - waves["instrumental"]).max() > 0.001
-    again = library.open_song(song.folder).take(1)
+    again = store.open_song(song.folder).take(1)
     assert again.info == take.info
     assert set(again.info.seconds) == {"stage1", "stage2", "sound"}
 
@@ -75,11 +78,11 @@ def test_a_stopped_song_keeps_what_is_finished_and_resumes_to_the_same_codes(
             raise Cancelled
 
     plan = pipeline.plan(request_)
-    song = library.create(plan.request, tmp_path)
+    song = store.create(plan.request, tmp_path)
     take = song.new_take(TakeInfo(number=0, request=song.request))
     with pytest.raises(Cancelled):
         pipeline.run(plan, take, watch=stop)
-    stopped = library.open_song(song.folder).take(1)
+    stopped = store.open_song(song.folder).take(1)
     assert len(stopped.info.spans) == (1 if stage == "writing" else 3)
     assert not stopped.mix.exists()
     pipeline.run(plan, stopped)
@@ -93,7 +96,7 @@ def test_a_take_opened_before_another_process_finished_it_is_not_undone(
     request_: SongRequest, tmp_path: Path
 ) -> None:
     plan = pipeline.plan(request_)
-    song = library.create(plan.request, tmp_path)
+    song = store.create(plan.request, tmp_path)
     take = song.new_take(TakeInfo(number=0, request=song.request))
     stale = song.take(1)
     (take.folder / ".stage1.npz.0123.tmp").write_bytes(b"left by a kill")
@@ -129,15 +132,15 @@ def test_every_order_makes_the_same_song(request_: SongRequest, tmp_path: Path) 
         assert take.mix.read_bytes() == takes[0].mix.read_bytes()
 
 
-def plan_apart(request: SongRequest, root: Path) -> library.Take:
+def plan_apart(request: SongRequest, root: Path) -> store.Take:
     """The same with one model loaded at a time, so that Stage 1 begins anew after each section."""
     plan = pipeline.plan(request)
-    song = library.create(plan.request, root)
+    song = store.create(plan.request, root)
     take = song.new_take(TakeInfo(number=0, request=song.request))
     with pytest.MonkeyPatch.context() as patch:
-        real = studio.plan_memory
+        real = session.plan_memory
         apart = {"together": False, "parked": (), "caches": "rebuilt", "hear": "sections"}
-        patch.setattr(studio, "plan_memory", lambda *arguments: replace(real(*arguments), **apart))
+        patch.setattr(session, "plan_memory", lambda *arguments: replace(real(*arguments), **apart))
         cast = pipeline.run(plan, take, device="cpu")
     assert cast is not None and cast.swaps >= 2
     return take
@@ -183,14 +186,14 @@ def test_running_out_of_memory_makes_the_song_with_less(
     else:
         monkeypatch.setattr(TorchSession, "step", step)
     plan = pipeline.plan(request)
-    song = library.create(plan.request, tmp_path)
+    song = store.create(plan.request, tmp_path)
     take = song.new_take(TakeInfo(number=0, request=song.request))
 
     def watch(event: planning.Event) -> None:
         notes.extend([event.note] * bool(event.note))
         saved.append(len(take.info.spans))
 
-    monkeypatch.setattr(studio, "plan_memory", _roomy(studio.plan_memory))
+    monkeypatch.setattr(session, "plan_memory", _roomy(session.plan_memory))
     if stage == 3:
         with pytest.raises(DeviceError, match="ran out of memory"):
             pipeline.run(plan, take, watch, "cpu")
@@ -269,7 +272,7 @@ def test_a_set_recommends_how_it_is_used(tiny_set: Path, tmp_path: Path, request
     data = json.loads((folder / "set.json").read_text())
     data |= {"defaults": {"section_seconds": 4, "sampling": {"temperature": 0.8}}, "drawable": [[1, 2], [3, 4]]}
     (folder / "set.json").write_text(json.dumps(data))
-    found = models.find(str(folder))
+    found = sets.find(str(folder))
     assert found.sampling == Sampling(temperature=0.8)
     assert pipeline.plan(replace(request_, model=str(folder), section_seconds=None)).budget == 400
     _, _, take = make(replace(request_, model=str(folder), first_sections=1), tmp_path)
@@ -297,14 +300,14 @@ def heads(request: SongRequest, root: Path) -> tuple[int, ...]:
     """The head's ids, reference included, as the pipeline builds it."""
     plan, song, _ = make(replace(request, first_sections=1), root)
     assert song.request.reference is not None
-    codes = rendering.reference_codes(plan, song.request.reference, lambda event: None, "cpu")
+    codes = render.reference_codes(plan, song.request.reference, lambda event: None, "cpu")
     return planning.prompts_of(plan, codes).head
 
 
 def test_a_mix_as_reference_stands_in_the_head(request_: SongRequest, tmp_path: Path) -> None:
     reference = Reference(mix=sound(tmp_path / "a mix.wav", 4, 44100, 2), start=1, end=3)
     head = heads(replace(request_, reference=reference), tmp_path)
-    layout = models.find(request_.model).layout
+    layout = sets.find(request_.model).layout
     start = head.index(layout.codec) + 1
     codes = head[start : head.index(layout.eoa)]
     assert len(codes) == 100 and all(id_ in layout.codes_of(0) for id_ in codes)
@@ -314,7 +317,7 @@ def test_a_mix_as_reference_stands_in_the_head(request_: SongRequest, tmp_path: 
 def test_a_pair_as_reference_is_interleaved_vocal_first(request_: SongRequest, tmp_path: Path) -> None:
     """Inherited fault: a reference start such as 0.25 s swaps vocal and instrumental."""
     a, b = sound(tmp_path / "v.wav", 3, seed=1), sound(tmp_path / "i.wav", 2.5, seed=2)
-    layout = models.find(request_.model).layout
+    layout = sets.find(request_.model).layout
 
     def codes(reference: Reference) -> tuple[int, ...]:
         head = heads(replace(request_, reference=reference), tmp_path)
@@ -333,7 +336,7 @@ def test_a_long_reference_is_only_heard_around_its_window(
     path = sound(tmp_path / "long.wav", 12)
     near = replace(request_, reference=Reference(mix=path, start=5, end=6.5))
     whole = heads(near, tmp_path)
-    monkeypatch.setattr(rendering, "REFERENCE_MARGIN", 2)
+    monkeypatch.setattr(render, "REFERENCE_MARGIN", 2)
     margin = heads(near, tmp_path)
     assert len(margin) == len(whole)
     same = sum(a == b for a, b in zip(margin, whole, strict=True)) / len(whole)
@@ -390,8 +393,8 @@ def test_a_disk_that_fills_up_loses_no_finished_section(
     request_: SongRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plan = pipeline.plan(request_)
-    take = library.create(plan.request, tmp_path).new_take(TakeInfo(number=0, request=plan.request))
-    write, calls = disk.write_atomic, []
+    take = store.create(plan.request, tmp_path).new_take(TakeInfo(number=0, request=plan.request))
+    write, calls = files.write_atomic, []
 
     def full_from_the_third_section_on(path: Path, data: bytes) -> None:
         calls.append(path.name)
@@ -399,11 +402,11 @@ def test_a_disk_that_fills_up_loses_no_finished_section(
             raise LibraryError(f"{path} could not be written: the disk is full.", "Free some space.")
         write(path, data)
 
-    monkeypatch.setattr(disk, "write_atomic", full_from_the_third_section_on)
+    monkeypatch.setattr(files, "write_atomic", full_from_the_third_section_on)
     with pytest.raises(LibraryError, match="disk is full"):
         pipeline.run(plan, take)
-    monkeypatch.setattr(disk, "write_atomic", write)
-    kept = library.Take(take.folder, library.open_song(take.folder.parent.parent).take(1).info)
+    monkeypatch.setattr(files, "write_atomic", write)
+    kept = store.Take(take.folder, store.open_song(take.folder.parent.parent).take(1).info)
     assert len(kept.info.spans) == 2 and kept.load_stage1().shape[2] == kept.frames
     pipeline.run(plan, kept)
     assert kept.info.stage is Stage.RENDERED
@@ -411,7 +414,7 @@ def test_a_disk_that_fills_up_loses_no_finished_section(
 
 def test_save_files_speak_of_songs_not_of_widgets(request_: SongRequest, tmp_path: Path) -> None:
     """Inherited fault: a save file tied to widget names."""
-    song = library.create(pipeline.plan(request_).request, tmp_path)
+    song = store.create(pipeline.plan(request_).request, tmp_path)
     stored = json.loads((song.folder / "song.json").read_text())["request"]
     assert set(stored) == set(SongRequest.__dataclass_fields__)
     assert set(stored["sampling"]) == set(Sampling.__dataclass_fields__)

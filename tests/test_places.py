@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from released import SOUND, STAGE1, STAGE2, pretend_exl2, write_released
 
-from yuegp import places, registry
+from yuegp.checkpoints import locate, registry
 from yuegp.errors import ModelError
-from yuegp.registry import CHECKPOINTS
+from yuegp.checkpoints.registry import CHECKPOINTS
 
 
 @pytest.fixture(scope="module")
@@ -32,29 +32,29 @@ def nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def found(roots: list[Path] | None = None) -> dict[str, Path]:
-    return {item.checkpoint.id: item.folder for item in places.search(roots) if item.checkpoint}
+    return {item.checkpoint.id: item.folder for item in locate.search(roots) if item.checkpoint}
 
 
 def test_the_hub_librarys_cache_is_used_as_it_is(originals: Path, tmp_path: Path) -> None:
     repo = tmp_path / "hf" / "hub" / f"models--m-a-p--{STAGE1}"
     snapshot = repo / "snapshots" / ("c" * 40)
     shutil.copytree(originals / STAGE1, snapshot)
-    assert places.locate(CHECKPOINTS["s1-en-cot"]) is None
+    assert locate.locate(CHECKPOINTS["s1-en-cot"]) is None
     (repo / "refs").mkdir()
     (repo / "refs" / "main").write_text("c" * 40)
-    assert places.locate(CHECKPOINTS["s1-en-cot"]) == snapshot
+    assert locate.locate(CHECKPOINTS["s1-en-cot"]) == snapshot
     (snapshot / "model-00003-of-00003.safetensors").unlink()
-    assert places.locate(CHECKPOINTS["s1-en-cot"]) is None
+    assert locate.locate(CHECKPOINTS["s1-en-cot"]) is None
 
 
 def test_the_cache_is_where_the_library_would_look(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    assert places.cache_dir() == tmp_path / "hf" / "hub"
+    assert locate.cache_dir() == tmp_path / "hf" / "hub"
     monkeypatch.setenv("HF_HUB_CACHE", "/elsewhere")
-    assert places.cache_dir() == Path("/elsewhere")
+    assert locate.cache_dir() == Path("/elsewhere")
     monkeypatch.delenv("HF_HUB_CACHE")
     monkeypatch.delenv("HF_HOME")
     monkeypatch.setenv("XDG_CACHE_HOME", "/cache")
-    assert places.cache_dir() == Path("/cache/huggingface/hub")
+    assert locate.cache_dir() == Path("/cache/huggingface/hub")
 
 
 def test_other_programs_folders_are_found_and_recognised(originals: Path, nobody: Path, tmp_path: Path) -> None:
@@ -72,19 +72,19 @@ def test_other_programs_folders_are_found_and_recognised(originals: Path, nobody
 def test_a_clone_with_the_branch_switched_is_known_by_its_bits(originals: Path, tmp_path: Path) -> None:
     """`git switch 8.0bpw-h8` changes everything but the folder's name."""
     folder = pretend_exl2(originals / STAGE1, tmp_path / f"{STAGE1}-exl2", 8.0)
-    checkpoint = places.identify(folder).checkpoint
+    checkpoint = locate.identify(folder).checkpoint
     assert checkpoint is not None and (checkpoint.stored, checkpoint.bits) == ("exl2", 8.0)
 
 
 def test_what_a_folder_holds_counts_more_than_what_it_is_called(originals: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(originals / STAGE2, tmp_path / STAGE1))
-    checkpoint = places.identify(folder).checkpoint
+    checkpoint = locate.identify(folder).checkpoint
     assert checkpoint is not None and checkpoint.id == "s2"
 
 
 def test_a_folder_whose_name_does_not_tell_the_language_is_not_guessed_at(originals: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(originals / STAGE1, tmp_path / "stage 1"))
-    item = places.identify(folder)
+    item = locate.identify(folder)
     assert item.checkpoint is None and item.said["role"] == "stage1" and "language" not in item.said
 
 
@@ -102,16 +102,16 @@ def test_damaged_and_foreign_models_are_passed_over(originals: Path, tmp_path: P
 def test_our_own_folder_is_no_other_program(originals: Path) -> None:
     shutil.copytree(originals / STAGE2, registry.models_dir() / STAGE2)
     assert found([registry.models_dir().parent]) == {}
-    assert places.locate(CHECKPOINTS["s2"]) == registry.models_dir() / STAGE2
+    assert locate.locate(CHECKPOINTS["s2"]) == registry.models_dir() / STAGE2
 
 
 def test_where_the_user_said_comes_first(originals: Path, tmp_path: Path) -> None:
     shutil.copytree(originals / STAGE2, registry.models_dir() / STAGE2)
     theirs = Path(shutil.copytree(originals / STAGE2, tmp_path / "mine"))
     registry.remember({"s2": str(theirs)})
-    assert places.locate(CHECKPOINTS["s2"]) == theirs
+    assert locate.locate(CHECKPOINTS["s2"]) == theirs
     shutil.rmtree(theirs)
-    assert places.locate(CHECKPOINTS["s2"]) == registry.models_dir() / STAGE2
+    assert locate.locate(CHECKPOINTS["s2"]) == registry.models_dir() / STAGE2
 
 
 def test_folders_named_in_the_environment_are_searched(
@@ -129,8 +129,8 @@ def test_only_what_lies_among_our_models_is_ours(tmp_path: Path) -> None:
     theirs.mkdir()
     link = registry.models_dir() / "link"
     link.symlink_to(theirs, target_is_directory=True)
-    assert places.is_ours(ours)
-    assert not places.is_ours(theirs) and not places.is_ours(link) and not places.is_ours(registry.models_dir())
+    assert locate.is_ours(ours)
+    assert not locate.is_ours(theirs) and not locate.is_ours(link) and not locate.is_ours(registry.models_dir())
 
 
 def test_a_damaged_pin_is_named() -> None:
@@ -138,14 +138,14 @@ def test_a_damaged_pin_is_named() -> None:
     path.parent.mkdir(parents=True)
     path.write_text('{"repo": 1')
     with pytest.raises(ModelError, match=r"YuE-s2-1B-general\.json cannot be read"):
-        places.read_pin(CHECKPOINTS["s2"])
+        locate.read_pin(CHECKPOINTS["s2"])
 
 
 # As awkward as it is
 
 
 def passed(*roots: Path) -> dict[str, str]:
-    return {item.folder.name: item.why for item in places.survey(list(roots))[1]}
+    return {item.folder.name: item.why for item in locate.survey(list(roots))[1]}
 
 
 def test_models_behind_links_and_on_other_disks(originals: Path, nobody: Path, tmp_path: Path) -> None:
@@ -170,10 +170,10 @@ def test_the_hub_cache_with_links_and_a_download_that_was_not_ended(originals: P
     for number, path in enumerate(sorted((originals / STAGE2).iterdir())):
         shutil.copy(path, repo / "blobs" / f"{number:064}")
         (snapshot / path.name).symlink_to(f"../../blobs/{number:064}")
-    assert places.locate(CHECKPOINTS["s2"]) == snapshot and found([tmp_path / "hf" / "hub"]) == {"s2": snapshot}
+    assert locate.locate(CHECKPOINTS["s2"]) == snapshot and found([tmp_path / "hf" / "hub"]) == {"s2": snapshot}
     blob = (snapshot / "model.safetensors").resolve()
     blob.rename(f"{blob}.incomplete")
-    assert places.locate(CHECKPOINTS["s2"]) is None
+    assert locate.locate(CHECKPOINTS["s2"]) is None
     assert found([tmp_path / "hf"]) == {} and "safetensors" in passed(tmp_path / "hf")["c" * 40]
 
 
@@ -202,7 +202,7 @@ def test_what_is_yues_and_not_whole_is_said(originals: Path, tmp_path: Path) -> 
     (apps / "half" / STAGE1 / first).unlink()
     for path in (apps / "pickled" / STAGE1).glob("*.safetensors"):
         path.rename(path.with_suffix(".bin"))
-    said = {item.folder.parent.name: item.why for item in places.survey([apps])[1]}
+    said = {item.folder.parent.name: item.why for item in locate.survey([apps])[1]}
     assert found([apps]) == {} and set(said) == {"cut", "pointer", "half", "pickled", "bare", "nested", "sound"}
     assert "no config.json" in said["bare"] and "the sound model" in said["sound"]
     assert "cut short" in said["cut"] and "git-lfs" in said["pointer"] and "lacks 1 of its 3" in said["half"]

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from offload import pace
+from offload import cost
 from offload.device import GIB, MIB, Card, imagined
 from offload.plan import RAM_SHARE, DoesNotFit, MemoryPlan, Need, plan, within
 from offload.sizes import (
@@ -26,10 +26,10 @@ from offload.sizes import (
     layer_bytes,
     weight_bytes,
 )
-from yuegp import memory
-from yuegp.checkpoint import read_config
+from yuegp.generation import memory
+from yuegp.checkpoints.config import read_config
 from yuegp.lm import Setup, open_engine
-from yuegp.stage2 import chunk_ids
+from yuegp.generation.stage2 import chunk_ids
 
 FLOAT16 = Way("torch", "float16", Fraction(16))
 BFLOAT16 = Way("torch", "bfloat16", Fraction(16))
@@ -147,7 +147,7 @@ def test_caches_wait_where_that_is_cheapest() -> None:
     """Kept if there is room, parked if there is RAM, rebuilt otherwise."""
     base = profile(12, ways=(BFLOAT16,))
     base = replace(base, resident=None, together=False, hear="sections", parked=(1, 2))
-    seconds = {caches: pace.song(replace(base, caches=caches), None) for caches in ("kept", "parked", "rebuilt")}
+    seconds = {caches: cost.song(replace(base, caches=caches), None) for caches in ("kept", "parked", "rebuilt")}
     assert seconds["kept"] < seconds["parked"] < seconds["rebuilt"]
     kept, parked = (replace(base, caches=caches).steps[1] for caches in ("kept", "parked"))
     cache = cache_bytes(RELEASED_STAGE1, BFLOAT16, SONG.rows)
@@ -253,7 +253,7 @@ def test_each_step_down_takes_less_in_that_stage_until_there_is_none() -> None:
 @pytest.mark.parametrize("hear", ["stages", "first", "sections"])
 @pytest.mark.parametrize(("sections", "frames", "batch"), [(1, 50, 4), (6, 1500, 6), (6, 781, 16), (3, 290, 2)])
 def test_every_chunk_is_refined_once_whatever_the_order(hear: str, sections: int, frames: int, batch: int) -> None:
-    visits = pace.visits_of(sections, frames, hear, batch)
+    visits = cost.visits_of(sections, frames, hear, batch)
     rows = [n for visit in visits for n in visit]
     full, tail = divmod(sections * frames, 300)
     assert sum(rows) == 2 * full + 2 * bool(tail) and max(rows) <= max(batch, 2)

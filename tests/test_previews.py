@@ -10,18 +10,21 @@ import numpy as np
 import pytest
 import soundfile
 
-from yuegp import audio, codec, library, pipeline, planning, previews
+from yuegp.audio import files
+from yuegp import codec
+from yuegp.library import store
+from yuegp.generation import pipeline, plan as planning, previews
 from yuegp.errors import Cancelled, LibraryError, ModelError
-from yuegp.library import Take
-from yuegp.previews import Previews
-from yuegp.song import Section, SongRequest, Span, Stage, TakeInfo
+from yuegp.library.store import Take
+from yuegp.generation.previews import Previews
+from yuegp.song.schema import Section, SongRequest, Span, Stage, TakeInfo
 
 REQUEST = SongRequest((Section("verse", "one"), Section("chorus", "two")), "pop piano", seed=5, section_seconds=7.0)
 
 
 @pytest.fixture
 def take(tmp_path: Path) -> Take:
-    song = library.create(REQUEST, tmp_path)
+    song = store.create(REQUEST, tmp_path)
     return song.new_take(TakeInfo(number=0, request=REQUEST))
 
 
@@ -80,7 +83,7 @@ def test_a_refined_section_makes_its_waiting_draft_superfluous(tiny_set: Path, t
 
 def make(tiny_set: Path, root: Path, watch: Any = lambda event: None, **options: Any) -> Take:
     plan = pipeline.plan(replace(REQUEST, model=str(tiny_set)))
-    song = library.create(plan.request, root)
+    song = store.create(plan.request, root)
     take = song.new_take(TakeInfo(number=0, request=song.request))
     pipeline.run(plan, take, watch, "cpu", **options)
     return take
@@ -101,7 +104,7 @@ def test_previews_change_nothing_and_are_gone_when_the_mix_is_there(
 
 def test_a_stopped_song_keeps_its_previews_until_it_is_done(tiny_set: Path, tmp_path: Path) -> None:
     plan = pipeline.plan(replace(REQUEST, model=str(tiny_set)))
-    song = library.create(plan.request, tmp_path)
+    song = store.create(plan.request, tmp_path)
     take = song.new_take(TakeInfo(number=0, request=song.request))
     hear = take.folder / "hear"
 
@@ -132,7 +135,7 @@ def test_a_preview_that_cannot_be_made_stops_nothing(
             raise LibraryError("The disk is full.", "Free some space.")
         raise ModelError("The codec is damaged.", "Download it again.")
 
-    monkeypatch.setattr(*((audio, "write") if fault == "disk" else (codec, "load_codec")), broken)
+    monkeypatch.setattr(*((files, "write") if fault == "disk" else (codec, "load_codec")), broken)
     with Previews(take, tiny_set / "codec") as heard:
         heard.draft(Span(0, 0, 50, True), codes(1, 50)[:, 0])
         heard.finish()

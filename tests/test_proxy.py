@@ -13,7 +13,7 @@ import pytest
 from browser import PATIENCE_SECONDS, PageServer, start, stop
 from gradio_client import Client, handle_file
 
-from ui import hosts
+from ui.server import hosts
 
 NAME = "music.localhost"
 """A name that browsers know to be this machine, and that the page does not."""

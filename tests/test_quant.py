@@ -12,12 +12,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from quant import calibrate, exl2, measure, press, recipe, rows
-from yuegp import models, shelf
-from yuegp.cli import main
+from quant import calibrate, exl2, evaluate, quantize, calibration_songs, rows
+from yuegp.checkpoints import sets
+from yuegp.library import catalog
+from yuegp.cli.main import main
 from yuegp.errors import Cancelled, DeviceError, LibraryError, ModelError, RequestError
 from yuegp.lm import Setup, open_engine, stored_as
-from yuegp.models import ModelSet
+from yuegp.checkpoints.sets import ModelSet
 
 SHORT = (
     ("verse", "lala moona silo nema\nbela rona lumi soma\nlala moona silo"),
@@ -27,7 +28,7 @@ SHORT = (
 
 @pytest.fixture(scope="module")
 def demo() -> ModelSet:
-    return models.find("demo")
+    return sets.find("demo")
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +36,7 @@ def collected(demo: ModelSet, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Rows of three sampled songs of two short sections, in a folder."""
     folder = tmp_path_factory.mktemp("calibration")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(recipe, "LYRICS", {"en": SHORT})
+        patch.setattr(calibration_songs, "LYRICS", {"en": SHORT})
         patch.setattr(rows, "LENGTH", 512)
         takes = list(calibrate.sample(demo, folder, 3, 7))
         calibrate.collect(demo, takes, folder, "recipe", 7)
@@ -70,7 +71,7 @@ def test_a_stage_2_row_is_what_refining_feeds(demo: ModelSet) -> None:
 def test_a_broken_off_collection_makes_no_song_twice(
     demo: ModelSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(recipe, "LYRICS", {"en": SHORT[:1]})
+    monkeypatch.setattr(calibration_songs, "LYRICS", {"en": SHORT[:1]})
     count = 0
 
     def stop(event: object) -> None:
@@ -82,7 +83,7 @@ def test_a_broken_off_collection_makes_no_song_twice(
     with pytest.raises(Cancelled):
         list(calibrate.sample(demo, tmp_path, 2, 1, watch=stop))
     takes = list(calibrate.sample(demo, tmp_path, 2, 1))
-    assert len(shelf.entries(tmp_path / "songs")) == 2 == len(takes)
+    assert len(catalog.entries(tmp_path / "songs")) == 2 == len(takes)
     again = list(calibrate.sample(demo, tmp_path, 2, 1, watch=stop))
     assert [take.folder for take in again] == [take.folder for take in takes]
 
@@ -91,13 +92,13 @@ def test_a_recipe_speaks_the_languages_of_its_model(demo: ModelSet) -> None:
     from dataclasses import replace
 
     japanese = replace(demo, language="jp-kr")
-    first, second = (recipe.request(japanese, n) for n in (0, 1))
+    first, second = (calibration_songs.request(japanese, n) for n in (0, 1))
     assert "夜明け" in first.sections[0].words and "골목" in second.sections[0].words
-    assert recipe.request(demo, 3) == recipe.request(demo, 3) and recipe.request(demo, 3).seed == recipe.SEED + 3
+    assert calibration_songs.request(demo, 3) == calibration_songs.request(demo, 3) and calibration_songs.request(demo, 3).seed == calibration_songs.SEED + 3
 
 
 def test_rows_of_another_vocabulary_are_refused(collected: Path) -> None:
-    from yuegp.vocab import YUE_V1
+    from yuegp.tokens.vocab import YUE_V1
 
     with pytest.raises(RequestError, match="made for the vocabulary"):
         rows.load(collected / "stage1.safetensors", YUE_V1)
@@ -110,7 +111,7 @@ def test_equal_songs_are_told_apart_by_their_place(
 ) -> None:
     """Somebody may have copied a song's folder: comparing its windows of codes says nothing useful."""
     monkeypatch.setattr(rows, "LENGTH", 512)
-    (entry, *_) = shelf.entries(collected / "songs")
+    (entry, *_) = catalog.entries(collected / "songs")
     shutil.copytree(entry.folder, tmp_path / "one" / "a")
     shutil.copytree(entry.folder, tmp_path / "one" / "b")
     found = calibrate.collect(demo, calibrate.own_songs(tmp_path / "one"), tmp_path / "rows", "own songs")
@@ -130,9 +131,9 @@ def test_too_few_songs_are_refused_with_a_next_step(demo: ModelSet, tmp_path: Pa
 def test_fewer_bits_never_measure_better(collected: Path, demo: ModelSet, stage: int) -> None:
     source = demo.stage1 if stage == 1 else demo.stage2
     read = held(collected, demo, stage)
-    original = measure.ask(source, Setup(), demo.layout, stage, read)
+    original = evaluate.ask(source, Setup(), demo.layout, stage, read)
     same, eight, four = (
-        measure.compare(original, measure.ask(source, Setup(weights=kind), demo.layout, stage, read))
+        evaluate.compare(original, evaluate.ask(source, Setup(weights=kind), demo.layout, stage, read))
         for kind in ("float32", "int8", "nf4")
     )
     assert same.divergence == 0 == same.rise and same.agreement == 1
@@ -149,7 +150,7 @@ def test_fewer_bits_never_measure_better(collected: Path, demo: ModelSet, stage:
 
 def test_the_original_is_what_generation_would_hear(collected: Path, demo: ModelSet) -> None:
     """A trained model foretells held-out songs of its own far better than chance, log(1,025)."""
-    original = measure.ask(demo.stage1, Setup(), demo.layout, 1, held(collected, demo, 1))
+    original = evaluate.ask(demo.stage1, Setup(), demo.layout, 1, held(collected, demo, 1))
     nats = -original.logs[np.arange(len(original.came)), original.came].mean()
     assert nats < 2
     np.testing.assert_allclose(np.exp(original.logs).sum(1), 1, atol=1e-4)
@@ -160,10 +161,10 @@ def test_the_original_is_what_generation_would_hear(collected: Path, demo: Model
 
 @pytest.mark.parametrize("kind", ["int8", "nf4"])
 def test_a_pressed_folder_is_a_complete_model(demo: ModelSet, tmp_path: Path, kind: str) -> None:
-    folder = press.press(demo.stage1, tmp_path / kind, kind, "Somebody")
+    folder = quantize.press(demo.stage1, tmp_path / kind, kind, "Somebody")
     assert stored_as(folder) == kind
     names = {path.name for path in folder.iterdir()}
-    assert {"config.json", "README.md", "model.safetensors.index.json"} <= names and press.NOTE not in names
+    assert {"config.json", "README.md", "model.safetensors.index.json"} <= names and quantize.NOTE not in names
     assert "Somebody" in (folder / "README.md").read_text()
     ids = list(range(100, 160))
     answers = []
@@ -180,13 +181,13 @@ def test_a_pressed_folder_is_a_complete_model(demo: ModelSet, tmp_path: Path, ki
 def test_bitsandbytes_reads_our_nf4(demo: ModelSet, tmp_path: Path) -> None:
     functional = pytest.importorskip("bitsandbytes").functional
     name = "model.layers.0.mlp.up_proj.weight"
-    folder = press.press(demo.stage1, tmp_path / "nf4", "nf4")
+    folder = quantize.press(demo.stage1, tmp_path / "nf4", "nf4")
     (file,) = folder.glob("*.safetensors")
     stored = load_file(file)
     parts = {key.removeprefix(name + "."): value for key, value in stored.items() if key.startswith(name + ".")}
     state = functional.QuantState.from_dict(parts, device=torch.device("cpu"))
     theirs = functional.dequantize_4bit(stored[name], state)
-    from yuegp.lm.nf4 import Nf4
+    from yuegp.lm.weights.nf4 import Nf4
 
     original = load_file(demo.stage1 / "model.safetensors")[name]
     torch.testing.assert_close(theirs.float(), Nf4.press(original).floats(theirs.dtype).float(), rtol=1e-3, atol=1e-5)
@@ -195,8 +196,8 @@ def test_bitsandbytes_reads_our_nf4(demo: ModelSet, tmp_path: Path) -> None:
 def test_a_broken_off_press_goes_on_and_ends_the_same(
     demo: ModelSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(press, "SHARD_BYTES", 500_000)
-    whole = press.press(demo.stage1, tmp_path / "whole", "int8")
+    monkeypatch.setattr(quantize, "SHARD_BYTES", 500_000)
+    whole = quantize.press(demo.stage1, tmp_path / "whole", "int8")
 
     def stop(what: str, done: int, total: int) -> None:
         if done > total // 2:
@@ -204,35 +205,35 @@ def test_a_broken_off_press_goes_on_and_ends_the_same(
 
     broken = tmp_path / "broken"
     with pytest.raises(Cancelled):
-        press.press(demo.stage1, broken, "int8", progress=stop)
+        quantize.press(demo.stage1, broken, "int8", progress=stop)
     done = {path.name: path.stat().st_mtime_ns for path in broken.glob("*.safetensors")}
     assert len(done) > 1 and not (broken / "config.json").exists(), "not to be mistaken for a finished model"
     with pytest.raises(RequestError, match="another kind"):
-        press.press(demo.stage1, broken, "nf4")
+        quantize.press(demo.stage1, broken, "nf4")
     with pytest.raises(RequestError, match="another source"):
         shutil.copytree(demo.stage1, tmp_path / "copy")
-        press.press(tmp_path / "copy", broken, "int8")
-    note = (broken / press.NOTE).read_bytes()
-    (broken / press.NOTE).write_text("{")
+        quantize.press(tmp_path / "copy", broken, "int8")
+    note = (broken / quantize.NOTE).read_bytes()
+    (broken / quantize.NOTE).write_text("{")
     with pytest.raises(RequestError, match="does not say"):
-        press.press(demo.stage1, broken, "int8")
-    (broken / press.NOTE).write_bytes(note)
-    press.press(demo.stage1, broken, "int8")
+        quantize.press(demo.stage1, broken, "int8")
+    (broken / quantize.NOTE).write_bytes(note)
+    quantize.press(demo.stage1, broken, "int8")
     for path in whole.glob("*.safetensors"):
         assert path.read_bytes() == (broken / path.name).read_bytes()
         assert done.get(path.name, 0) in (0, (broken / path.name).stat().st_mtime_ns), (
             "a finished shard was written again"
         )
     with pytest.raises(RequestError, match="already holds a model"):
-        press.press(demo.stage1, broken, "int8")
+        quantize.press(demo.stage1, broken, "int8")
 
 
 def test_pressing_twice_and_pressing_nonsense_are_refused(demo: ModelSet, tmp_path: Path) -> None:
-    folder = press.press(demo.stage1, tmp_path / "a", "int8")
+    folder = quantize.press(demo.stage1, tmp_path / "a", "int8")
     with pytest.raises(RequestError, match="pressed already"):
-        press.press(folder, tmp_path / "b", "nf4")
+        quantize.press(folder, tmp_path / "b", "nf4")
     with pytest.raises(RequestError, match="no format"):
-        press.press(demo.stage1, tmp_path / "c", "int3")
+        quantize.press(demo.stage1, tmp_path / "c", "int3")
     assert not (tmp_path / "c").exists()
 
 
@@ -241,18 +242,18 @@ def test_a_full_disk_is_seen_before_anything_is_written(
 ) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda path: types.SimpleNamespace(free=10))
     with pytest.raises(LibraryError, match="are free"):
-        press.press(demo.stage1, tmp_path / "a", "int8")
+        quantize.press(demo.stage1, tmp_path / "a", "int8")
     assert not list((tmp_path / "a").glob("*.safetensors"))
 
 
 def test_a_folder_in_use_is_left_alone(demo: ModelSet, tmp_path: Path) -> None:
     def second(what: str, done: int, total: int) -> None:
         with pytest.raises(LibraryError, match="Another program"):
-            press.press(demo.stage1, tmp_path / "a", "int8")
+            quantize.press(demo.stage1, tmp_path / "a", "int8")
         raise Cancelled
 
     with pytest.raises(Cancelled):
-        press.press(demo.stage1, tmp_path / "a", "int8", progress=second)
+        quantize.press(demo.stage1, tmp_path / "a", "int8", progress=second)
 
 
 # EXL2: the converter needs a card, so a stand-in with its command line proves how ours drives it.

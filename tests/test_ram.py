@@ -11,7 +11,7 @@ import pytest
 from offload.device import GIB, imagined, machine
 from offload.plan import RAM_SHARE, within
 from offload.ram import Ram, grows, of_linux, of_mac, of_status, ram
-from yuegp import memory
+from yuegp.generation import memory
 
 MEMINFO = """MemTotal:       32594240 kB
 MemFree:         1034240 kB

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from yuegp import models, registry
+from yuegp.checkpoints import sets, registry
 from yuegp.errors import ModelError, RequestError
-from yuegp.registry import CHECKPOINTS, STORED, Checkpoint, read_name
+from yuegp.checkpoints.registry import CHECKPOINTS, STORED, Checkpoint, read_name
 
 
 def test_the_published_checkpoints_are_there_and_complete() -> None:
@@ -17,7 +17,7 @@ def test_the_published_checkpoints_are_there_and_complete() -> None:
     assert {(c.language, c.mode) for c in originals} == {(a, b) for a in ("en", "zh", "jp-kr") for b in ("cot", "icl")}
     assert all(c.bytes == 2 * 6_224_613_376 and c.licence == "Apache-2.0" for c in originals)
     for checkpoint in CHECKPOINTS.values():
-        assert checkpoint.role in models.ROLES and checkpoint.stored in STORED and checkpoint.good_for
+        assert checkpoint.role in sets.ROLES and checkpoint.stored in STORED and checkpoint.good_for
         assert checkpoint.repo.count("/") == 1
 
 
@@ -73,7 +73,7 @@ def test_a_repository_of_ones_own_is_kept_and_forgotten() -> None:
     entry = registry.own("me/My-YuE-s1-finetune@v2", None, {"language": "en", "mode": "cot"})
     assert (entry.id, entry.repo, entry.revision, entry.role) == ("my-yue-s1-finetune-v2", *entry.repo.split("@"), "v2", "stage1")  # fmt: skip # noqa: E501
     registry.add(entry)
-    assert registry.named(entry.id) == entry and entry.id in models.names()
+    assert registry.named(entry.id) == entry and entry.id in sets.names()
     registry.forget(entry.id)
     assert entry.id not in registry.known()
 

@@ -9,26 +9,27 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ui import create_page, create_plan, form, running
-from ui.desk import Desk
+from ui.pages.create import page, plan, fields
+from ui.pages import progress as running
+from ui.context import Desk
 from ui.texts import Texts
-from yuegp import library
-from yuegp.jobs import Progress, Queue, State
-from yuegp.song import Span, Stage
+from yuegp.library import store
+from yuegp.jobs.queue import Progress, Queue, State
+from yuegp.song.schema import Span, Stage
 
 T = Texts("en")
 
 
 @pytest.fixture
 def desk() -> Desk:
-    return Desk(library.songs_dir().absolute(), Queue())
+    return Desk(store.songs_dir().absolute(), Queue())
 
 
 def ask(desk: Desk, **changes: Any) -> str:
-    empty = {field.name: field.empty for field in form.FIELDS}
+    empty = {field.name: field.empty for field in fields.FIELDS}
     words = "[verse]\nla\n\n[chorus]\nlo\n\n[outro]\nlu\n"
-    asked = create_plan.asked({**empty, "words": words, "tags": "pop", "reference": None, **changes}, T)
-    return create_page.begin(desk, asked)
+    asked = plan.asked({**empty, "words": words, "tags": "pop", "reference": None, **changes}, T)
+    return page.begin(desk, asked)
 
 
 def states(view: dict[str, Any]) -> list[str]:

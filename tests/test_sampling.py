@@ -7,9 +7,9 @@ from collections import Counter
 import pytest
 import torch
 
-from yuegp.sampling import Sampler, State, forbid_end, guide, nucleus, penalize, temper, uniforms
-from yuegp.song import PRESETS, Sampling
-from yuegp.vocab import YUE_V1
+from yuegp.generation.sampling import Sampler, State, forbid_end, guide, nucleus, penalize, temper, uniforms
+from yuegp.song.schema import PRESETS, Sampling
+from yuegp.tokens.vocab import YUE_V1
 
 N = 1025
 

@@ -25,12 +25,12 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.testclient import TestClient
 
-from ui import guard, serve, sound
-from ui.desk import Desk
-from yuegp import library
+from ui.server import guard, serve, sound
+from ui.context import Desk
+from yuegp.library import store
 from yuegp.errors import RequestError
-from yuegp.jobs import Queue, State
-from yuegp.song import Section, SongRequest, TakeInfo
+from yuegp.jobs.queue import Queue, State
+from yuegp.song.schema import Section, SongRequest, TakeInfo
 
 ROOT = Path(__file__).resolve().parent.parent
 HOST = "127.0.0.1:7860"
@@ -214,7 +214,7 @@ def test_the_password_opens_the_door_for_people_and_for_programs() -> None:
 def songs(tmp_path: Path) -> Path:
     """A songs folder with one song and one take, a secret beside it, and links to it."""
     root = tmp_path / "songs"
-    song = library.create(SongRequest(sections=(Section("verse", "la"),), tags="pop", title="One"), root)
+    song = store.create(SongRequest(sections=(Section("verse", "la"),), tags="pop", title="One"), root)
     take = song.new_take(TakeInfo(number=0, request=song.request))
     take.mix.write_bytes(bytes(range(200)))
     (take.folder / "hear").mkdir()
@@ -294,8 +294,8 @@ import sys
 from pathlib import Path
 from ui import serve
 serve.prepare()
-from ui.desk import Desk
-from yuegp.jobs import Queue
+from ui.context import Desk
+from yuegp.jobs.queue import Queue
 from starlette.testclient import TestClient
 app = serve.guarded(serve.application(Desk(Path(sys.argv[1]) / "songs", Queue())), 7860)
 with TestClient(app, base_url="http://127.0.0.1:7860") as client:
@@ -359,7 +359,7 @@ def test_a_second_page_of_the_same_home_says_that_the_first_one_makes_the_songs(
 def test_ctrl_c_ends_everything_and_keeps_finished_sections(tmp_path: Path) -> None:
     home = tmp_path / "home"
     request = SongRequest(sections=tuple(Section("verse", "la la") for _ in range(12)), tags="pop", seed=1)
-    song = library.create(request, home / "songs")
+    song = store.create(request, home / "songs")
     take = song.new_take(TakeInfo(number=0, request=song.request))
     queue = Queue(home)
     queue.add(song.folder, take.info.number)

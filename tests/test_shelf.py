@@ -16,12 +16,12 @@ from conftest import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
 
-from yuegp import shelf
+from yuegp.library import catalog
 from yuegp.errors import LibraryError, RequestError
-from yuegp.library import Song, create, open_song
+from yuegp.library.store import Song, create, open_song
 from yuegp.locks import LOCK, song_lock
-from yuegp.shelf import TRASH, Entry, entries, find, get, pick, rate, rename, restore, search, trash, trashed
-from yuegp.song import Section, SongRequest, Span, Stage, TakeInfo
+from yuegp.library.catalog import TRASH, Entry, entries, find, get, pick, rate, rename, restore, search, trash, trashed
+from yuegp.song.schema import Section, SongRequest, Span, Stage, TakeInfo
 
 REQUEST = SongRequest((Section("verse", "paper lanterns"), Section("chorus", "over the bay")), "pop, airy vocal")
 
@@ -137,7 +137,7 @@ def test_values_of_the_wrong_kind_do_not_upset_the_list(tmp_path: Path, cover: d
     damage(song, **cover)
     broken = [entry for entry in entries(tmp_path) if entry.broken]
     assert [entry.folder for entry in broken] == [song.folder] and "is damaged" in (broken[0].broken or "")
-    for order in shelf.SORTS:
+    for order in catalog.SORTS:
         assert len(search(entries(tmp_path), "", sort=order)) == 2
     with pytest.raises(LibraryError, match="is damaged"):
         get(tmp_path, song.folder.name)
@@ -152,14 +152,14 @@ def test_a_take_of_odd_values_does_not_upset_the_list(tmp_path: Path) -> None:
 def test_a_song_deleted_while_it_is_listed_is_just_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make(tmp_path, "Stays")
     gone = make(tmp_path, "Goes").folder
-    real = shelf._folders
+    real = catalog._folders
 
     def folders(root: Path) -> list[Path]:
         found = real(root)
         shutil.rmtree(gone)
         return found
 
-    monkeypatch.setattr(shelf, "_folders", folders)
+    monkeypatch.setattr(catalog, "_folders", folders)
     assert names(entries(tmp_path)) == ["Stays"]
 
 
@@ -548,6 +548,6 @@ def test_a_thousand_songs_are_listed(tmp_path: Path, capsys: pytest.CaptureFixtu
 
 
 def test_a_shelf_needs_no_torch() -> None:
-    code = "import sys; import yuegp.shelf; print('torch' in sys.modules)"
+    code = "import sys; import yuegp.library.catalog; print('torch' in sys.modules)"
     answer = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert answer.stdout.strip() == "False", answer.stderr

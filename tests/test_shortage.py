@@ -9,7 +9,7 @@ import torch
 from safetensors import SafetensorError
 
 from yuegp import shortage as room
-from yuegp.cli import main
+from yuegp.cli.main import main
 from yuegp.errors import DeviceError, ModelError, RequestError
 from yuegp.shortage import named, shortage, shortage_in
 
@@ -118,6 +118,6 @@ def test_the_command_line_says_it_in_two_sentences(
     def full(arguments: object) -> None:
         raise MemoryError
 
-    monkeypatch.setattr("yuegp.cli.keeping", type("Full", (), {"__getattr__": lambda self, name: full})())
+    monkeypatch.setattr("yuegp.cli.main.keeping", type("Full", (), {"__getattr__": lambda self, name: full})())
     assert main(["songs"]) == DeviceError.exit_code
     assert capsys.readouterr().err.startswith("The computer ran out of memory (RAM).\nClose other programs")

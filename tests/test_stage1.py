@@ -11,14 +11,14 @@ import pytest
 import torch
 from test_lm import save_llama
 
-from yuegp import stage1
+from yuegp.generation import stage1
 from yuegp.errors import Cancelled, GenerationError, RequestError
-from yuegp.lm.torch_lm import TorchLM
-from yuegp.prompts import Prompts, budget_ids, build, prompt_limit
-from yuegp.song import Sampling, Section
-from yuegp.stage1 import Score, SectionCodes, write_candidates, write_sections
-from yuegp.tokenizer import ByteTokenizer
-from yuegp.vocab import VocabLayout, interleave
+from yuegp.lm.llama.engine import TorchLM
+from yuegp.tokens.prompts import Prompts, budget_ids, build, prompt_limit
+from yuegp.song.schema import Sampling, Section
+from yuegp.generation.stage1 import Score, SectionCodes, write_candidates, write_sections
+from yuegp.tokens.tokenizer import ByteTokenizer
+from yuegp.tokens.vocab import VocabLayout, interleave
 
 LAYOUT = VocabLayout(
     name="test", soa=256, eoa=257, codec=258, stage_1=259, stage_2=260, code_start=270, text_size=256, codebook_size=30

@@ -10,10 +10,10 @@ import pytest
 import torch
 from test_lm import save_llama
 
-from yuegp import stage2
+from yuegp.generation import stage2
 from yuegp.errors import Cancelled
-from yuegp.lm.torch_lm import TorchLM
-from yuegp.vocab import VocabLayout
+from yuegp.lm.llama.engine import TorchLM
+from yuegp.tokens.vocab import VocabLayout
 
 LAYOUT = VocabLayout(
     name="test", soa=1, eoa=2, codec=3, stage_1=4, stage_2=5, code_start=10, text_size=1, codebook_size=35

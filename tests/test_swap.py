@@ -15,12 +15,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from offload.aside import Aside
+from offload.parking import Aside
 from offload.device import GIB
 from offload.plan import MemoryPlan, Need, plan
 from offload.sizes import Shapes, Sound, Way
-from offload.swap import Cast, Parks
-from yuegp.checkpoint import read_config
+from offload.manager import Cast, Parks
+from yuegp.checkpoints.config import read_config
 from yuegp.errors import DeviceError
 from yuegp.lm import LMEngine, LMSession, Setup, open_engine
 
@@ -212,7 +212,7 @@ def test_leaving_twice_is_an_error_and_coming_back_half_way_goes_on(monkeypatch:
     def full(storage: Any) -> Tensor:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    from offload import aside as module
+    from offload import parking as module
 
     real, calls = module._bytes, []
 

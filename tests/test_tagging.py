@@ -16,9 +16,9 @@ import soundfile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from yuegp import audio, tagging
+from yuegp.audio import files, metadata
 from yuegp.errors import LibraryError, RequestError
-from yuegp.tagging import Tags, embed, read_tags, write_tags
+from yuegp.audio.metadata import Tags, embed, read_tags, write_tags
 
 RATE = 44100
 KINDS = {"wav16": ".wav", "wav24": ".wav", "flac16": ".flac", "flac24": ".flac", "mp3": ".mp3"}
@@ -27,7 +27,7 @@ TAGS = Tags(
     artist="Ünï (cøde)",
     genre="(inspiring) female, pop",
     date="2026-11-20",
-    comment=tagging.LABEL + "\nMade with YuE by HKUST/M-A-P",
+    comment=metadata.LABEL + "\nMade with YuE by HKUST/M-A-P",
     lyrics="[verse]\nخطوة على الرمل\n\n[chorus]\nпой со мной\n" + "la " * 30_000,
     software="yuegp 0.1.0",
     settings='{"format":2,"take":{}}',
@@ -37,7 +37,7 @@ TAGS = Tags(
 def sound(kind: str, frames: int = 2205) -> bytes:
     wave = (0.3 * np.sin(2 * np.pi * 440 * np.arange(frames) / RATE)).astype(np.float32)
     buffer = io.BytesIO()
-    with soundfile.SoundFile(buffer, "w", RATE, 1, **audio.FORMATS[kind]) as file:
+    with soundfile.SoundFile(buffer, "w", RATE, 1, **files.FORMATS[kind]) as file:
         file.write(wave)
     return buffer.getvalue()
 
@@ -56,7 +56,7 @@ def samples(path: Path) -> np.ndarray:
 
 
 def read_back(data: bytes) -> Tags:
-    return Tags(**tagging._read(data))
+    return Tags(**metadata._read(data))
 
 
 # There and back
@@ -125,7 +125,7 @@ def test_libsndfile_reads_the_same_words(tmp_path: Path, kind: str) -> None:
     with soundfile.SoundFile(path) as file:
         told = file.copy_metadata()
     expected = dataclasses.asdict(TAGS)
-    assert told == {name: expected[name] for name in tagging._INFO}
+    assert told == {name: expected[name] for name in metadata._INFO}
 
 
 def test_libsndfile_reads_the_title_of_an_mp3(tmp_path: Path) -> None:
@@ -138,7 +138,7 @@ def test_libsndfile_reads_the_title_of_an_mp3(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", ["wav16", "flac16"])
 def test_words_that_libsndfile_wrote_are_read(tmp_path: Path, kind: str) -> None:
     path = tmp_path / f"x{KINDS[kind]}"
-    with soundfile.SoundFile(path, "w", RATE, 1, **audio.FORMATS[kind]) as file:
+    with soundfile.SoundFile(path, "w", RATE, 1, **files.FORMATS[kind]) as file:
         file.title, file.artist, file.comment = "Títle", "Årtist", "words"
         file.write(np.zeros(100, np.float32))
     got = read_tags(path)
@@ -202,12 +202,12 @@ def test_a_tag_older_than_ours_counts_as_none() -> None:
 
 
 def blocks(data: bytes) -> list[tuple[int, bytes]]:
-    return tagging._flac_blocks(data, 0)[0]
+    return metadata._flac_blocks(data, 0)[0]
 
 
 def test_flac_keeps_its_other_blocks_and_its_maker() -> None:
     plain = SOUNDS["flac24"]
-    found, start = tagging._flac_blocks(plain, 0)
+    found, start = metadata._flac_blocks(plain, 0)
     other, padding = (2, b"test" + bytes(range(200))), (1, bytes(64))
     out = b"fLaC"
     foreign = [found[0], other, *found[1:], (4, b"\1\0\0\0x\0\0\0\0"), padding]
@@ -217,13 +217,13 @@ def test_flac_keeps_its_other_blocks_and_its_maker() -> None:
     got = blocks(data)
     assert got[0] == found[0] and [number for number, _ in got] == [0, 4, 2, 1]
     assert got[2:] == [other, padding]
-    assert tagging._comment_parts(got[1][1])[0].startswith(b"reference libFLAC")
+    assert metadata._comment_parts(got[1][1])[0].startswith(b"reference libFLAC")
     assert soundfile.read(io.BytesIO(data))[0].tolist() == soundfile.read(io.BytesIO(plain))[0].tolist()
 
 
 def test_flac_without_comments_gets_a_block_and_a_new_last_one() -> None:
     plain = SOUNDS["flac24"]
-    info, start = plain[8:42], tagging._flac_blocks(plain, 0)[1]
+    info, start = plain[8:42], metadata._flac_blocks(plain, 0)[1]
     data = embed(b"fLaC\x80\0\0\x22" + info + plain[start:], TAGS)
     assert [number for number, _ in blocks(data)] == [0, 4] and data[4] == 0
     assert read_back(data) == TAGS and len(soundfile.read(io.BytesIO(data))[0]) == 2205
@@ -240,7 +240,7 @@ def test_flac_behind_an_id3_tag_is_flac() -> None:
 
 def chunks(data: bytes) -> list[tuple[bytes, int]]:
     assert int.from_bytes(data[4:8], "little") == len(data) - 8
-    return [(name, stop - start) for name, start, stop in tagging._wav_chunks(data)]
+    return [(name, stop - start) for name, start, stop in metadata._wav_chunks(data)]
 
 
 def test_wav_sizes_and_padding_are_right() -> None:
@@ -323,7 +323,7 @@ def test_damage_anywhere_is_read_or_refused_but_never_crashes(data: st.DataObjec
         whole[at] = data.draw(st.integers(0, 255))
     cut = bytes(whole[: data.draw(st.integers(0, len(whole)))] if data.draw(st.booleans()) else whole)
     with contextlib.suppress(ValueError):
-        tagging._read(cut)
+        metadata._read(cut)
     with contextlib.suppress(RequestError):
         embed(cut, Tags(title="new"))
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from yuegp import tags
+from yuegp.song import tags
 from yuegp.errors import RequestError
-from yuegp.tags import advise, find, fold, parse, suggest, vocabulary, without_voice
+from yuegp.song.tags import advise, find, fold, parse, suggest, vocabulary, without_voice
 
 RAW = Path(__file__).parents[2] / "shared" / "data" / "top_200_tags.json"
 COUNTS = {"genre": 136, "instrument": 128, "mood": 136, "gender": 8, "timbre": 170}

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from yuegp.errors import ModelError, RequestError
-from yuegp.tokenizer import ByteTokenizer, open_tokenizer
-from yuegp.vocab import YUE_V1
+from yuegp.tokens.tokenizer import ByteTokenizer, open_tokenizer
+from yuegp.tokens.vocab import YUE_V1
 
 SMALL = dataclasses.replace(YUE_V1, name="small", text_size=280)
 

@@ -20,7 +20,7 @@ from released import save_trained
 
 from yuegp.codec.files import read_state
 from yuegp.errors import ModelError
-from yuegp.torchfile import read_bits, read_table
+from yuegp.checkpoints.torchfile import read_bits, read_table
 
 BASE = torch.arange(24.0).reshape(2, 3, 4)
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from yuegp.unpickler import STEPS, Foreign, Name, Unreadable, unpickle
+from yuegp.checkpoints.unpickler import STEPS, Foreign, Name, Unreadable, unpickle
 
 PLAIN = {
     "numbers": [0, -1, 255, 65535, -(2**31), 2**80, 1.5, -0.0, True, False, None],
@@ -158,7 +158,7 @@ def test_a_length_does_not_reserve_memory() -> None:
 
 
 def test_the_number_of_instructions_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("yuegp.unpickler.STEPS", 1000)
+    monkeypatch.setattr("yuegp.checkpoints.unpickler.STEPS", 1000)
     read(b"N" * 999 + b".")
     with pytest.raises(Unreadable, match="1,000 instructions"):
         read(b"N" * 1000 + b".")

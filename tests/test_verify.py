@@ -13,10 +13,10 @@ import pytest
 from released import STAGE1, pretend_exl2, write_released
 from safetensors.numpy import load_file, save_file
 
-from yuegp import verify
-from yuegp.checkpoint import read_config
+from yuegp.checkpoints import verify
+from yuegp.checkpoints.config import read_config
 from yuegp.errors import Cancelled, ModelError
-from yuegp.verify import check_tensors, language_model, safetensors_header, scan_file, weight_files
+from yuegp.checkpoints.verify import check_tensors, language_model, safetensors_header, scan_file, weight_files
 
 Tensors = dict[str, Any]
 

@@ -15,7 +15,7 @@ import torch
 from hub_server import Hub
 from released import SOUND, STAGE1, STAGE2, write_released, write_tokenizer
 
-from yuegp import audio
+from yuegp.audio import files as audio
 
 ROOT = Path(__file__).resolve().parent.parent
 

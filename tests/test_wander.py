@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from yuegp import wander
-from yuegp.wander import ask, is_folder, read_small
+from yuegp.checkpoints import wander
+from yuegp.checkpoints.wander import ask, is_folder, read_small
 
 
 def names(*roots: Path) -> list[str]:

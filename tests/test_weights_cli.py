@@ -14,8 +14,8 @@ import pytest
 from hub_server import Hub
 from released import SOUND, STAGE1, STAGE2, pretend_exl2, write_released
 
-from yuegp import registry
-from yuegp.cli import main
+from yuegp.checkpoints import registry
+from yuegp.cli.main import main
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -146,7 +146,7 @@ def test_a_whole_command_against_a_silent_hub_ends_in_time(hub: Hub, tmp_path: P
     """The program itself, not only its parts: it must neither wait nor hang when it ends."""
     hub.silent = True
     code = (
-        "import sys, yuegp.hub; yuegp.hub.PATIENCE = 1.0; from yuegp.cli import main\n"
+        "import sys, yuegp.checkpoints.hub; yuegp.checkpoints.hub.PATIENCE = 1.0; from yuegp.cli.main import main\n"
         "sys.exit(main(['models', 'get', 's2']))"
     )
     env = os.environ | {"HF_HUB_OFFLINE": "0", "HF_ENDPOINT": hub.url}

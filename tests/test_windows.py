@@ -24,14 +24,19 @@ from safetensors.torch import save_file
 from test_export import TITLED, make_song
 from windows import WindowsRules
 
-from quant import press
+from quant import quantize
 from tools.make_set import SIZES, write_codec
 from ui import settings
-from yuegp import disk, export, jobs, library, models, pipeline, places, shelf, supply, transfer
+from yuegp import files
+from yuegp.library import export, store, catalog
+from yuegp.jobs import queue as jobs
+from yuegp.checkpoints import sets, locate, transfer
+from yuegp.generation import pipeline
+from yuegp.system import provision
 from yuegp.codec.convert import convert, source_of
 from yuegp.errors import LibraryError, ModelError, YueGPError
-from yuegp.registry import CHECKPOINTS
-from yuegp.song import Section, SongRequest, Stage, TakeInfo
+from yuegp.checkpoints.registry import CHECKPOINTS
+from yuegp.song.schema import Section, SongRequest, Stage, TakeInfo
 
 SET = [CHECKPOINTS[name] for name in ("s1-en-cot", "s2", "codec")]
 
@@ -59,7 +64,7 @@ def left_over(root: Path) -> list[str]:
 # What the sources must not rely on
 
 SOURCES = [
-    path for folder in ("yuegp", "offload", "quant", "ui", "door", "tools", "scripts")
+    path for folder in ("yuegp", "offload", "quant", "ui", "installer", "tools", "scripts")
     for path in sorted((ROOT / folder).rglob("*")) if path.suffix == ".py" or path.name == "check"
 ] + [ROOT / "launch.py"]  # fmt: skip
 
@@ -127,14 +132,14 @@ os.open(p, flags)
 
 
 DIRECT = {
-    "yuegp/export.py": 2,  # flushed before it is closed; renamed inside of `disk.patiently`
-    "yuegp/shelf.py": 2,  # the same; and an empty folder of ours on systems other than Windows
-    "yuegp/supply.py": 1,  # the same
-    "yuegp/library.py": 1,  # a sweep, which leaves what cannot go
-    "ui/serve.py": 2,  # a sweep
+    "yuegp/library/export.py": 2,  # flushed before it is closed; renamed inside of `disk.patiently`
+    "yuegp/library/catalog.py": 2,  # the same; and an empty folder of ours on systems other than Windows
+    "yuegp/system/provision.py": 1,  # the same
+    "yuegp/library/store.py": 1,  # a sweep, which leaves what cannot go
+    "ui/server/serve.py": 2,  # a sweep
     "quant/exl2.py": 1,  # an empty folder
-    "door/install.py": 3,  # inside of `record.patiently`; a sweep
-    "door/record.py": 1,
+    "installer/install.py": 3,  # inside of `record.patiently`; a sweep
+    "installer/record.py": 1,
 }
 """How often files are moved, removed or flushed past `disk`, by file; `tools/` is for us."""
 
@@ -159,7 +164,7 @@ def moves(source: str) -> list[str]:
 def test_files_are_moved_removed_and_flushed_through_one_door() -> None:
     """A new place of this kind belongs into `disk`, or at least into `disk.patiently`."""
     found = {path.relative_to(ROOT).as_posix(): moves(path.read_text("utf-8")) for path in SOURCES}
-    shipped = {name: lines for name, lines in found.items() if not name.startswith(("tools/", "yuegp/disk.py"))}
+    shipped = {name: lines for name, lines in found.items() if not name.startswith(("tools/", "yuegp/files.py"))}
     more = {name: lines for name, lines in shipped.items() if len(lines) > DIRECT.get(name, 0)}
     assert more == {}
     assert len(moves("os.replace(a, b)\na.replace(b)\nf(p.unlink)\nshutil.rmtree(a)\n's'.replace('a', 'b')")) == 4
@@ -221,7 +226,7 @@ def test_what_is_there_is_replaced_by_replace_alone_and_never_when_read_only(
     refusal(5, os.replace, one, two)
     refusal(5, os.unlink, two)
     with pytest.raises(LibraryError, match=r"two cannot be written: it is marked as read-only\."):
-        disk.write_atomic(two, b"3")
+        files.write_atomic(two, b"3")
     assert two.read_bytes() == b"2" and left_over(tmp_path) == []
 
 
@@ -248,10 +253,10 @@ def test_names_are_windows_own(windows_rules: WindowsRules, tmp_path: Path) -> N
 def test_a_file_that_somebody_looks_at_is_put_in_place_within_a_second(scanner: WindowsRules, tmp_path: Path) -> None:
     path = tmp_path / "song.json"
     for text in (b"one", b"two"):
-        disk.write_atomic(path, text)
+        files.write_atomic(path, text)
         assert path.read_bytes() == text
     assert scanner.refused and left_over(tmp_path) == []
-    assert sum(disk.PAUSES) == pytest.approx(1.0) and list(disk.PAUSES) == sorted(disk.PAUSES)
+    assert sum(files.PAUSES) == pytest.approx(1.0) and list(files.PAUSES) == sorted(files.PAUSES)
 
 
 @pytest.mark.parametrize("code", [5, 32])
@@ -261,25 +266,25 @@ def test_a_file_that_stays_open_is_named_and_both_stay_whole(
     path, temporary = tmp_path / "take.json", tmp_path / "made"
     path.write_bytes(b"old"), temporary.write_bytes(b"new")
     windows_rules.scan("take.json", 1000, code)
-    for call in (lambda: disk.put(temporary, path), lambda: disk.write_atomic(path, b"newer")):
-        with pytest.raises(disk.InUse, match=r"take\.json cannot be written: another program has it open") as caught:
+    for call in (lambda: files.put(temporary, path), lambda: files.write_atomic(path, b"newer")):
+        with pytest.raises(files.InUse, match=r"take\.json cannot be written: another program has it open") as caught:
             call()
         assert "Close what uses it" in caught.value.hint and caught.value.__cause__ is not None
     assert path.read_bytes() == b"old" and temporary.read_bytes() == b"new" and left_over(tmp_path) == []
-    assert windows_rules.pauses == [*disk.PAUSES] * 2, "about a second each"
-    with pytest.raises(disk.InUse, match=r"take\.json cannot be removed"):
-        disk.remove(path)
-    with pytest.raises(disk.InUse, match=r"take\.json cannot be removed"):
-        disk.remove_tree(tmp_path)
+    assert windows_rules.pauses == [*files.PAUSES] * 2, "about a second each"
+    with pytest.raises(files.InUse, match=r"take\.json cannot be removed"):
+        files.remove(path)
+    with pytest.raises(files.InUse, match=r"take\.json cannot be removed"):
+        files.remove_tree(tmp_path)
 
 
 def test_a_name_or_a_path_that_windows_refuses_is_told_so(windows_rules: WindowsRules, tmp_path: Path) -> None:
     with pytest.raises(LibraryError, match="this disk allows no such name"):
-        disk.check_writable(tmp_path / "my: songs")
+        files.check_writable(tmp_path / "my: songs")
     deep = tmp_path / ("d" * 100) / ("e" * 100)
     deep.mkdir(parents=True)
     with pytest.raises(LibraryError, match="the path is too long for Windows"):
-        disk.write_atomic(deep / "a file of some length.json", b"")
+        files.write_atomic(deep / "a file of some length.json", b"")
 
 
 # Models
@@ -290,24 +295,24 @@ def test_models_are_downloaded_converted_used_and_removed(
 ) -> None:
     write_released(hub.root / "m-a-p", pth=True)
     shutil.copy(yue_tokenizer, hub.root / "m-a-p" / STAGE1 / "tokenizer.model")
-    folders = supply.carry_out(supply.order(SET))
+    folders = provision.carry_out(provision.order(SET))
     assert source_of(folders[2] / "final_ckpt" / "ckpt_00360000.safetensors")
-    models.check(models.find("yue-en-cot"))
-    assert scanner.refused["replace"] and left_over(places.models_dir()) == []
+    sets.check(sets.find("yue-en-cot"))
+    assert scanner.refused["replace"] and left_over(locate.models_dir()) == []
     for checkpoint in SET:
-        assert supply.remove(checkpoint) and not places.own_folder(checkpoint).exists()
+        assert provision.remove(checkpoint) and not locate.own_folder(checkpoint).exists()
 
 
 def test_a_file_that_cannot_be_put_in_place_is_kept_as_it_arrived(hub: Hub, windows_rules: WindowsRules) -> None:
     write_released(hub.root / "m-a-p")
     windows_rules.scan("model.safetensors", 1000)
-    order = supply.order([SET[1]])
+    order = provision.order([SET[1]])
     with pytest.raises(ModelError, match=r"model\.safetensors cannot be written: another program has it open"):
-        supply.carry_out(order)
-    part = transfer.part_of(places.own_folder(SET[1]) / "model.safetensors")
+        provision.carry_out(order)
+    part = transfer.part_of(locate.own_folder(SET[1]) / "model.safetensors")
     assert part.read_bytes() == (hub.root / "m-a-p" / STAGE2 / "model.safetensors").read_bytes()
     windows_rules._scans.clear()
-    supply.carry_out(supply.order([SET[1]]))
+    provision.carry_out(provision.order([SET[1]]))
     assert hub.log.count("model.safetensors") <= 1 or not part.exists()
 
 
@@ -321,7 +326,7 @@ def test_files_of_other_programs_are_taken_without_links(
     theirs = tmp_path / "theirs"
     theirs.mkdir()
     shutil.copy(hub.root / "m-a-p" / STAGE2 / "model.safetensors", theirs)
-    from yuegp import download
+    from yuegp.checkpoints import download
 
     folder = download.fetch(download.plan(SET[1]), others=[theirs])
     assert (folder / "model.safetensors").stat().st_nlink == (1 if exfat else 2)
@@ -336,11 +341,11 @@ def test_a_codec_is_converted(tmp_path: Path, scanner: WindowsRules) -> None:
 
 @pytest.mark.parametrize("kind", ["int8", "nf4"])
 def test_a_model_is_pressed(tmp_path: Path, scanner: WindowsRules, kind: str) -> None:
-    source = models.find("demo").stage2
-    press.press(source, tmp_path / "pressed", kind)
+    source = sets.find("demo").stage2
+    quantize.press(source, tmp_path / "pressed", kind)
     assert sorted(path.name for path in (tmp_path / "pressed").iterdir() if path.name.startswith(".")) == []
     with pytest.raises(YueGPError, match="already holds a model"):
-        press.press(source, tmp_path / "pressed", kind)
+        quantize.press(source, tmp_path / "pressed", kind)
 
 
 # Songs
@@ -354,30 +359,30 @@ def test_a_song_is_made_changed_thrown_away_and_restored(
         seed=5, model=str(tiny_set), section_seconds=1.0,
     )  # fmt: skip
     plan = pipeline.plan(request)
-    song = library.create(plan.request, tmp_path / "songs", "[verse]\none two three")
+    song = store.create(plan.request, tmp_path / "songs", "[verse]\none two three")
     take = song.new_take(TakeInfo(number=0, request=song.request))
     pipeline.run(replace(plan, request=song.request), take)
     assert take.info.stage is Stage.RENDERED and scanner.refused
-    shelf.rename(song, "NUL")
-    shelf.pick(song, 1)
+    catalog.rename(song, "NUL")
+    catalog.pick(song, 1)
     again = song.new_take(TakeInfo(number=0, request=song.request))
     pipeline.run(replace(plan, request=song.request), again)
-    exported = export.export(library.open_song(song.folder), take, tmp_path / "out", "flac")
+    exported = export.export(store.open_song(song.folder), take, tmp_path / "out", "flac")
     assert exported[0].name == "_NUL - mix.flac"
-    assert library.open_song(song.folder).take_numbers() == [1, 2]
+    assert store.open_song(song.folder).take_numbers() == [1, 2]
     assert left_over(tmp_path) == []
-    gone = shelf.trash(song.folder, tmp_path / "songs")
+    gone = catalog.trash(song.folder, tmp_path / "songs")
     assert not song.folder.exists() and (gone / "song.json").is_file()
-    back = shelf.restore(gone.name, tmp_path / "songs")
-    assert library.open_song(back).take_numbers() == [1, 2]
+    back = catalog.restore(gone.name, tmp_path / "songs")
+    assert store.open_song(back).take_numbers() == [1, 2]
 
 
 def test_a_song_that_is_playing_is_not_thrown_away_half(tmp_path: Path, windows_rules: WindowsRules) -> None:
     song, take = make_song(tmp_path / "songs")
     with take.mix.open("rb"), pytest.raises(LibraryError, match="cannot be moved: another program has it open"):
-        shelf.trash(song.folder, tmp_path / "songs")
-    assert library.open_song(song.folder).take(1).mix.is_file()
-    shelf.trash(song.folder, tmp_path / "songs")
+        catalog.trash(song.folder, tmp_path / "songs")
+    assert store.open_song(song.folder).take(1).mix.is_file()
+    catalog.trash(song.folder, tmp_path / "songs")
 
 
 @pytest.mark.parametrize(
@@ -388,8 +393,8 @@ def test_a_song_that_is_playing_is_not_thrown_away_half(tmp_path: Path, windows_
 def test_songs_of_any_title_are_kept_and_exported(tmp_path: Path, windows_rules: WindowsRules, title: str) -> None:
     song, take = make_song(tmp_path / "songs")
     song.save_info(replace(song.info, title=title))
-    library.create(replace(song.request, title=title), tmp_path / "songs")
-    assert len(shelf.entries(tmp_path / "songs")) == 2
+    store.create(replace(song.request, title=title), tmp_path / "songs")
+    assert len(catalog.entries(tmp_path / "songs")) == 2
     first = export.export(song, take, tmp_path / "out", "wav16")
     song.save_info(replace(song.info, title=title.swapcase()))
     second = export.export(song, take, tmp_path / "out", "wav16")
@@ -408,18 +413,18 @@ def test_exports_come_through_a_scanner(tmp_path: Path, scanner: WindowsRules, e
 
 
 def test_paths_in_stored_files_are_the_same_on_every_system(tmp_path: Path, windows_rules: WindowsRules) -> None:
-    from yuegp.song import Reference
+    from yuegp.song.schema import Reference
 
     soundfile.write(tmp_path / "heard.wav", np.zeros(16000), 16000)
     reference = Reference(mix=str(tmp_path / "heard.wav"))
-    song = library.create(SongRequest((Section("verse", "la"),), "pop", reference=reference), tmp_path / "songs")
+    song = store.create(SongRequest((Section("verse", "la"),), "pop", reference=reference), tmp_path / "songs")
     take = song.new_take(TakeInfo(number=0, request=song.request))
     for path in (song.folder / "song.json", take.folder / "take.json"):
         assert '"references/mix.wav"' in path.read_text("utf-8")
 
 
 def test_queue_and_settings_are_kept(tmp_path: Path, scanner: WindowsRules) -> None:
-    song = library.create(SongRequest((Section("verse", "la"),), "pop", section_seconds=6), tmp_path / "songs")
+    song = store.create(SongRequest((Section("verse", "la"),), "pop", section_seconds=6), tmp_path / "songs")
     song.new_take(TakeInfo(1, song.request))
     queue = jobs.Queue(tmp_path / "home")
     job = queue.add(song.folder, 1)

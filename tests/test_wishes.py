@@ -11,13 +11,14 @@ import pytest
 
 from offload import plan as planning
 from offload.device import GIB, Card, Machine
-from yuegp import memory, models, pipeline, wishes
-from yuegp.cli import main
+from yuegp.generation import memory, pipeline, options
+from yuegp.checkpoints import sets
+from yuegp.cli.main import main
 from yuegp.errors import DeviceError, RequestError
-from yuegp.library import create
-from yuegp.planning import plan_for
-from yuegp.song import Section, SongRequest, TakeInfo
-from yuegp.wishes import ANY, Wishes
+from yuegp.library.store import create
+from yuegp.generation.plan import plan_for
+from yuegp.song.schema import Section, SongRequest, TakeInfo
+from yuegp.generation.options import ANY, Wishes
 
 CARD = Card(0, "a card", 24 * GIB, 24 * GIB, (8, 6))
 HERE = Machine((CARD,), 64 * GIB, 48 * GIB)
@@ -39,14 +40,14 @@ def no_package(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def exl2_set(monkeypatch: pytest.MonkeyPatch, model: str) -> None:
     """Let the large model of a set be taken for an EXL2 one."""
-    stage1 = models.find(model).stage1
+    stage1 = sets.find(model).stage1
     real = memory.stored_as
     monkeypatch.setattr(memory, "stored_as", lambda folder: "exl2" if folder == stage1 else real(folder))
     monkeypatch.setattr(memory, "_exl2_bits", lambda folder: Fraction(6))
 
 
 def test_the_words_are_those_of_the_plan() -> None:
-    assert wishes.CACHES == (wishes.AUTO, *planning.CACHES)
+    assert options.CACHES == (options.AUTO, *planning.CACHES)
 
 
 @pytest.mark.parametrize("words", [{"engine": "exl3"}, {"weights": "int4"}, {"kv": "q2"}, {"kv": ""}])
@@ -67,13 +68,13 @@ def test_what_cannot_go_together_anywhere_is_refused(words: dict[str, str]) -> N
 
 
 def test_nothing_wished_for_is_what_the_plan_chooses_from(tiny_set: Path) -> None:
-    found = models.find(str(tiny_set))
+    found = sets.find(str(tiny_set))
     assert memory.wished(found, CARD, ANY) == (memory.ways(found.stage1, 1, CARD), memory.ways(found.stage2, 2, CARD))
 
 
 @pytest.mark.parametrize(("weights", "card"), [("nf4", CARD), ("int8", CARD), ("nf4", None), ("int8", None)])
 def test_a_wish_narrows_how_the_large_model_is_held(tiny_set: Path, weights: str, card: Card | None) -> None:
-    found = models.find(str(tiny_set))
+    found = sets.find(str(tiny_set))
     ways1, ways2 = memory.wished(found, card, Wishes(weights=weights))
     assert [way.weights for way in ways1] == [weights] and ways1[0].converted
     assert ways2 == memory.ways(found.stage2, 2, card), "the small one is not asked to be smaller"
@@ -83,7 +84,7 @@ def test_an_exl2_model_is_held_with_the_wished_cache(
     tiny_set: Path, monkeypatch: pytest.MonkeyPatch, package: None
 ) -> None:
     exl2_set(monkeypatch, str(tiny_set))
-    ways1, ways2 = memory.wished(models.find(str(tiny_set)), CARD, Wishes(engine="exl2", kv="q6"))
+    ways1, ways2 = memory.wished(sets.find(str(tiny_set)), CARD, Wishes(engine="exl2", kv="q6"))
     assert [(way.engine, way.kv) for way in ways1] == [("exl2", "q6")]
     assert {way.engine for way in ways2} == {"torch"}, "its files allow nothing else"
     for refused in (Wishes(weights="nf4"), Wishes(engine="torch")):

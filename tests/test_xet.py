@@ -12,11 +12,11 @@ import pytest
 from hub_server import Handler, Hub
 from test_download import ENTRY, refusal, same
 
-from yuegp import download, places, xet
-from yuegp import hub as hub_room
+from yuegp.checkpoints import download, locate, xet
+from yuegp.checkpoints import hub as hub_room
 from yuegp.errors import Cancelled
-from yuegp.hub import HubFile
-from yuegp.xet import HTTP, XET, Ways
+from yuegp.checkpoints.hub import HubFile
+from yuegp.checkpoints.xet import HTTP, XET, Ways
 
 pytest.importorskip("hf_xet")
 SIZE, TRIAL = 400_000, 50_000
@@ -62,14 +62,14 @@ def test_each_way_is_tried_and_the_faster_brings_the_rest(
     monkeypatch.setattr(Ways, "measured", measured)
     assert same(download.get(ENTRY), repo)
     assert seen == [XET, HTTP, faster] and chunked(hub) and hub.gets("model.safetensors")
-    assert places.read_pin(ENTRY) and download.check_pin(ENTRY, places.own_folder(ENTRY))
+    assert locate.read_pin(ENTRY) and download.check_pin(ENTRY, locate.own_folder(ENTRY))
 
 
 def test_by_the_chunked_way_it_goes_on_at_the_byte_where_it_stopped(
     hub: Hub, repo: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     prefer(monkeypatch, XET)
-    part = places.own_folder(ENTRY) / "model.safetensors.part"
+    part = locate.own_folder(ENTRY) / "model.safetensors.part"
     part.parent.mkdir(parents=True)
     part.write_bytes((repo / "model.safetensors").read_bytes()[:123_457])
     assert same(download.get(ENTRY), repo)
@@ -176,7 +176,7 @@ def test_a_download_by_the_chunked_way_can_be_cancelled(hub: Hub, repo: Path, mo
         download.get(ENTRY, stop)
     held.set()
     hub.answers.clear()
-    assert places.unfinished(ENTRY) and same(download.get(ENTRY), repo)
+    assert locate.unfinished(ENTRY) and same(download.get(ENTRY), repo)
 
 
 # Which way

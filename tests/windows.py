@@ -257,7 +257,7 @@ class WindowsRules:
 PATCHED = ("fsync", "open", "replace", "rename", "unlink", "remove", "rmdir", "mkdir", "link", "symlink", "truncate",
            "ftruncate", "stat", "lstat", "listdir", "readlink")  # fmt: skip
 
-MODULES = ("yuegp.disk", "yuegp.locks", "yuegp.shelf")
+MODULES = ("yuegp.files", "yuegp.locks", "yuegp.library.catalog")
 """Modules of ours that ask which system this is while they work."""
 
 
@@ -310,5 +310,5 @@ def windows_rules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[W
     for module in MODULES:
         monkeypatch.setattr(f"{module}.os", As(os, name="nt"))
         monkeypatch.setattr(f"{module}.sys", As(sys, platform="win32"), raising=False)
-    monkeypatch.setattr("yuegp.disk.sleep", rules.pauses.append, raising=False)
+    monkeypatch.setattr("yuegp.files.sleep", rules.pauses.append, raising=False)
     yield rules

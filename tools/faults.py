@@ -6,9 +6,9 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from yuegp.doctor import FAIL, WARN
-from yuegp.facts import Card, Facts, Package
-from yuegp.jobs import Job
+from yuegp.system.doctor import FAIL, WARN
+from yuegp.system.environment import Card, Facts, Package
+from yuegp.jobs.queue import Job
 
 GIB = 1 << 30
 NOW = datetime(2026, 6, 1, tzinfo=UTC)

@@ -36,10 +36,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import numpy as np
 
 from tools.make_set import make_set
-from yuegp import library, pipeline, shelf
+from yuegp.library import store, catalog
+from yuegp.generation import pipeline
 from yuegp.errors import LibraryError
-from yuegp.library import Take
-from yuegp.song import Section, SongRequest, TakeInfo
+from yuegp.library.store import Take
+from yuegp.song.schema import Section, SongRequest, TakeInfo
 
 SECTIONS = (Section("verse", "one two"), Section("chorus", "three"), Section("outro", "four"))
 
@@ -58,8 +59,8 @@ class Lost(Exception):
 
 def go_on(root: Path, request: SongRequest, begin: Callable[[Take], None] = lambda take: None) -> None:
     """What a user does: make the song, or resume it where it was left, until it is done."""
-    listed = shelf.entries(root)
-    song = library.open_song(listed[0].folder) if listed else library.create(pipeline.plan(request).request, root)
+    listed = catalog.entries(root)
+    song = store.open_song(listed[0].folder) if listed else store.create(pipeline.plan(request).request, root)
     numbers = song.take_numbers()
     take = song.take(numbers[-1]) if numbers else song.new_take(TakeInfo(number=0, request=song.request))
     begin(take)
@@ -223,7 +224,7 @@ class Bench:
         self.codes1, (self.codes2, _) = self.whole.load_stage1(), self.whole.load_stage2()
 
     def take(self, root: Path) -> Take:
-        song = library.open_song(shelf.entries(root)[0].folder)
+        song = store.open_song(catalog.entries(root)[0].folder)
         return song.take(song.take_numbers()[-1])
 
     def run(
@@ -268,7 +269,7 @@ class Bench:
 
     def check(self, root: Path, told: dict[str, Any]) -> None:
         """Raise Lost unless all that was told to be finished is there."""
-        listed = shelf.entries(root)
+        listed = catalog.entries(root)
         if len(listed) > 1 or any(entry.broken for entry in listed):
             raise Lost(f"listed are {[(entry.folder.name, entry.broken) for entry in listed]}")
         if not listed or not listed[0].takes:

@@ -20,7 +20,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from door.record import SOURCES, heading, lock_fits  # noqa: E402
+from installer.record import SOURCES, heading, lock_fits  # noqa: E402
 
 TORCH = re.compile(r"(torch|triton|nvidia-|cuda-)")
 """Names of torch and of what only torch's CUDA builds need."""

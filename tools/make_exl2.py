@@ -5,7 +5,7 @@
 
 The first writes random weights at the real shapes (or tiny ones), as `bench --engine exl2` does for itself. The second
 rounds the weights of a plain folder to the nearest value: good enough to compare engines, worse than a calibrated model
-of as many bits. Bits may be a fraction. The layout is described in `yuegp/lm/exl2_format.py`.
+of as many bits. Bits may be a fraction. The layout is described in `yuegp/lm/exl2/format.py`.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from quant.exl2 import HEAD_BITS
 from tools.make_set import LM, SIZES, lm_config
 from yuegp.bench.exl2_noise import BITS, group_words, groups, packed, shapes, write_folder, write_random
 from yuegp.bench.noise import Part, save, write_json
-from yuegp.checkpoint import parse_config
-from yuegp.lm.exl2_format import HEAD, ModelFolder
+from yuegp.checkpoints.config import parse_config
+from yuegp.lm.exl2.format import HEAD, ModelFolder
 
 PRESETS = {
     "stage1": SIZES["released"].stage1,
@@ -141,7 +141,7 @@ def main() -> None:
     if args.folder.exists() and any(args.folder.iterdir()):
         parser.error(f"{args.folder} is not empty")
     if args.source:
-        from yuegp.lm.exl2_format import look_into
+        from yuegp.lm.exl2.format import look_into
 
         make_rounded(args.folder, look_into(args.source, "float16"), args.bits, args.head_bits, args.seed)
     else:

@@ -6,7 +6,7 @@ The folder then holds everything `yuegp make --model FOLDER` needs: a Stage-1 an
 codec and upsampler folder, and `set.json`. Names, shapes and file layout are those of YuE v1 (checked in the tests
 against the released lists); widths are parameters. The same size and seed give the same bytes.
 
-Training is not done here: the set in `yuegp/assets/demo` is made by `tools/train_demo.py`.
+Training is not done here: the set in `yuegp/assets/demo` is made by `tools/demo/train.py`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from yuegp.checkpoint import parse_config
+from yuegp.checkpoints.config import parse_config
 from yuegp.codec.layout import (
     RATIOS,
     CodecWidths,
@@ -35,7 +35,7 @@ from yuegp.codec.layout import (
     encode_shapes,
     upsampler_shapes,
 )
-from yuegp.vocab import YUE_V1, VocabLayout
+from yuegp.tokens.vocab import YUE_V1, VocabLayout
 
 CODEBOOKS, CODES = 12, 1024
 N_FFT, HOP = 3528, 882

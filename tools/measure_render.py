@@ -45,9 +45,9 @@ def _inside(seconds: float, threads: int, folder: Path, place: Path) -> dict[str
     import numpy as np
     import torch
 
-    from yuegp import audio, mix
+    from yuegp.audio import files, mix
     from yuegp.codec import load_codec, load_upsampler, render_track
-    from yuegp.song import Track
+    from yuegp.song.schema import Track
 
     torch.set_num_threads(threads)
     result: dict[str, Any] = {"seconds": seconds, "threads": threads}
@@ -71,7 +71,7 @@ def _inside(seconds: float, threads: int, folder: Path, place: Path) -> dict[str
     finished = mix.finish(*waves)
     lap("mix")
     for name in ("vocal", "instrumental", "mix"):
-        audio.write(place / f"{name}.flac", getattr(finished, name), mix.RATE)
+        files.write(place / f"{name}.flac", getattr(finished, name), mix.RATE)
     lap("write")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
     return result | {"loaded_mb": round(loaded), "extra_mb": round(peak - loaded)}

@@ -17,7 +17,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tools")]
 
 from lock import resolve  # noqa: E402
 
-from door.record import named  # noqa: E402
+from installer.record import named  # noqa: E402
 
 
 def locked(text: str) -> dict[str, list[str]]:

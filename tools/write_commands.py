@@ -15,7 +15,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from yuegp.cli import build_parser  # noqa: E402
+from yuegp.cli.main import build_parser  # noqa: E402
 
 PAGE = ROOT / "docs" / "commands.md"
 

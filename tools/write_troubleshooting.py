@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from tools.faults import FAULTS  # noqa: E402
-from yuegp.doctor import judge  # noqa: E402
+from yuegp.system.doctor import judge  # noqa: E402
 
 PAGE = ROOT / "docs" / "troubleshooting.md"
 

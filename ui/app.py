@@ -6,17 +6,20 @@ from typing import Any
 
 import gradio as gr
 
-from . import assets, create_page, library_page, queue_page, setup_page, song_page
-from .desk import Desk
+from . import assets
+from .pages.create import page as create_page
+from .pages import library, queue, setup
+from .pages.song import page as song_page
+from .context import Desk
 from .shell import PAGES, Shell
 from .texts import Texts
 
 BUILD = {
     "create": create_page.build,
     "song": song_page.build,
-    "library": library_page.build,
-    "queue": queue_page.build,
-    "setup": setup_page.build,
+    "library": library.build,
+    "queue": queue.build,
+    "setup": setup.build,
 }
 """What fills each of the tabs in `PAGES`."""
 

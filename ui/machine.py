@@ -10,9 +10,9 @@ from threading import Lock
 
 from offload.device import Machine
 from offload.device import machine as ask
-from yuegp import eta
-from yuegp.planning import SongPlan
-from yuegp.song import TakeInfo
+from yuegp.jobs import eta
+from yuegp.generation.plan import SongPlan
+from yuegp.song.schema import TakeInfo
 
 FRESH_SECONDS = 15.0
 """How long an answer about the card, and the costs of earlier takes, are taken to hold."""

@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from yuegp import disk, library
+from yuegp import files
+from yuegp.library import store
 from yuegp.checked import Fault, Newer, build, version
 from yuegp.errors import LibraryError, RequestError
 
-from . import hosts as naming
+from .server import hosts as naming
 from .texts import LANGUAGES
 
 FORMAT = 1
@@ -30,7 +31,7 @@ class Settings:
 
 def path() -> Path:
     """Where the settings are kept."""
-    return library.home() / "settings.json"
+    return store.home() / "settings.json"
 
 
 def load() -> Settings:
@@ -43,7 +44,7 @@ def load() -> Settings:
 
 
 def _read() -> Settings:
-    data = disk.read_json(path())
+    data = files.read_json(path())
     version(data, FORMAT)
     found = build(Settings, {name: value for name, value in data.items() if name != "format"})
     if found.language not in ("", *LANGUAGES):
@@ -55,18 +56,18 @@ def save(settings: Settings) -> None:
     """Keep the settings. LibraryError when they cannot be written, and when something else stands in their place: a
     file that makes no sense to us may be another program's, or a newer yuegp's."""
     file = path()
-    disk.check_writable(file.parent)
+    files.check_writable(file.parent)
     try:
         _read()
     except FileNotFoundError:
         pass
     except OSError as exc:
-        raise disk.cannot_write(file, exc) from exc
+        raise files.cannot_write(file, exc) from exc
     except (Fault, Newer) as exc:
         raise LibraryError(
             f"{file} does not hold the settings of this yuegp and was left as it is: {exc}.", "Move that file away."
         ) from exc
-    disk.write_atomic(file, json.dumps({"format": FORMAT, **asdict(settings)}, indent=2).encode() + b"\n")
+    files.write_atomic(file, json.dumps({"format": FORMAT, **asdict(settings)}, indent=2).encode() + b"\n")
 
 
 def hosts(more: Sequence[str] = (), less: Sequence[str] = ()) -> tuple[str, ...]:

@@ -20,7 +20,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from . import disk
+from . import files
 from .errors import LibraryError
 
 LOCK = ".lock"
@@ -96,7 +96,7 @@ def _release(handle: int, path: Path) -> None:
         if sys.platform == "win32":
             os.close(handle)
         if ours:
-            disk.discard(path)
+            files.discard(path)
     if sys.platform != "win32":
         os.close(handle)
 
@@ -184,7 +184,7 @@ def _is_signature(handle: int) -> bool:
 def _owner(path: Path) -> dict[str, Any]:
     """Who signed a lock file; nothing when it is empty, damaged or gone."""
     try:
-        owner = json.loads(disk.read_bytes(path, LONGEST))
+        owner = json.loads(files.read_bytes(path, LONGEST))
         since = datetime.fromisoformat(owner["since"]).astimezone()
         return {"pid": int(owner["pid"]), "host": str(owner["host"]), "since": f"{since:%Y-%m-%d %H:%M}"}
     except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):

@@ -14,7 +14,7 @@ import re
 import stat
 from pathlib import Path
 
-from .disk import read_bytes
+from .files import read_bytes
 
 MARK = ".made-by-yuegp"
 

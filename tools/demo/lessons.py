@@ -9,11 +9,11 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from yuegp.prompts import build, section_text
-from yuegp.song import Section
-from yuegp.tags import without_voice
-from yuegp.tokenizer import SentencePieceTokenizer
-from yuegp.vocab import VocabLayout, interleave
+from yuegp.tokens.prompts import build, section_text
+from yuegp.song.schema import Section
+from yuegp.song.tags import without_voice
+from yuegp.tokens.tokenizer import SentencePieceTokenizer
+from yuegp.tokens.vocab import VocabLayout, interleave
 
 from . import songs, syllables
 from .text import token_indices

@@ -1,6 +1,6 @@
 """Training of the demo set's two language models: what they are asked, and what it costs them to be wrong.
 
-Both are plain Llamas of the released architecture (`network.py`). Stage 1 reads the prompts `yuegp.prompts` builds and
+Both are plain Llamas of the released architecture (`network.py`). Stage 1 reads the prompts `yuegp.tokens.prompts` builds and
 learns the codes that follow; four helps, all gone from the exported model, make it listen to its lyrics within minutes
 instead of days:
 
@@ -27,8 +27,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from yuegp.checkpoint import LlamaConfig
-from yuegp.vocab import VocabLayout
+from yuegp.checkpoints.config import LlamaConfig
+from yuegp.tokens.vocab import VocabLayout
 
 from . import songs
 from .lessons import BARS, LEFT, NAMES, Curriculum, Lesson, Song, Teacher

@@ -1,7 +1,7 @@
 """Measures a finished demo set through the product, and writes the figures down.
 
 Prompts and seeds are fixed here: composed by `songs.make_song` from seeds no training used. The music is written by
-`yuegp.stage1` from `yuegp.prompts`, refined by `yuegp.stage2` and decoded by the set's codec, as `yuegp make` does.
+`yuegp.generation.stage1` from `yuegp.tokens.prompts`, refined by `yuegp.generation.stage2` and decoded by the set's codec, as `yuegp make` does.
 What is heard in it, `listen.Ear` says, which is fitted to real songs and tested on others: the measures' own errors
 stand beside the model's.
 """
@@ -19,16 +19,18 @@ from typing import Any
 
 import numpy as np
 
-from yuegp import audio, lyrics, models
+from yuegp.audio import files
+from yuegp.song import lyrics
+from yuegp.checkpoints import sets
 from yuegp.codec import load_codec
 from yuegp.codec.layout import SAMPLE_RATE
 from yuegp.lm import Setup, open_engine
-from yuegp.prompts import budget_ids, build
-from yuegp.song import Sampling, Section
-from yuegp.stage1 import Score, SectionCodes, write_sections
-from yuegp.stage2 import CHUNK, Chunk, refine
-from yuegp.tokenizer import open_tokenizer
-from yuegp.vocab import FRAMES_PER_SECOND
+from yuegp.tokens.prompts import budget_ids, build
+from yuegp.song.schema import Sampling, Section
+from yuegp.generation.stage1 import Score, SectionCodes, write_sections
+from yuegp.generation.stage2 import CHUNK, Chunk, refine
+from yuegp.tokens.tokenizer import open_tokenizer
+from yuegp.tokens.vocab import FRAMES_PER_SECOND
 
 from . import songs, syllables
 from .lessons import VAGUE
@@ -139,8 +141,8 @@ class Product:
     """The program's own stages on one model set."""
 
     def __init__(self, folder: Path) -> None:
-        self.set = models.find(str(folder))
-        models.check(self.set)
+        self.set = sets.find(str(folder))
+        sets.check(self.set)
         self.tokenizer = open_tokenizer(self.set.tokenizer_kind, self.set.tokenizer_path, self.set.layout)
         self.stage1 = open_engine(self.set.stage1, Setup())
         self.stage2 = open_engine(self.set.stage2, Setup())
@@ -416,7 +418,7 @@ def measure(
         wavs.mkdir(parents=True, exist_ok=True)
         for case, (a, b) in list(zip(chosen, sounds, strict=True))[:10]:
             mix = (a + b) / max(1.0, float(np.abs(a + b).max()))
-            audio.write(wavs / f"prompt-{case.seed:02}-{case.song.genre}.flac", mix, SAMPLE_RATE)
+            files.write(wavs / f"prompt-{case.seed:02}-{case.song.genre}.flac", mix, SAMPLE_RATE)
     figures["stage2"] = stage2_figures(product, tracks[: 2 if quick else REFINED])
     done("stage2")
     figures["codec"] = codec_figures(product, real[: 2 if quick else 8])

@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from yuegp.bench.noise import config_of
-from yuegp.checkpoint import LlamaConfig
-from yuegp.vocab import VocabLayout
+from yuegp.checkpoints.config import LlamaConfig
+from yuegp.tokens.vocab import VocabLayout
 
 
 class Watched(NamedTuple):

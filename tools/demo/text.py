@@ -24,10 +24,10 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from yuegp.lyrics import TRAINED_LABELS
-from yuegp.prompts import INSTRUCTION, REFERENCE_END, REFERENCE_START, SECTION_END, SECTION_START
-from yuegp.tokenizer import SentencePieceTokenizer
-from yuegp.vocab import VocabLayout
+from yuegp.song.lyrics import TRAINED_LABELS
+from yuegp.tokens.prompts import INSTRUCTION, REFERENCE_END, REFERENCE_START, SECTION_END, SECTION_START
+from yuegp.tokens.tokenizer import SentencePieceTokenizer
+from yuegp.tokens.vocab import VocabLayout
 
 from .songs import TAG_WORDS
 

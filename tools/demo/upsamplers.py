@@ -27,7 +27,7 @@ from yuegp.codec.layout import (
 )
 from yuegp.codec.upsampler import LARGEST_MAGNITUDE, Block, Upsampler
 from yuegp.codec.xcodec import XCodec
-from yuegp.song import Track
+from yuegp.song.schema import Track
 
 from .codec import SEED, WIDTHS, slim
 from .render import render

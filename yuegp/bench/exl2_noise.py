@@ -16,10 +16,10 @@ import torch
 
 from quant.exl2 import HEAD_BITS
 
-from ..checkpoint import LlamaConfig
-from ..errors import DeviceError
-from ..lm.exl2_format import EMBEDDING, HEAD
-from ..lm.exl2_package import take_in
+from yuegp.checkpoints.config import LlamaConfig
+from yuegp.errors import DeviceError
+from yuegp.lm.exl2.format import EMBEDDING, HEAD
+from yuegp.lm.exl2.package import take_in
 from .noise import BLOCK, Noise, Part, config_of, cut, given, save, write_json
 
 BITS = 8.0

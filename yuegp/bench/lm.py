@@ -19,16 +19,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..checkpoint import LlamaConfig, read_config
-from ..errors import RequestError
-from ..lm import LMEngine, LMSession, Setup, open_engine
-from ..lm.build import FAMILY
-from ..lm.int8 import Int8
-from ..lm.nf4 import BLOCK, Nf4
-from ..lm.packed import Matrix
-from ..lm.torch_lm import TorchLM, assemble, compute_type
-from ..models import find
-from ..vocab import YUE_V1
+from yuegp.checkpoints.config import LlamaConfig, read_config
+from yuegp.errors import RequestError
+from yuegp.lm import LMEngine, LMSession, Setup, open_engine
+from yuegp.lm.llama.build import FAMILY
+from yuegp.lm.weights.int8 import Int8
+from yuegp.lm.weights.nf4 import BLOCK, Nf4
+from yuegp.lm.weights.packed import Matrix
+from yuegp.lm.llama.engine import TorchLM, assemble, compute_type
+from yuegp.checkpoints.sets import find
+from yuegp.tokens.vocab import YUE_V1
 from .exl2_noise import BITS, check_engine, write_random
 
 STEPS, REPEATS, WARMUP = 32, 100, 3

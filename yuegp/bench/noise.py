@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..checkpoint import LlamaConfig
-from ..errors import DeviceError
+from yuegp.checkpoints.config import LlamaConfig
+from yuegp.errors import DeviceError
 
 BLOCK = 1 << 25
 """Values in a block of noise, at most."""

@@ -18,14 +18,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from .. import stage2
-from ..checkpoint import LlamaConfig, parse_config
-from ..lm.build import Plain, build
-from ..lm.torch_lm import TorchLM
-from ..prompts import Prompts
-from ..song import Sampling
-from ..stage1 import Score, write_sections
-from ..vocab import YUE_V1, VocabLayout
+from yuegp.generation import stage2
+from yuegp.checkpoints.config import LlamaConfig, parse_config
+from yuegp.lm.llama.build import Plain, build
+from yuegp.lm.llama.engine import TorchLM
+from yuegp.tokens.prompts import Prompts
+from yuegp.song.schema import Sampling
+from yuegp.generation.stage1 import Score, write_sections
+from yuegp.tokens.vocab import YUE_V1, VocabLayout
 from .lm import SHAPES
 
 SMALL = VocabLayout(name="small", soa=1, eoa=2, codec=3, stage_1=4, stage_2=5, code_start=16, text_size=1, codebooks=1)

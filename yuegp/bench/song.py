@@ -24,20 +24,13 @@ import numpy as np
 from offload.device import CONTEXT, GIB, PRETEND, parse_size
 from offload.sizes import RELEASED_STAGE1, RELEASED_STAGE2
 
-from .. import library, pipeline, planning
-from ..checkpoint import LlamaConfig
-from ..codec.files import CODEC, UPSAMPLERS
-from ..codec.layout import (
-    RATIOS,
-    SAMPLE_RATE,
-    UPSAMPLED_FRAME,
-    CodecWidths,
-    UpsamplerWidths,
-    decode_shapes,
-    upsampler_shapes,
-)
-from ..song import Sampling, Section, SongRequest, TakeInfo
-from ..wishes import ANY, Wishes
+from yuegp.library import store
+from yuegp.generation import pipeline, plan as planning
+from yuegp.checkpoints.config import LlamaConfig
+from yuegp.codec.files import CODEC, UPSAMPLERS
+from yuegp.codec.layout import RATIOS, SAMPLE_RATE, UPSAMPLED_FRAME, CodecWidths, UpsamplerWidths, decode_shapes, upsampler_shapes
+from yuegp.song.schema import Sampling, Section, SongRequest, TakeInfo
+from yuegp.generation.options import ANY, Wishes
 from .exl2_noise import BITS, check_engine, write_random
 from .noise import BLOCK, Noise, config_of, cut, save, write_json
 
@@ -99,7 +92,7 @@ def _make(job: Job, folder: Path, songs: Path, say: Callable[[str], None]) -> di
     sampling = Sampling(minimum=2 * round(seconds * 50))  # nobody ends a section early
     request = SongRequest(sections, "pop", seed=1, model=str(folder), sampling=sampling, section_seconds=seconds)
     plan = pipeline.plan(request)
-    song = library.create(plan.request, songs)
+    song = store.create(plan.request, songs)
     take = song.new_take(TakeInfo(number=0, request=song.request))
     notes: list[str] = []
     first: list[float] = []

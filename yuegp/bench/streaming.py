@@ -17,13 +17,13 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from ..checkpoint import LlamaConfig, parse_config
-from ..errors import DeviceError, RequestError
-from ..lm import Setup
-from ..lm.build import Plain, build
-from ..lm.llama import Layer
-from ..lm.stream import StreamedLayers
-from ..lm.torch_lm import TorchLM
+from yuegp.checkpoints.config import LlamaConfig, parse_config
+from yuegp.errors import DeviceError, RequestError
+from yuegp.lm import Setup
+from yuegp.lm.llama.build import Plain, build
+from yuegp.lm.llama.network import Layer
+from yuegp.lm.llama.streaming import StreamedLayers
+from yuegp.lm.llama.engine import TorchLM
 from .reference import PROMPT, Figure, Size, milliseconds, size_of, tell
 
 ROWS = 2

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..song import Track
+from yuegp.song.schema import Track
 from .chunks import Progress, quiet
 from .files import check_codec
 

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..errors import DeviceError
-from ..shortage import named, shortage
+from yuegp.errors import DeviceError
+from yuegp.shortage import named, shortage
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

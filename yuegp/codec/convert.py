@@ -15,11 +15,11 @@ import secrets
 from collections.abc import Callable
 from pathlib import Path
 
-from .. import disk
-from ..errors import LibraryError, ModelError
-from ..models import safetensors_header
-from ..torchfile import read_bits, read_table
-from ..verify import WIDTHS, not_numbers
+from yuegp import files
+from yuegp.errors import LibraryError, ModelError
+from yuegp.checkpoints.sets import safetensors_header
+from yuegp.checkpoints.torchfile import read_bits, read_table
+from yuegp.checkpoints.verify import WIDTHS, not_numbers
 from .files import AGAIN, CODEC, ENTRIES, UPSAMPLERS
 
 Watch = Callable[[str, int, int], None]
@@ -98,7 +98,7 @@ def _write(source: Path, target: Path, entry: str | None, digest: str) -> None:
                 if not_numbers(bits, table[name].dtype):
                     raise ModelError(f"{source} holds values that are not numbers (NaN or infinity): {name}.", AGAIN)
                 file.write(bits.astype(bits.dtype.newbyteorder("<"), copy=False).tobytes())
-        disk.put(temporary, target)
+        files.put(temporary, target)
     except LibraryError as exc:
         raise NotWritten(exc.what, exc.hint) from exc
     except OSError as exc:
@@ -106,4 +106,4 @@ def _write(source: Path, target: Path, entry: str | None, digest: str) -> None:
             f"{target} cannot be written: {exc.strerror or exc}.", "Free some space, or check the folder's permissions."
         ) from exc
     finally:
-        disk.discard(temporary)
+        files.discard(temporary)

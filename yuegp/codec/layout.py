@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..vocab import YUE_V1
+from yuegp.tokens.vocab import YUE_V1
 
 RATIOS = (8, 5, 4, 2)
 """Strides of the acoustic coder, in this order both down and up."""

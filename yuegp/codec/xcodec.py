@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..errors import GenerationError, RequestError
+from yuegp.errors import GenerationError, RequestError
 from . import files
 from .chunks import Progress, in_chunks, memory_named, quiet
 from .layout import FRAME_SIZE, RATIOS, SAMPLE_RATE, CodecWidths

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, Self
 
-from .stored import stored_as as stored_as
+from yuegp.checkpoints.formats import stored_as as stored_as
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -100,11 +100,11 @@ def open_engine(folder: Path, setup: Setup, progress: Progress | None = None) ->
 
     ModelError names what is wrong with the folder, DeviceError what the machine lacks."""
     if setup.engine == "exl2":
-        from .exl2_lm import Exl2LM
+        from .exl2.engine import Exl2LM
 
         return Exl2LM.load(folder, setup, progress)
     if setup.engine == "torch":
-        from .torch_lm import TorchLM
+        from .llama.engine import TorchLM
 
         return TorchLM.load(folder, setup, progress)
     raise ValueError(f"there is no engine called {setup.engine!r}")

@@ -1,0 +1,154 @@
+"""What the command `quant` does: collect rows, press models into fewer bits, judge the result."""
+
+from __future__ import annotations
+
+import argparse
+import functools
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from yuegp.cli.arguments import print_json
+from yuegp.errors import RequestError
+from yuegp.cli.progress import Screen
+
+if TYPE_CHECKING:
+    from .evaluate import Figures
+
+    from yuegp.checkpoints.sets import ModelSet
+
+
+def calibrate(arguments: argparse.Namespace) -> None:
+    from . import calibrate as collecting
+
+    from yuegp.library import store
+
+    model, folder = _model(arguments), _rows_folder(arguments)
+    with Screen(arguments.quiet or arguments.json) as screen:
+        if arguments.own_songs:
+            takes, source = collecting.own_songs(store.songs_dir()), "own songs"
+        else:
+            source = f"recipe, {arguments.songs} songs"
+            takes = collecting.sample(model, folder, arguments.songs, arguments.seed, arguments.device, screen.show)
+        collected = collecting.collect(model, takes, folder, source, arguments.seed)
+    if arguments.json:
+        print_json({"folder": str(folder), **asdict(collected)})
+        return
+    for line in collected.skipped:
+        print(f"left out  {line}")
+    counts = ", ".join(f"{count} {name}" for name, count in collected.rows.items())
+    print(f"{collected.songs} songs: {counts}\n{folder}")
+
+
+def convert(arguments: argparse.Namespace) -> None:
+    from . import quantize
+    from .exl2 import Job, check
+    from .exl2 import convert as press_exl2
+
+    model = _model(arguments)
+    source = model.stage1 if arguments.stage == 1 else model.stage2
+    # other names than those under which copies pressed by others are downloaded
+    kind = f"exl2-{arguments.bits:g}bpw" if arguments.to == "exl2" else f"own-{arguments.to}"
+    from yuegp.checkpoints.sets import models_dir
+
+    target = Path(arguments.folder or models_dir() / f"{source.name}-{kind}").absolute()
+    with Screen(arguments.quiet or arguments.json) as screen:
+        if arguments.to == "exl2":
+            folder = _rows_folder(arguments)
+            files = [folder / f"{name}stage{arguments.stage}.safetensors" for name in ("", "held-")]
+            if missing := [path.name for path in files if not path.is_file()]:
+                raise RequestError(
+                    f"There are no rows to calibrate with: {folder} lacks {', '.join(missing)}.",
+                    f"Run `yuegp quant calibrate --model {arguments.model}` first.",
+                )
+            job = Job(source, target, files[0], _judging_rows(model, files[1], arguments.stage, folder), arguments.bits)
+            check(job, _free_vram())
+            press_exl2(job, model.credit, _shown(screen))
+        else:
+            quantize.press(source, target, arguments.to, model.credit, _shown(screen))
+    size = sum(path.stat().st_size for path in target.iterdir())
+    if arguments.json:
+        print_json({"folder": str(target), "bytes": size})
+    else:
+        print(f"{size / 1e6:,.1f} MB\n{target}")
+
+
+def measure(arguments: argparse.Namespace) -> None:
+    from . import evaluate as judging
+    from . import rows
+
+    from yuegp.lm import Setup, stored_as
+
+    model, folder = _model(arguments), _rows_folder(arguments)
+    source = model.stage1 if arguments.stage == 1 else model.stage2
+    held = rows.load(folder / f"held-stage{arguments.stage}.safetensors", model.layout)[: arguments.count]
+    device = _device(arguments)
+    full = "float32" if device == "cpu" else "bfloat16"
+    figures: dict[str, Figures] = {}
+    with Screen(arguments.quiet or arguments.json) as screen:
+        ask = functools.partial(
+            judging.ask, layout=model.layout, stage=arguments.stage, held=held, progress=_shown(screen)
+        )
+        original = ask(source, Setup(device=device, weights=full))
+        figures[full] = judging.compare(original, original)
+        for pressed in arguments.against:
+            if pressed in ("int8", "nf4"):
+                where, weights = source, pressed
+            else:
+                where = Path(pressed)
+                weights = stored_as(where)
+            engine = "exl2" if weights == "exl2" else "torch"
+            answers = ask(where, Setup(engine=engine, device=device, weights=weights))
+            figures[where.name if where != source else weights] = judging.compare(original, answers)
+    if arguments.json:
+        about = {"model": model.id, "stage": arguments.stage, "rows": len(held), "device": device}
+        print_json({**about, "figures": {name: asdict(f) for name, f in figures.items()}})
+    else:
+        print(judging.table(figures))
+
+
+def _model(arguments: argparse.Namespace) -> ModelSet:
+    from yuegp.checkpoints import sets
+
+    return sets.find(arguments.model)
+
+
+def _rows_folder(arguments: argparse.Namespace) -> Path:
+    from .calibrate import folder_of
+
+    return Path(arguments.rows).absolute() if arguments.rows else folder_of(_model(arguments))
+
+
+def _shown(screen: Screen) -> Callable[[str, int, int], None]:
+    from yuegp.generation.plan import Event
+
+    return lambda what, done, total: screen.show(Event("quant", what, done, total, "", done))
+
+
+def _device(arguments: argparse.Namespace) -> str:
+    from offload.device import place
+
+    return place(0, arguments.device).device
+
+
+def _free_vram() -> int | None:
+    from yuegp.system.environment import Card, cards
+
+    found: tuple[Card, ...] = cards()
+    return max((card.free for card in found), default=None)
+
+
+def _judging_rows(model: ModelSet, held: Path, stage: int, folder: Path) -> Path:
+    """The file of rows the converter measures with: Stage 2's windows are laid out as rows first."""
+    if stage == 1:
+        return held
+    import numpy as np
+
+    from . import rows
+
+    windows = rows.load(held, model.layout)
+    ids = [rows.window_ids(model.layout, window) for window in windows]
+    path = folder / "measure-stage2.safetensors"
+    rows.save(path, rows.cut(ids, rows.LENGTH, np.random.default_rng(0), len(windows)), layout=model.layout.name)
+    return path

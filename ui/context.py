@@ -1,0 +1,89 @@
+"""What every page works with: the songs folder, the queue and the worker. A browser names a song by its folder's name
+alone; whatever is not the plain name of a folder in the songs folder is refused before any file is touched."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from yuegp.generation import memory
+from yuegp.library import catalog
+from yuegp.errors import LibraryError, YueGPError
+from yuegp.jobs.queue import OVER, Job, Queue, State
+from yuegp.library.store import Song, Take
+from yuegp.generation.options import ANY, Wishes
+
+from . import machine
+from .processes.downloader import Getter
+from .processes.generator import Maker
+
+
+@dataclass(frozen=True)
+class Desk:
+    """`root` holds the song folders. `worker` makes the queue's jobs; None when that is nobody's business here."""
+
+    root: Path
+    queue: Queue
+    worker: Maker | None = None
+    getter: Getter = field(default_factory=Getter)
+    """What gets models, once somebody asks it to."""
+
+    def folder(self, name: str) -> Path:
+        """The folder of the song called `name`. LibraryError for anything but the name of a song that is there."""
+        plain = bool(name) and name == Path(name).name and name[0] != "." and not any(c in name for c in "/\\:\0")
+        if not plain or not os.path.isfile(self.root / name / "song.json"):  # unlike Path.is_file, takes any length
+            shown = name if len(name) <= 80 else name[:79] + "…"
+            raise LibraryError(f"There is no song {shown!r} in the library.", "Choose one from the library.")
+        return self.root / name
+
+    def song(self, name: str) -> Song:
+        """The song called `name`, opened. LibraryError also when it is damaged."""
+        return catalog.get(self.root, str(self.folder(name)))
+
+    def take(self, name: str, number: int) -> Take:
+        """One take of a song. LibraryError when there is none of that number."""
+        return self.song(name).take(number)
+
+    def jobs(self, name: str | None = None) -> list[Job]:
+        """The queue's jobs in order, those of one song if it is named; a running one carries its progress."""
+        return [job for job in self.queue.jobs() if name is None or self.name_of(job) == name]
+
+    def known_jobs(self, name: str | None = None) -> list[Job]:
+        """As `jobs`, and none when the queue cannot be read: pages of songs are shown without it. The Queue page says
+        why."""
+        try:
+            return self.jobs(name)
+        except YueGPError:
+            return []
+
+    def live(self, name: str) -> Job | None:
+        """The job that makes a song now, else the first that is still to come; None when nothing is to be made."""
+        jobs = [job for job in self.known_jobs(name) if job.state not in OVER]
+        return next((job for job in jobs if job.state is State.RUNNING), jobs[0] if jobs else None)
+
+    def running(self) -> Job | None:
+        """The job that is being made, of whichever song."""
+        return next((job for job in self.known_jobs() if job.state is State.RUNNING), None)
+
+    def make(self, song: Song, take: Take, device: str = "auto", wishes: Wishes = ANY) -> Job:
+        """Put a take into the queue."""
+        return self.queue.add(song.folder, take.info.number, device, wishes)
+
+    def again(self, song: Song, *takes: Take) -> None:
+        """Put takes of a song into the queue, to be made the way the song was last. Several of them were begun
+        together, and share what they can. Wishes that cannot be fulfilled any more are dropped: they were another
+        job's."""
+        jobs = self.jobs(song.folder.name)
+        device, wishes = (jobs[-1].device, jobs[-1].wishes) if jobs else ("auto", ANY)
+        try:
+            memory.allow(song.request.model, wishes, machine.look(), device)
+        except YueGPError:
+            wishes = ANY
+        together = tuple(take.info.number for take in takes) if len(takes) > 1 else ()
+        for take in takes:
+            self.queue.add(song.folder, take.info.number, device, wishes, together)
+
+    def name_of(self, job: Job) -> str:
+        """The name by which pages know the song of a job."""
+        return Path(job.song).name

@@ -1,0 +1,1 @@
+"""The tab Create: words, tags, reference, model, plan."""

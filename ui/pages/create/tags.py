@@ -1,0 +1,30 @@
+"""What the tag picker asks the server: which tags a line holds, and what would help it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from yuegp.song import tags
+from yuegp.errors import RequestError
+
+
+def vocabulary() -> dict[str, list[str]]:
+    """Category to its tags, most frequent first, the languages last."""
+    return {**{name: list(known) for name, known in tags.vocabulary().items()}, "language": list(tags.LANGUAGES)}
+
+
+def read(line: str, language: str, instrumental: bool) -> dict[str, Any]:
+    """`folded`: the known tags of a line as the picker compares them; `hints`: sentences, with tags to add at once
+    where a few would do. No line raises anything."""
+    if not line.strip():
+        return {"folded": [], "hints": []}
+    try:
+        line = tags.parse(line)
+    except RequestError as exc:
+        return {"folded": [], "hints": [{"text": f"{exc.what} {exc.hint}"}]}
+    folded = [tags.fold(tag) for known in tags.find(line).values() for tag in known]
+    hints: list[dict[str, Any]] = []
+    for sentence in tags.advise(line, language, instrumental):
+        offer = tags.LANGUAGES if all(name in sentence for name in tags.LANGUAGES) else ()
+        hints.append({"text": sentence, "add": list(offer)})
+    return {"folded": folded, "hints": hints}

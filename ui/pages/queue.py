@@ -1,0 +1,118 @@
+"""The Queue page: what is made, in which order, and what became of what is over. One element, drawn by
+`assets/queue.js`, that asks `queue_look` for the jobs and tells `queue_act` what was clicked."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from yuegp.library import store
+from yuegp.errors import YueGPError
+from yuegp.jobs.queue import OVER, TO_COME, Job, State
+from yuegp.library.store import Take
+
+from ui.context import Desk
+from .progress import share
+from ui.shell import Shell, goto, sendable
+from ui.texts import Texts
+
+ONE = ("cancel", "pause", "resume")
+"""What can be done to one job, besides moving it."""
+
+
+def build(desk: Desk, shell: Shell, t: Texts) -> None:
+    """Put the page into the tab that is being built."""
+
+    def queue_look(asked: Any) -> dict[str, Any]:
+        return sendable(answer(desk, t))
+
+    def queue_act(asked: Any) -> dict[str, Any]:
+        return sendable(done(desk, asked, t))
+
+    page = gr.HTML(
+        "",
+        elem_id="queue",
+        html_template="<div class='y-queue'></div>",
+        js_on_load="window.yuegp.queue(element, props, server, trigger, watch); /* triggers 'opened' */",
+        apply_default_css=False,
+        server_functions=[queue_look, queue_act],
+        say=t.part("queue."),
+    )
+    page.opened(_opened, None, [shell.open_song, shell.tabs], api_visibility="private", show_progress="hidden")
+
+
+def _opened(event: gr.EventData) -> tuple[str, gr.Tabs]:
+    return str(event._data.get("name") or ""), goto("song")
+
+
+def answer(desk: Desk, t: Texts) -> dict[str, Any]:
+    """The jobs: the one that runs and those to come in order, and those that are over, newest first."""
+    try:
+        jobs = desk.jobs()
+    except YueGPError as exc:
+        return {"now": [], "over": [], "trouble": "", "error": f"{exc.what} {exc.hint}".strip()}
+    to_come = [job.number for job in jobs if job.state in TO_COME]
+    now = [row(desk, job, to_come, t) for job in jobs if job.state not in OVER]
+    over = [row(desk, job, to_come, t) for job in reversed(jobs) if job.state in OVER]
+    now.sort(key=lambda row: row["state"] != State.RUNNING)
+    trouble = desk.worker.trouble if desk.worker else ""
+    return {"now": now, "over": over, "trouble": trouble and t("queue.trouble", what=trouble), "error": ""}
+
+
+def row(desk: Desk, job: Job, to_come: list[int], t: Texts) -> dict[str, Any]:
+    """A job as the script draws it."""
+    title, how, take = _title(job, t)
+    last = job.last if job.state is State.RUNNING else None
+    return {
+        "number": job.number,
+        "name": desk.name_of(job),
+        "here": Path(job.song).parent == desk.root,
+        "title": title,
+        "take": job.take,
+        "how": how,
+        "state": str(job.state),
+        "wish": job.wish,
+        "stage": last.stage if last else "",
+        "share": round(share(take, last), 3) if take and last else 0,
+        "eta": last.eta if last else None,
+        "elapsed": last.elapsed if last else None,
+        "place": to_come.index(job.number) + 1 if job.number in to_come else 0,
+        "places": len(to_come),
+        "message": f"{job.what} {job.hint}".strip() if job.state is State.FAILED else "",
+        "trace": job.trace,
+    }
+
+
+def _title(job: Job, t: Texts) -> tuple[str, str, Take | None]:
+    """The song's title, what is done to it, and its take. A song that is gone or cannot be read is called by its
+    folder."""
+    folder = Path(job.song)
+    try:
+        song = store.open_song(folder)
+        take = song.take(job.take)
+    except YueGPError:
+        return folder.name, t("queue.gone"), None
+    return song.info.title or folder.name, take.info.how if take.info.parent else "", take
+
+
+def done(desk: Desk, asked: Any, t: Texts) -> dict[str, Any]:
+    """Do what was clicked: `do` is cancel, pause, resume, move (with `value`, the new place), pause_all, resume_all or
+    clear; `number` is the job. Answers the jobs as they are then."""
+    asked = asked if isinstance(asked, dict) else {}
+    wish, number, queue = asked.get("do"), asked.get("number"), desk.queue
+    error = ""
+    try:
+        if wish in ("pause_all", "resume_all", "clear"):
+            getattr(queue, wish)()
+        elif wish in ONE and type(number) is int:
+            getattr(queue, wish)(number)
+        elif wish == "move" and type(number) is int and type(asked.get("value")) is int:
+            queue.move(number, asked["value"])
+        else:
+            error = t("queue.unknown")
+    except YueGPError as exc:
+        error = f"{exc.what} {exc.hint}".strip()
+    now = answer(desk, t)
+    return {**now, "error": error or now["error"]}

@@ -1,0 +1,1 @@
+"""The tab Song: takes, timeline, actions, export."""

@@ -1,0 +1,238 @@
+"""What the buttons of the song page do. Every edit begins a new take and queues it; nothing that exists is changed.
+
+`values` come from a browser: names are checked against the songs there are, numbers must be numbers, and no text of
+theirs becomes a path. Anything else is a RequestError, in a sentence."""
+
+from __future__ import annotations
+
+import math
+import os
+import secrets
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from yuegp.generation import edit, pipeline
+from yuegp.library import export, store, catalog
+from yuegp.song import lyrics
+from yuegp.errors import LibraryError, RequestError
+from yuegp.jobs.queue import TO_COME, State
+from yuegp.library.store import Song, Take
+from yuegp.song.schema import Stage
+
+from ui.context import Desk
+from .export import EXPORTS
+
+LONGEST_ARTIST = 200
+"""Characters; the name goes into every exported file."""
+
+Values = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Done:
+    """What came of an action."""
+
+    say: str
+    """Key of the sentence that says so, in `song.json`."""
+    values: Mapping[str, object]
+    """What goes into the sentence."""
+    files: tuple[str, ...] = ()
+    """Names of files that were exported."""
+    notes: tuple[str, ...] = ()
+    """Sentences about the lyrics that were given."""
+    front: int | None = None
+    """A new take that is ready already, to be shown at once."""
+
+
+def act(desk: Desk, name: str, what: str, values: Values) -> Done:
+    """Do one of `ACTIONS` to a song. YueGPError says why not."""
+    if what not in ACTIONS:
+        raise RequestError(f"The song page knows no action {what!r}.", "Reload the page.")
+    if what != "restore":
+        desk.folder(name)
+    return ACTIONS[what](desk, name, values)
+
+
+# Edits
+
+
+def redo(desk: Desk, name: str, values: Values) -> Done:
+    song, take = _song_and_take(desk, name, values)
+    section, count = _integer(values, "section"), _integer(values, "count", 1, edit.MOST_CANDIDATES)
+    later, first = str(values.get("later")), secrets.randbelow(2**32)
+    made = [edit.redo(song, take, section, first + i, later) for i in range(count)]
+    desk.again(song, *made)
+    numbers = ", ".join(str(new.info.number) for new in made)
+    return Done("done.begun" if count == 1 else "done.begun-many", {"take": numbers})
+
+
+def rewind(desk: Desk, name: str, values: Values) -> Done:
+    song, take = _song_and_take(desk, name, values)
+    seed = secrets.randbelow(2**32)
+    if "second" in values:
+        return _begun(desk, song, edit.rewind(song, take, seed, second=_number(values, "second")))
+    return _begun(desk, song, edit.rewind(song, take, seed, section=_integer(values, "section")))
+
+
+def proceed(desk: Desk, name: str, values: Values) -> Done:
+    """Go on with the lyrics given, after those that are not made yet. What cannot be sung is refused here and now."""
+    song, take = _song_and_take(desk, name, values)
+    words = str(values.get("words") or "")
+    parsed = lyrics.parse(words) if words.strip() else lyrics.Lyrics(())
+    whole = (*take.info.request.sections, *parsed.sections)
+    count = min(len(whole), len(take.info.spans) + _integer(values, "count", 1)) if values.get("count") else None
+    pipeline.plan(replace(take.info.request, sections=whole, first_sections=count))
+    done = _begun(desk, song, edit.proceed(song, take, parsed.sections, count))
+    return replace(done, notes=tuple(map(str, parsed.notes)))
+
+
+def trim(desk: Desk, name: str, values: Values) -> Done:
+    song, take = _song_and_take(desk, name, values)
+    return _begun(desk, song, edit.trim(song, take, _integer(values, "section"), _number(values, "seconds")))
+
+
+def mute(desk: Desk, name: str, values: Values) -> Done:
+    """Mute the section, or take that back."""
+    song, take = _song_and_take(desk, name, values)
+    section = _integer(values, "section")
+    return _begun(desk, song, edit.mute(song, take, sorted({*take.info.muted} ^ {section})))
+
+
+def _begun(desk: Desk, song: Song, take: Take) -> Done:
+    if take.info.stage is Stage.RENDERED:
+        return Done("done.ready", {"take": take.info.number}, front=take.info.number)
+    desk.again(song, take)
+    return Done("done.begun", {"take": take.info.number})
+
+
+# The queue
+
+
+def resume(desk: Desk, name: str, values: Values) -> Done:
+    """Go on with a take that was stopped, paused, interrupted, or has failed."""
+    song, take = _song_and_take(desk, name, values)
+    held = [job for job in desk.jobs(name) if job.take == take.info.number and job.state is not State.DONE]
+    if held:
+        desk.queue.resume(held[-1].number)
+    else:
+        desk.again(song, take)
+    return Done("done.begun", {"take": take.info.number})
+
+
+def stop(desk: Desk, name: str, values: Values) -> Done:
+    """Stop a take, or take it off the queue. What is finished of it stays."""
+    number = _integer(values, "take")
+    for job in desk.jobs(name):
+        if job.take == number and job.state in (State.RUNNING, *TO_COME):
+            desk.queue.cancel(job.number)
+    return Done("done.stopped", {"take": number})
+
+
+# The cover page
+
+
+def pick(desk: Desk, name: str, values: Values) -> Done:
+    number = _integer(values, "take")
+    catalog.pick(desk.song(name), number)
+    return Done("done.picked", {"take": number})
+
+
+def rename(desk: Desk, name: str, values: Values) -> Done:
+    song = desk.song(name)
+    catalog.rename(song, str(values.get("title") or ""))
+    return Done("done.renamed", {"title": song.info.title})
+
+
+def rate(desk: Desk, name: str, values: Values) -> Done:
+    stars = _integer(values, "stars", 0, 5)
+    catalog.rate(desk.song(name), stars or None)
+    return Done("done.rated" if stars else "done.unrated", {"stars": stars})
+
+
+def trash(desk: Desk, name: str, values: Values) -> Done:
+    """Move the song to the trash. `restore` with the name that this gives takes it back."""
+    moved = catalog.trash(desk.folder(name), desk.root)
+    for job in desk.jobs(name):
+        if job.state in TO_COME:
+            desk.queue.cancel(job.number)
+    return Done("done.trashed", {"name": moved.name})
+
+
+def restore(desk: Desk, name: str, values: Values) -> Done:
+    """Take a song out of the trash: one that lies there, under exactly this name."""
+    if name not in {entry.folder.name for entry in catalog.trashed(desk.root)}:
+        raise LibraryError("That song is no longer in the trash.", "Look in the library.")
+    return Done("done.restored", {"name": catalog.restore(name, desk.root).name})
+
+
+# Out of the house
+
+
+def export_take(desk: Desk, name: str, values: Values) -> Done:
+    """Write a take's files into the song's `exports` folder."""
+    song, take = _song_and_take(desk, name, values)
+    parts = [part for part in export.PARTS if values.get(part)]
+    artist = " ".join(str(values.get("artist") or "").split())[:LONGEST_ARTIST]
+    catalog.refuse_links(song.folder)
+    files = export.export(song, take, song.folder / EXPORTS, str(values.get("kind")), parts, artist)
+    return Done("done.exported", {"count": len(files), "folder": song.folder / EXPORTS}, tuple(p.name for p in files))
+
+
+def open_folder(desk: Desk, name: str, values: Values) -> Done:
+    """Show the song's folder on this machine's screen. Who may ask for it is the page's question."""
+    folder = str(store.open_song(desk.folder(name)).folder.absolute())
+    try:
+        if sys.platform == "win32":
+            os.startfile(folder)
+        else:
+            opener = "open" if sys.platform == "darwin" else "xdg-open"
+            subprocess.Popen([opener, folder], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    except OSError as exc:
+        raise LibraryError(
+            f"This system has no program that shows {folder}: {exc.strerror or exc}.", "Open the folder by hand."
+        ) from exc
+    return Done("done.opened", {"folder": folder})
+
+
+ACTIONS: Mapping[str, Callable[[Desk, str, Values], Done]] = {
+    "redo": redo,
+    "rewind": rewind,
+    "continue": proceed,
+    "trim": trim,
+    "mute": mute,
+    "resume": resume,
+    "stop": stop,
+    "pick": pick,
+    "rename": rename,
+    "rate": rate,
+    "trash": trash,
+    "restore": restore,
+    "export": export_take,
+    "open-folder": open_folder,
+}
+"""What a button on the page can ask for."""
+
+
+def _song_and_take(desk: Desk, name: str, values: Values) -> tuple[Song, Take]:
+    song = desk.song(name)
+    return song, song.take(_integer(values, "take"))
+
+
+def _number(values: Values, key: str) -> float:
+    try:
+        number = float(values.get(key, ""))
+    except (TypeError, ValueError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise RequestError(f"{values.get(key)!r} is no number of {key}.", "Type a number, such as 2.5.")
+    return number
+
+
+def _integer(values: Values, key: str, low: int = 0, high: int = 100_000) -> int:
+    number = _number(values, key)
+    if number != int(number) or not low <= number <= high:
+        raise RequestError(f"The {key} is {number:g}; it can be {low} to {high}.", "Type a whole number in that range.")
+    return int(number)

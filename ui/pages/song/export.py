@@ -1,0 +1,37 @@
+"""Exported files for the browser to download: those that lie in a song's `exports` folder, by name, nothing else."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from starlette.requests import Request
+from starlette.responses import FileResponse, PlainTextResponse, Response
+
+from yuegp.errors import LibraryError, YueGPError
+from yuegp.library.catalog import refuse_links
+
+from ui.context import Desk
+
+EXPORTS = "exports"
+"""Folder inside a song's folder that exported files are written to."""
+
+
+def find(desk: Desk, name: str, file: str) -> Path:
+    """A file that was exported from a song. LibraryError for anything else."""
+    folder = desk.folder(name)
+    refuse_links(folder)
+    place = folder / EXPORTS
+    there = {path.name: path for path in place.iterdir() if path.is_file()} if place.is_dir() else {}
+    if file not in there or file.startswith("."):
+        raise LibraryError(f"There is no exported file {file[:80]!r} in this song.", "Export it again.")
+    return there[file]
+
+
+async def answer(request: Request) -> Response:
+    """`GET /export/<song's folder>/<file>`, to be saved under the file's own name."""
+    names = request.path_params
+    try:
+        path = find(request.app.state.desk, names["song"], names["file"])
+    except YueGPError as exc:
+        return PlainTextResponse(exc.what, 404)
+    return FileResponse(path, filename=path.name)

@@ -1,0 +1,174 @@
+"""The Song page: one song, its takes heard, compared, worked on, exported. A single element whose parts are HTML made
+here and exchanged by `assets/song.js`; it asks `song_look` for them and tells `song_act` what was clicked."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gradio as gr
+
+from yuegp.errors import LibraryError, YueGPError
+
+from . import actions, forms, html
+from ui.context import Desk
+from ui.shell import Shell, goto, sendable
+from .view import SongView, look, rival, sound
+from ui.texts import Texts
+
+STEMS = ("mix", "vocal", "instrumental")
+
+WORDS = {
+    "play": "song.play",
+    "pause": "song.pause",
+    "busy": "song.busy",
+    "undo": "song.undo",
+    "close": "song.close",
+    "take": "song.take",
+    "ready": "song.ready-now",
+    "slot": "song.ab.slot",
+    "slotEmpty": "song.ab.empty",
+    "download": "song.export.download",
+    "cannotLoad": "song.cannot-load",
+    "unreachable": "song.unreachable",
+}
+"""Texts that the script fills in itself, by the name it has for them."""
+
+LOCAL = ("127.0.0.1", "::1")
+
+
+def build(desk: Desk, shell: Shell, t: Texts) -> None:
+    """Put the page into the tab that is being built."""
+
+    def song_look(asked: Any, request: gr.Request) -> dict[str, Any]:
+        return sendable(answer(desk, asked, is_local(request), t))
+
+    def song_act(asked: Any, request: gr.Request) -> dict[str, Any]:
+        return sendable(done(desk, asked, is_local(request), t))
+
+    page = gr.HTML(
+        value="",
+        elem_id="song-page",
+        html_template="<div></div>",
+        js_on_load="window.yuegp.song(element, props, server, trigger, watch); /* triggers 'opened' and 'copied' */",
+        apply_default_css=False,
+        server_functions=[song_look, song_act],
+        frame=frame(t),
+        words={name: t.sentences[key] for name, key in WORDS.items()},
+    )
+    quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+    shell.open_song.change(None, shell.open_song, page, js="(name) => name", **quiet)
+    page.opened(_opened, None, shell.open_song, **quiet)
+    page.copied(_copied, None, [shell.copy_from, shell.tabs], **quiet)
+
+
+def _opened(event: gr.EventData) -> str:
+    return str(event._data.get("name") or "")
+
+
+def _copied(event: gr.EventData) -> tuple[str, gr.Tabs]:
+    return f"{event._data.get('name')}/{event._data.get('take')}", goto("create")
+
+
+def is_local(request: gr.Request) -> bool:
+    """Whether the page is used on the machine that runs the program, as far as can be seen: a proxy in between says
+    for whom it asks."""
+    client = request.client
+    return client is not None and client.host in LOCAL and "x-forwarded-for" not in request.headers
+
+
+def answer(desk: Desk, asked: Any, local: bool, t: Texts) -> dict[str, Any]:
+    """What the script shows of the song that it asks for: `state`, the parts as HTML, and what the player needs."""
+    say = html.safe(t)
+    asked = asked if isinstance(asked, dict) else {}
+    nothing: dict[str, Any] = {"take": None, "section": 0, "rival": None, "sound": [], "live": False}
+    name = str(asked.get("song") or "")
+    if not name:
+        return {"state": "empty", "parts": {"empty": html.empty(t)}, **nothing}
+    try:
+        view = look(desk, name, _number(asked.get("take")), _number(asked.get("section")) or 0)
+    except YueGPError as exc:
+        said = f"<h2>{say('song.broken.title')}</h2><p>{html.escape(f'{exc.what} {exc.hint}'.strip())}</p>"
+        said += f'<p class="song-note">{say("song.broken.hint")}</p>'
+        return {"state": "broken", "parts": {"empty": said}, **nothing}
+    return {
+        "state": "open",
+        "parts": parts(view, local, t),
+        "take": view.shown.number if view.shown else None,
+        "section": view.section,
+        "rival": rival(view),
+        "sound": sound(view),
+        "live": bool(view.live),
+    }
+
+
+def parts(view: SongView, local: bool, t: Texts) -> dict[str, str]:
+    """The parts of `frame` that belong to a song."""
+    return {
+        "head": html.head(view, t),
+        "jobs": html.jobs(view, t),
+        "line": html.line(view, t),
+        "panel": forms.panel(view, t),
+        "versions": forms.compare(view, t),
+        "lyrics": html.words(view, t),
+        "takes": html.takes(view, t),
+        "continue": forms.proceed(view, t),
+        "export": forms.export(view, t),
+        "more": forms.more(view, local, t),
+    }
+
+
+def done(desk: Desk, asked: Any, local: bool, t: Texts) -> dict[str, Any]:
+    """What the script says after an action: `said`, or `error`."""
+    asked = asked if isinstance(asked, dict) else {}
+    name, what, values = str(asked.get("song") or ""), str(asked.get("do") or ""), asked.get("values")
+    try:
+        if what == "open-folder" and not local:
+            raise LibraryError("The song's folder is on another machine.", "Export the song to get its files.")
+        result = actions.act(desk, name, what, values if isinstance(values, dict) else {})
+    except YueGPError as exc:
+        return {"error": f"{exc.what} {exc.hint}".strip()}
+    return {
+        "said": " ".join([t(f"song.{result.say}", **result.values), *result.notes]),
+        "files": list(result.files),
+        "front": result.front,
+        "name": str(result.values.get("name", name)),
+    }
+
+
+def _number(value: Any) -> int | None:
+    return value if type(value) is int else None
+
+
+def frame(t: Texts) -> str:
+    """What stands still on the page: the places of the parts, and the player's controls."""
+    say = html.safe(t)
+    stems = "".join(
+        f'<label><input type="radio" name="song-stem" value="{stem}"{" checked" if stem == "mix" else ""}>'
+        f"<span>{say(f'song.stem.{stem}')}</span></label>"
+        for stem in STEMS
+    )
+    slots = "".join(
+        f'<label><input type="radio" name="song-slot" value="{slot}"><span>{slot}</span></label>' for slot in "AB"
+    )
+    return (
+        '<div class="song" data-state="empty"><div data-part="empty" class="song-empty"></div>'
+        '<div class="song-said" role="status" aria-live="polite"></div>'
+        '<div class="song-open"><header data-part="head"></header><div data-part="jobs" class="song-jobs"></div>'
+        f'<section class="song-player song-card" aria-label="{say("song.player")}"><div data-part="line"></div>'
+        '<input class="song-seek" type="range" min="0" max="1" step="any" value="0"'
+        f' aria-label="{say("song.position")}">'
+        f'<div class="song-controls"><button type="button" class="primary" data-do="play" data-play>{say("song.play")}'
+        '</button><span class="song-clock">0:00 / 0:00</span>'
+        f'<fieldset class="song-choice"><legend>{say("song.stem")}</legend>{stems}</fieldset>'
+        f'<fieldset class="song-choice"><legend>{say("song.ab")}</legend>{slots}</fieldset>'
+        f'<label class="song-check"><input type="checkbox" data-loop> {say("song.loop")}</label>'
+        f'<label class="song-volume">{say("song.volume")}<input type="range" data-volume min="0" max="1" step="0.01"'
+        ' value="1"></label><span class="song-playing"></span></div>'
+        f'<details class="song-keys song-note"><summary>{say("song.keys.title")}</summary>{say("song.keys")}</details>'
+        "</section>"
+        '<div class="song-columns"><div><div data-part="panel" class="song-card"></div>'
+        '<div data-part="versions" class="song-card"></div></div><div data-part="lyrics" class="song-card"></div></div>'
+        '<div data-part="takes" class="song-card"></div><div class="song-columns">'
+        '<div data-part="continue" class="song-card"></div><div><div data-part="export" class="song-card"></div>'
+        '<div data-part="more" class="song-card"></div></div></div></div></div>'
+    )

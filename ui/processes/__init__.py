@@ -1,0 +1,1 @@
+"""Processes beside the page: one generates songs, one downloads models."""

@@ -1,0 +1,147 @@
+"""The process that makes the songs, beside the one that shows the page.
+
+A process of its own because loading torch holds Python's lock for longer than a page may keep a person waiting, because
+a model that is loading cannot be interrupted but a process can be ended, and because a graphics driver that fails takes
+its process along. It ends when its standard input does, so it never outlives the page, however that ends. What it makes
+is on disk section by section, and how far it is stands in the queue: nothing but its complaints comes back from here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+from yuegp.errors import YueGPError
+from yuegp.jobs.queue import Queue
+from yuegp.jobs.worker import Worker
+
+PATIENCE_SECONDS = 1.0
+"""How long it may take to stop at the next event before it is ended. Nothing finished is lost either way."""
+
+RETRY_SECONDS = 2.0
+"""How often one that cannot have the queue asks again: whoever has it may be done."""
+
+
+class Maker:
+    """Keeps one such process alive while the page is."""
+
+    def __init__(self, queue: Queue) -> None:
+        self.home = queue.folder.parent
+        self.trouble = ""
+        """Why nothing is being made, in a sentence; empty when all is well."""
+        self._over = threading.Event()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._watch: threading.Thread | None = None
+
+    def start(self) -> None:
+        """Begin. Returns at once."""
+        self._watch = threading.Thread(target=self._keep, name="yuegp maker", daemon=True)
+        self._watch.start()
+
+    def let_go(self) -> None:
+        """Ask it to end, and return at once."""
+        self._over.set()
+        if self._process:
+            hang_up(self._process)
+
+    def stop(self) -> None:
+        """End, within `PATIENCE_SECONDS` or so. A song that is being made is left as interrupted."""
+        self.let_go()
+        if self._process:
+            _end(self._process)
+        if self._watch:
+            self._watch.join()
+
+    def _keep(self) -> None:
+        while not self._over.is_set():
+            self._process = process = spawn("ui.processes.generator", str(self.home))
+            if self._over.is_set():  # stopped between the question and the answer
+                _end(process)
+            assert process.stdout
+            for line in process.stdout:
+                self._hear(line.decode("utf-8", "replace").strip())
+            process.wait()
+            self._over.wait(RETRY_SECONDS)
+
+    def _hear(self, trouble: str) -> None:
+        if trouble and trouble != self.trouble:
+            print(trouble, file=sys.stderr, flush=True)
+        self.trouble = trouble
+
+
+def spawn(module: str, argument: str, without: str = "") -> subprocess.Popen[bytes]:
+    """A process that runs one of our modules and can be written to and heard; `without` a variable of ours."""
+    ours = str(Path(__file__).resolve().parent.parent)
+    path = os.pathsep.join(filter(None, (ours, os.environ.get("PYTHONPATH"))))
+    environment = {name: value for name, value in os.environ.items() if name != without}
+    return subprocess.Popen(
+        [sys.executable, "-P", "-m", module, argument],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env={**environment, "PYTHONPATH": path, "PYTHONIOENCODING": "utf-8"},
+    )
+
+
+def hang_up(process: subprocess.Popen[bytes]) -> None:
+    """Let a process know that nobody needs it any more."""
+    assert process.stdin
+    with contextlib.suppress(OSError):
+        process.stdin.close()
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    hang_up(process)
+    try:
+        process.wait(PATIENCE_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def main(home: str) -> None:
+    """The other process: make what waits, until standard input ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches both; the page's process decides
+    over, queue = threading.Event(), Queue(Path(home))
+    threading.Thread(target=_listen, args=(over,), daemon=True).start()
+    while not over.is_set():
+        try:
+            _work(Worker(queue), over)
+        except YueGPError as exc:
+            _say(exc.what)
+        over.wait(RETRY_SECONDS)
+
+
+def _work(worker: Worker, over: threading.Event) -> None:
+    """Make jobs until it is over. LibraryError when another worker has the queue, or it cannot be read."""
+    feed = worker.subscribe()
+    worker.start()
+    _say("")
+    threading.Thread(target=_stop, args=(worker, over), daemon=True).start()
+    for _ in feed:  # ends with the worker
+        continue
+    if worker.failure:
+        raise worker.failure
+
+
+def _listen(over: threading.Event) -> None:
+    sys.stdin.buffer.read()
+    over.set()
+
+
+def _stop(worker: Worker, over: threading.Event) -> None:
+    over.wait()
+    worker.stop()
+
+
+def _say(trouble: str) -> None:
+    with contextlib.suppress(OSError):  # nobody listens any more
+        print(" ".join(trouble.split()), flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

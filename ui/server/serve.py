@@ -1,0 +1,220 @@
+"""The server of the page: what is mounted where, on which port, and how it begins and ends.
+
+    /                     leads to the page in its language      /sound/<song>/<take>/<file>   sound of songs
+    /en /zh /ja /ko       the page, one per language             /api                          for programs
+
+Loads no torch: songs are made by another process (`maker`). Pages of all languages are built before the first request,
+since Gradio may not build one while another answers. Who may ask at all is decided in `guard`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import errno
+import functools
+import gc
+import logging
+import os
+import socket
+import sys
+import threading
+import time
+import webbrowser
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING, Any
+
+from yuegp import files
+from yuegp.library import store
+from yuegp.errors import DeviceError, RequestError
+from yuegp.system.environment import PORT
+from yuegp.jobs.queue import Queue
+
+from . import offline, uploads
+from ui import settings
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+    from starlette.types import ASGIApp
+
+    from ui.context import Desk
+    from ui.processes.generator import Maker
+
+TRIES = 50
+"""Ports tried, one after the other, when one is taken."""
+
+KEPT_SECONDS = 2 * 86400
+"""How long uploads are kept that nobody has taken into a song."""
+
+HERE, ANYWHERE = "127.0.0.1", "0.0.0.0"
+
+
+def serve(arguments: argparse.Namespace) -> None:
+    """Show the page until Ctrl-C. Prints its address, and nothing else, on standard output once it answers."""
+    password = arguments.password or os.environ.get("YUEGP_PASSWORD", "")
+    if arguments.listen and not password:
+        raise RequestError(
+            "With --listen everybody on the network can use this page, so it needs a password, and there is none.",
+            "Set YUEGP_PASSWORD, or add --password; or leave --listen out.",
+        )
+    names = settings.hosts()
+    if names and not password:
+        print(f"Whoever can open {', '.join(names)} can use this page: there is no password.", file=sys.stderr)
+    root = store.songs_dir(arguments.out).absolute()
+    files.check_writable(root)
+    place = bind(ANYWHERE if arguments.listen else HERE, arguments.port or PORT)
+    port = place.getsockname()[1]
+    prepare()
+    from ui.context import Desk
+    from ui.processes.generator import Maker
+
+    queue = Queue()
+    maker = Maker(queue)
+    app = guarded(application(Desk(root, queue, maker)), port, arguments.listen, password, names)
+    offline.close()
+    _run(app, maker, place, f"http://{HERE}:{port}", browse=not arguments.no_browser)
+
+
+def prepare() -> None:
+    """Settle what Gradio and the hub library read from the environment when they are imported: that nothing is asked
+    of, or told to, other machines, and where uploads go."""
+    os.environ.update(GRADIO_ANALYTICS_ENABLED="False", HF_HUB_OFFLINE="1")
+    os.environ["GRADIO_TEMP_DIR"] = str(uploads.begin(store.home().absolute(), time.time() - KEPT_SECONDS))
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A socket on `port`, or on the next one that is free. DeviceError when none of `TRIES` is."""
+    for number in range(port, min(port + TRIES, 65536)):
+        place = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+        if sys.platform != "win32":  # there it would share a port that is in use
+            place.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            place.bind((host, number))
+            place.listen(128)
+            return place
+        except OSError as exc:
+            place.close()
+            if exc.errno not in (errno.EADDRINUSE, errno.EACCES):
+                raise DeviceError(f"Port {number} cannot be used: {exc.strerror or exc}.", "Name another.") from exc
+    raise DeviceError(
+        f"None of the ports {port} to {min(port + TRIES, 65536) - 1} is free.", "Name another one with --port."
+    )
+
+
+def application(desk: Desk) -> FastAPI:
+    """Everything that answers, unguarded: the pages, the interface for programs, sound. `desk.worker`, if there is
+    one, works as long as the server does."""
+    try:
+        with offline.without_proxies():
+            import gradio as gr
+    except ModuleNotFoundError as exc:
+        raise DeviceError(
+            f"The page needs {exc.name}, which is not installed.", "Run `python launch.py --repair`."
+        ) from exc
+    from fastapi import FastAPI
+    from starlette.requests import Request
+    from starlette.responses import RedirectResponse, Response
+    from starlette.routing import Match, Route
+    from starlette.types import Scope
+
+    from . import api, sound, uploaded
+    from ui import assets
+    from ui.pages.song import export
+    from ui.app import build, look
+    from .guard import UPLOAD_BYTES
+    from ui.texts import LANGUAGES, Texts, preferred
+
+    @contextlib.asynccontextmanager
+    async def working(_: FastAPI) -> AsyncIterator[None]:
+        if desk.worker:
+            desk.worker.start()
+        try:
+            yield
+        finally:
+            if desk.worker:
+                desk.worker.stop()
+
+    def home(request: Request) -> Response:
+        language = settings.load().language or preferred(request.headers.get("accept-language", ""))
+        asked = f"?{request.url.query}" if request.url.query else ""
+        prefix = request.scope.get("root_path", "")
+        return RedirectResponse(f"{prefix}/{language}/{asked}", 307, {"Cache-Control": "no-store"})
+
+    class Elsewhere(Route):
+        """A page in another language than the chosen one: a reload after the choice leads to the chosen one."""
+
+        def matches(self, scope: Scope) -> tuple[Match, Scope]:
+            match, found = super().matches(scope)
+            if match is Match.FULL and settings.load().language in ("", self.path.strip("/")):
+                return Match.NONE, {}
+            return match, found
+
+    def icon(request: Request) -> Response:
+        return Response(assets.icon(), media_type="image/svg+xml", headers={"Cache-Control": "max-age=86400"})
+
+    app = FastAPI(lifespan=working, docs_url=None, redoc_url=None, openapi_url=None)
+    app.state.desk = desk
+    app.router.routes.append(Route("/", home))
+    for before in ("", "/{language}"):  # pages name sounds from where they are
+        app.router.routes.append(Route(f"{before}/favicon.ico", icon))
+        app.router.routes.append(Route(f"{before}/sound/{{song}}/{{take}}/{{file:path}}", sound.answer))
+        app.router.routes.append(Route(f"{before}/export/{{song}}/{{file}}", export.answer))
+    app.router.routes.append(Route("/{language}/gradio_api/file={path:path}", uploaded.answer))  # instead of Gradio's
+
+    def mount(blocks: gr.Blocks, path: str, **shown: Any) -> None:
+        # A mounted page is never launched, and one that is not launched takes any file of this computer that a visitor
+        # names for one they have uploaded, and hands it out (Gradio 6).
+        blocks.has_launched = True
+        shown |= {"footer_links": [], "run_history": False, "max_file_size": UPLOAD_BYTES, "ssr_mode": False}
+        gr.mount_gradio_app(app, blocks, path, **shown)
+
+    mount(api.build(desk), "/api")
+    for language in LANGUAGES:
+        app.router.routes.append(Elsewhere(f"/{language}/", home, methods=["GET"]))
+        shown = look()
+        shown["head"] += f"<script>document.documentElement.lang = '{language}';</script>"
+        mount(build(desk, Texts(language)), f"/{language}", **shown)
+    return app
+
+
+def guarded(
+    app: FastAPI, port: int, listening: bool = False, password: str = "", names: tuple[str, ...] = ()
+) -> ASGIApp:
+    """The application as the network sees it: under `names` too, where the user has allowed them."""
+    from . import login
+    from .guard import Door, Guard
+    from ui.texts import ENGLISH, Texts
+
+    t = Texts(settings.load().language or ENGLISH)
+    door = Door(password, login.page(t)) if password else None
+    return Guard(app, port, listening, door, names, functools.partial(login.stranger, t))
+
+
+def _run(app: ASGIApp, maker: Maker, place: socket.socket, address: str, browse: bool) -> None:
+    import uvicorn
+
+    class Server(uvicorn.Server):
+        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+            await super().startup(sockets)
+            if self.started:
+                print(address, flush=True)
+                if browse and _has_screen():
+                    threading.Thread(target=webbrowser.open, args=(address,), daemon=True).start()
+
+        async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+            logging.getLogger("uvicorn.error").disabled = True  # that open pages are cut off now is no news
+            maker.let_go()
+            await super().shutdown(sockets)
+
+    config = uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=1, server_header=False)
+    try:
+        Server(config).run(sockets=[place])
+    finally:
+        gc.freeze()  # else Python looks through all of it once more before it ends, for most of a second
+
+
+def _has_screen() -> bool:
+    """Whether a browser can be opened: on a machine without a screen, Python would start one in the terminal."""
+    if sys.platform in ("win32", "darwin"):
+        return True
+    return bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))

@@ -1,0 +1,1 @@
+"""Sound as files, as a mix, and what is written inside."""

@@ -1,0 +1,425 @@
+"""Checkpoints from the hub into our models folder: planned, fetched, taken up where they stopped, verified.
+
+Single files are brought by `transfer`. What was verified is written down (`places.Pin`), and a download that goes on
+later goes on with the same commit. Structure is judged afterwards, by `verify` and `codec.check_codec`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import queue
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from yuegp import files as disk
+from . import filenames, hub, pins
+from yuegp.errors import LibraryError, ModelError
+from .hub import HubFile, HubUnreachable, Listing, NotOffered, RevisionGone
+from yuegp.locks import song_lock
+from .locate import Pin, files_named, own_folder, read_pin, unfinished, write_pin
+from .registry import Checkpoint
+from .transfer import Digest, Transfer, cannot, part_of, set_aside, writing
+from .verify import is_pointer
+from .xet import Ways
+
+Progress = Callable[[str, int, int], None]
+"""progress(checkpoint, done, total) in bytes, some ten times a second, from the calling thread. Raising `Cancelled`
+from it stops the download; what has arrived stays."""
+
+PARALLEL = 4
+"""Files fetched at a time."""
+
+RESERVE = 200_000_000
+"""Bytes of the disk that a download leaves free."""
+
+LINGER = 2.0
+"""Seconds that a stopped download waits for its threads."""
+
+STALLED = 60.0
+"""Seconds without a byte until a download is given up."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be fetched for one checkpoint. Frozen: nothing has been done yet."""
+
+    checkpoint: Checkpoint
+    folder: Path
+    commit: str
+    files: tuple[HubFile, ...]
+    missing: int
+    """Bytes still to be downloaded; what other programs have of it may make it less."""
+
+    @property
+    def total(self) -> int:
+        return sum(file.size for file in self.files)
+
+
+def plan(checkpoint: Checkpoint, newest: bool | None = None) -> Plan:
+    """Ask the hub what there is to fetch: at the commit that was begun with, else the pinned one, else the newest.
+    `newest` (or YUEGP_NEWEST=1, when it is None) passes over both. HubUnreachable when the hub does not tell;
+    NotOffered when it does not have this checkpoint; another ModelError when it has something else in its place."""
+    if not checkpoint.repo:
+        raise ModelError(f"{checkpoint.id} is a folder of yours, not a repository.", "Put the folder back.")
+    pin, folder = read_pin(checkpoint), own_folder(checkpoint)
+    commit = pin.commit if pin and (pin.repo, pin.revision) == (checkpoint.repo, checkpoint.revision) else None
+    if newest:
+        commit = None
+    elif newest is None:
+        newest = os.environ.get("YUEGP_NEWEST", "") not in ("", "0")
+    if not newest:
+        commit = commit or checkpoint.commit
+    listing = _listing(checkpoint, commit)
+    held = not newest and checkpoint.commit in (None, listing.commit)
+    files = tuple(_wanted(checkpoint, listing, path, held) for path in _paths(checkpoint, listing))
+    return Plan(checkpoint, folder, listing.commit, files, sum(f.size - _present(folder / f.name, f) for f in files))
+
+
+def _listing(checkpoint: Checkpoint, commit: str | None) -> Listing:
+    """What the hub lists at a commit, or else at the checkpoint's branch."""
+    try:
+        listing = hub.listing(checkpoint.repo, commit or checkpoint.revision)
+    except RevisionGone as exc:
+        if not commit or commit == checkpoint.revision:
+            raise
+        why = "this yuegp is made for" if commit == checkpoint.commit else "a download was begun with"
+        raise ModelError(
+            f"The hub has {checkpoint.repo}, but no revision {commit[:12]} of it any more, which {why}.",
+            f"Take the newest instead: {_again(checkpoint)} --newest",
+        ) from exc
+    if commit and listing.commit != commit:
+        raise ModelError(
+            f"{hub.endpoint()} has revision {listing.commit[:12]} of {checkpoint.repo} in the place of {commit[:12]}.",
+            f"If HF_ENDPOINT names a mirror, unset it. Or take what it has: {_again(checkpoint)} --newest",
+        )
+    return listing
+
+
+def _paths(checkpoint: Checkpoint, listing: Listing) -> list[str]:
+    """Which files of a repository are needed. NotOffered when they are not there, ModelError for names that could not
+    be written."""
+    try:
+        paths = checkpoint.wanted(sorted(listing.files.keys() | listing.odd.keys()))
+    except ModelError as exc:
+        raise NotOffered(exc.what, exc.hint) from exc
+    faults = [listing.odd[path] for path in paths if path in listing.odd]
+    if same := filenames.collisions(paths):
+        faults.append(f"{' and '.join(same[:3])}, which are one file on Windows and macOS")
+    if faults:
+        raise ModelError(
+            f"The repository {checkpoint.repo} lists {faults[0]}.",
+            "Nothing was downloaded. Tell its owner, or choose another copy: python launch.py models list --all.",
+        )
+    return paths
+
+
+def _wanted(checkpoint: Checkpoint, listing: Listing, path: str, held: bool) -> HubFile:
+    """One file to fetch; one that is `held` to what was published must be announced as that. ModelError when not."""
+    file = listing.files[path]
+    if file.size == hub.UNKNOWN:
+        file = hub.measured(listing.repo, listing.commit, file)
+    known = pins.FILES.get(checkpoint.repo, {}).get(path) if held else None
+    if known:
+        said = file.sha256 or known.sha256
+        if not said.startswith(known.sha256) or known.size not in (None, file.size):
+            raise ModelError(
+                f"{hub.endpoint()} has another {path} of {checkpoint.repo} than was published: {file.size:,} bytes, "
+                f"checksum {said[:12]}… instead of {known.sha256[:12]}….",
+                "If HF_ENDPOINT names a mirror, unset it. "
+                f"If its owner has changed it and you trust that: {_again(checkpoint)} --newest",
+            )
+        file = replace(file, sha256=said)
+    return replace(file, name=checkpoint.local(path), path=path)
+
+
+def _present(path: Path, file: HubFile) -> int:
+    for place in (path, part_of(path)):
+        with contextlib.suppress(OSError):
+            return min(place.stat().st_size, file.size)
+    return 0
+
+
+def check_space(plans: list[Plan]) -> int:
+    """Free bytes where models are kept. ModelError when they are too few for what is missing."""
+    missing, folder = sum(plan.missing for plan in plans), plans[0].folder.parent
+    free = free_bytes(folder)
+    if free < missing + RESERVE:
+        raise ModelError(
+            f"{missing / 1e9:.2f} GB are to be downloaded, and the disk of {folder} has {free / 1e9:.2f} GB free.",
+            "Free some space, or set YUEGP_MODELS to a folder on another disk.",
+        )
+    return free
+
+
+def free_bytes(folder: Path) -> int:
+    """Free bytes of the disk on which `folder` lies or would lie."""
+    for place in (folder.absolute(), *folder.absolute().parents):
+        with contextlib.suppress(OSError):
+            return shutil.disk_usage(place).free
+    raise ModelError(f"There is no disk for {folder}.", "Set YUEGP_MODELS to a folder that can exist.")
+
+
+def get(checkpoint: Checkpoint, progress: Progress | None = None) -> Path:
+    """Plan and fetch one checkpoint; its folder."""
+    planned = plan(checkpoint)
+    check_space([planned])
+    return fetch(planned, progress)
+
+
+def fetch(planned: Plan, progress: Progress | None = None, others: list[Path] | None = None) -> Path:
+    """Fetch what a plan lacks and return the folder, with every checksum right.
+
+    Files that other programs already have (below `others`, or in the usual places) are linked instead of downloaded.
+    ModelError: another process is at it, the disk is full or not writable, the hub refuses, a checksum is wrong (the
+    file is kept aside under the name in the message). May be called again after any of them, and after `Cancelled`."""
+    with writing(planned.folder):
+        planned.folder.mkdir(parents=True, exist_ok=True)
+    with locked(planned.folder):
+        return _Fetch(planned, progress).run(others)
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep a model's folder to ourselves. ModelError names the process that is at work on it."""
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(song_lock(folder, "downloaded"))
+        except LibraryError as exc:
+            raise ModelError(exc.what, exc.hint) from exc
+        yield
+
+
+@dataclass
+class _Fetch:
+    """One call of `fetch`: the files still to come, and how many bytes have."""
+
+    plan: Plan
+    progress: Progress | None
+    stop: threading.Event = field(default_factory=threading.Event)
+    counts: dict[str, int] = field(default_factory=dict)
+    """Bytes on disk, by file. Each is written by one thread at a time."""
+    ends: queue.SimpleQueue[Exception | None] = field(default_factory=queue.SimpleQueue)
+    """How each thread ended."""
+    guard: threading.Lock = field(default_factory=threading.Lock)
+    ways: Ways = field(default_factory=Ways)
+
+    def run(self, others: list[Path] | None) -> Path:
+        plan = self.plan
+        pin = read_pin(plan.checkpoint)
+        if pin is None or (pin.repo, pin.commit) != (plan.checkpoint.repo, plan.commit):
+            pin = Pin(plan.checkpoint.repo, plan.checkpoint.revision, plan.commit)
+        self.pin = pin
+        self.counts = {file.name: 0 for file in plan.files}
+        waiting = [file for file in plan.files if not self._is_there(file)]
+        if waiting:
+            pin.complete = False
+            self._note()
+            waiting = self._link(waiting, others)
+        self._download(waiting)
+        pin.files = {file.name: pin.files[file.name] for file in plan.files}
+        pin.complete = True
+        self._note()
+        self._tell()
+        return plan.folder
+
+    def _note(self, file: HubFile | None = None, sha256: str = "") -> None:
+        """Write down what is here so far, and that a file now is."""
+        with self.guard, writing(self.plan.folder):
+            if file:
+                self.pin.files[file.name] = (file.size, sha256)
+            write_pin(self.plan.checkpoint, self.pin)
+
+    def _is_there(self, file: HubFile) -> bool:
+        """Whether a file has its name and was verified; one that somebody else put there is verified now."""
+        path = self.plan.folder / file.name
+        try:
+            if path.stat().st_size == file.size:
+                if self.pin.files.get(file.name, (0, ""))[0] == file.size:
+                    self.counts[file.name] = file.size
+                    return True
+                if self._matches(path, file):
+                    return True
+            if path.stat().st_size < file.size and not part_of(path).exists() and not is_pointer(path):
+                disk.replace(path, part_of(path))  # cut short: the checksum will tell whether its beginning is right
+            else:
+                set_aside(path, "replaced")
+        except FileNotFoundError:
+            pass
+        except OSError as exc:
+            raise cannot(path, exc) from exc
+        return False
+
+    def _matches(self, path: Path, file: HubFile) -> bool:
+        """Whether an existing file has the checksum of the hub's. Counts what it reads, and can be stopped."""
+        digest = Digest(file)
+        with path.open("rb") as data:
+            while block := data.read(1 << 22):
+                digest.update(block)
+                self.counts[file.name] += len(block)
+                self._tell()
+        if digest.wrong():
+            self.counts[file.name] = 0
+            return False
+        self.pin.files[file.name] = (file.size, digest.sha256.hexdigest())
+        return True
+
+    def _link(self, waiting: list[HubFile], others: list[Path] | None) -> list[HubFile]:
+        """Take files from other programs' folders that have the same name, size and checksum. What still waits."""
+        large = {Path(file.name).name for file in waiting if file.sha256}
+        found = files_named(large, others) if large else {}
+        still = []
+        for file in waiting:
+            target = self.plan.folder / file.name
+            for source in found.get(target.name, []) if file.sha256 else []:
+                with contextlib.suppress(OSError):  # theirs: what cannot be read is downloaded
+                    source = source.resolve()
+                    if source.stat().st_size == file.size and self._matches(source, file):
+                        self._place(source, target)
+                        break
+            else:
+                still.append(file)
+        return still
+
+    def _place(self, source: Path, target: Path) -> None:
+        with writing(target):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                os.link(source, target)  # stays when the other program removes its own
+            except OSError:  # another disk, or one that knows no links
+                try:
+                    target.symlink_to(source)
+                except OSError:
+                    shutil.copyfile(source, target)
+        self._note()
+
+    def _download(self, waiting: list[HubFile]) -> None:
+        """Fetch files in a few threads while this one reports and watches. The first failure stops all."""
+        todo: queue.SimpleQueue[HubFile] = queue.SimpleQueue()
+        for file in sorted(waiting, key=lambda file: file.size):  # configurations first: a wrong one is seen at once
+            todo.put(file)
+
+        def work() -> None:
+            try:
+                while not self.stop.is_set():
+                    self._one(todo.get_nowait())
+            except queue.Empty:
+                self.ends.put(None)
+            except Exception as exc:  # raised in the calling thread
+                self.ends.put(exc)
+
+        threads = [threading.Thread(target=work, daemon=True) for _ in range(min(PARALLEL, len(waiting)))]
+        for thread in threads:
+            thread.start()
+        try:
+            self._watch(len(threads))
+        finally:
+            self.stop.set()
+            until = time.monotonic() + LINGER  # one that waits for the network writes nothing after `stop`
+            for thread in threads:
+                thread.join(max(0.0, until - time.monotonic()))
+
+    def _watch(self, running: int) -> None:
+        seen, since = -1, time.monotonic()
+        while running:
+            with contextlib.suppress(queue.Empty):
+                if failure := self.ends.get(timeout=0.1):
+                    raise failure
+                running -= 1
+            self._tell()
+            arrived = sum(self.counts.values())
+            if arrived != seen:
+                seen, since = arrived, time.monotonic()
+            elif time.monotonic() - since > STALLED:
+                raise HubUnreachable(
+                    f"Nothing of {self.plan.checkpoint.repo} has arrived for {STALLED:.0f} seconds.",
+                    "Check the connection and start again; what has arrived is kept.",
+                )
+
+    def _tell(self) -> None:
+        if self.progress:
+            self.progress(self.plan.checkpoint.id, sum(self.counts.values()), self.plan.total)
+
+    def _one(self, file: HubFile) -> None:
+        """Fetch one file and note that it is here."""
+        plan = self.plan
+
+        def count(size: int) -> None:
+            self.counts[file.name] = size
+
+        target = plan.folder / file.name
+        sha256 = Transfer(plan.checkpoint.repo, plan.commit, file, target, self.stop, count, self.ways).run()
+        if sha256:
+            self._note(file, sha256)
+
+
+def check_pin(checkpoint: Checkpoint, folder: Path, progress: Progress | None = None) -> bool:
+    """Compare a folder with what was written down when it was downloaded; False when nothing was. ModelError names
+    the first file that differs, and a revision other than the one wanted."""
+    pin = read_pin(checkpoint)
+    if pin is None or folder != own_folder(checkpoint):
+        return False
+    if unfinished(checkpoint):
+        raise ModelError(f"The download of {checkpoint.id} was not finished.", _again(checkpoint))
+    if (pin.repo, pin.revision) != (checkpoint.repo, checkpoint.revision):
+        raise ModelError(
+            f"{folder} holds revision {pin.revision or 'main'} of {pin.repo}, not "
+            f"{checkpoint.revision or 'main'} of {checkpoint.repo}.",
+            f"Remove it (python launch.py models remove {checkpoint.id}) and get it again.",
+        )
+    total, done = sum(size for size, _ in pin.files.values()), 0
+    for name, (size, wanted) in pin.files.items():
+        digest = hashlib.sha256()
+        try:
+            with (folder / name).open("rb") as data:
+                while block := data.read(1 << 22):
+                    digest.update(block)
+                    done += len(block)
+                    if progress:
+                        progress(checkpoint.id, done, total)
+        except FileNotFoundError as exc:
+            raise ModelError(f"{folder / name} is missing.", _again(checkpoint)) from exc
+        except OSError as exc:
+            raise cannot(folder / name, exc) from exc
+        if digest.hexdigest() != wanted:
+            raise ModelError(
+                f"{folder / name} is not the file that was downloaded: its checksum is {digest.hexdigest()[:12]}… "
+                f"instead of {wanted[:12]}… ({size:,} bytes).",
+                f"Delete this file, then: {_again(checkpoint)}",
+            )
+    return True
+
+
+def _again(checkpoint: Checkpoint) -> str:
+    return f"python launch.py models get {checkpoint.id}"
+
+
+@dataclass
+class Pace:
+    """How fast a download is and how long it still takes, from what `progress` reports. Hand in the time."""
+
+    window: float = 10.0
+    samples: list[tuple[float, int]] = field(default_factory=list)
+
+    def see(self, now: float, done: int) -> None:
+        """`done` bytes at the time `now`, in seconds of any clock."""
+        self.samples.append((now, done))
+        while len(self.samples) > 2 and now - self.samples[1][0] >= self.window:
+            self.samples.pop(0)
+
+    def rate(self) -> float | None:
+        """Bytes per second over the last seconds; None while nobody can say."""
+        if len(self.samples) < 2:
+            return None
+        (start, first), (end, last) = self.samples[0], self.samples[-1]
+        return (last - first) / (end - start) if end > start and last > first else None
+
+    def left(self, total: int) -> float | None:
+        """Seconds until `total` bytes are there."""
+        rate = self.rate()
+        return (total - self.samples[-1][1]) / rate if rate else None

@@ -1,0 +1,74 @@
+"""What a model folder's weights are stored as, from names and headers alone. No torch, and nothing is read but headers.
+
+A folder is a `config.json` and safetensors files: one `model.safetensors`, or shards with an index as transformers
+writes them, or whatever other names a converter gave them.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from yuegp.errors import ModelError
+from .verify import StoredTensor, safetensors_header, weight_files
+
+Place = tuple[Path, StoredTensor]
+"""A file and where in it a tensor lies."""
+
+MARKS = {
+    ".q_weight": "exl2",
+    ".weight.quant_state.bitsandbytes__nf4": "nf4",
+    ".SCB": "bnb8",
+    ".weight.scale": "int8",
+}
+"""Tensor names that only one format has."""
+
+REFUSED = {
+    ".weight.quant_state.bitsandbytes__fp4": "bitsandbytes fp4",
+    ".qweight": "GPTQ or AWQ",
+    ".scales": "GPTQ, AWQ or MLX",
+    ".weight_scale": "fp8",
+    ".trellis": "EXL3",
+}
+"""The same of formats that no engine here reads."""
+
+FLOATS = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+
+_EMBEDDING = "model.embed_tokens.weight"
+
+def tensors(folder: Path) -> dict[str, Place]:
+    """Every stored tensor of the model by name. ModelError for files that are absent, cut short or no safetensors."""
+    found: dict[str, Place] = {}
+    for path in weight_files(folder):
+        found |= {name: (path, place) for name, place in safetensors_header(path).items()}
+    return found
+
+
+def stored_as(folder: Path) -> str:
+    """What the weights in `folder` are stored as: bfloat16, float16, float32, int8 (ours), nf4 or bnb8
+    (bitsandbytes), exl2. ModelError for other formats, and where there is no language model."""
+    return format_of(folder, tensors(folder))
+
+
+def format_of(folder: Path, found: dict[str, Place]) -> str:
+    """`stored_as`, from the tensors that were found in `folder`."""
+    for ending, kind in MARKS.items():
+        if any(name.endswith(ending) for name in found):
+            return kind
+    for ending, kind in REFUSED.items():
+        if any(name.endswith(ending) for name in found):
+            raise ModelError(
+                f"The weights in {folder} are stored as {kind}, which yuegp does not read.",
+                "Use the released bfloat16 model, or an EXL2, nf4 or 8-bit one.",
+            )
+    if _EMBEDDING not in found:
+        raise ModelError(
+            f"{folder} holds no language model: there is no tensor {_EMBEDDING}.",
+            "Name the folder of a YuE Stage-1 or Stage-2 model.",
+        )
+    dtype = found[_EMBEDDING][1].dtype
+    if dtype not in FLOATS:
+        raise ModelError(
+            f"The weights in {folder} are stored as {dtype}, which yuegp does not read.",
+            "Use the released bfloat16 model.",
+        )
+    return FLOATS[dtype]

@@ -1,0 +1,315 @@
+"""Whether model files are what they claim to be: safetensors headers, tensors against `config.json`, NaN.
+
+Everything here reads headers and configurations, and weights only to look for NaN. Nothing is loaded: that is done by
+`lm/` and `codec/`. Which files and tensors a codec folder must hold is `codec.check_codec`'s business.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from yuegp.checked import Fault, Plain, build, object_of, parse, shown
+from .config import LlamaConfig, read_config, read_entries
+from yuegp.files import read_json
+from yuegp.errors import ModelError
+
+Watch = Callable[[str, int, int], None]
+"""watch(what, done, total), in bytes; may raise `Cancelled`."""
+
+SCAN_LIMIT = 200_000_000
+"""Bytes up to which a file is searched for NaN before every song; larger ones by `models check`, and as they load."""
+
+SCAN_BLOCK = 1 << 25
+"""Values looked at in one go: 128 MB of float32 at most."""
+
+MOST_HEADER = 100_000_000
+"""Bytes of a header at most, which is read whole. Source: the safetensors library's own limit."""
+
+AGAIN = "Download this file again."
+
+
+# Language models
+
+
+@dataclass(frozen=True)
+class LanguageModel:
+    """What lies in a folder: the sizes, how the matrices are stored (as in `registry.STORED`), and at how many bits
+    each, where the format leaves a choice (EXL2)."""
+
+    config: LlamaConfig
+    stored: str
+    bits: float | None = None
+
+
+def language_model(folder: Path) -> LanguageModel:
+    """What kind of model `folder` holds, from its configuration and the headers of its files. ModelError when it
+    holds none, or one that is incomplete."""
+    config = read_config(folder)
+    return LanguageModel(config, check_tensors(folder, config), exl2_bits(folder))
+
+
+def check_tensors(folder: Path, config: LlamaConfig, scan: Watch | None = None) -> str:
+    """How the weights are stored, after making sure that the files are whole and hold every tensor of the
+    configuration in its shape, and no others. Small files are searched for NaN, all of them when `scan` is given."""
+    found: dict[str, StoredTensor] = {}
+    headers = {path: safetensors_header(path) for path in weight_files(folder)}
+    total, done = sum(path.stat().st_size for path in headers), 0
+    for path, header in headers.items():
+        found |= header
+        if scan or path.stat().st_size <= SCAN_LIMIT:
+            scan_file(path, header, scan and _part_of(scan, done, total))
+        done += path.stat().st_size
+    wanted, kinds, known = config.tensors(), set[str](), set[str]()
+    missing, unreadable, wrong = list[str](), list[str](), list[str]()
+    for name, shape in wanted.items():
+        stored = _stored_as(name, found)
+        if stored is None and name in found:
+            unreadable.append(f"{name} ({found[name].dtype})")
+        elif stored is None:
+            missing.append(name)
+        if stored is None:
+            continue
+        kind, parts = stored
+        known.update(parts)
+        if len(shape) == 2 and name != "model.embed_tokens.weight":
+            kinds.add(kind)
+        if complaint := _wrong_shape(kind, name, shape, found):
+            wrong.append(complaint)
+    extra = [name for name in found if name not in known and not name.endswith("rotary_emb.inv_freq")]
+    if missing:
+        others = f" It holds {len(extra)} others: {first_five(extra)}." if extra else ""
+        raise ModelError(
+            f"The weights in {folder} lack {len(missing)} of {len(wanted)} tensors: {first_five(missing)}.{others}",
+            "Download the model again; a file is missing, belongs to another model, or is of a kind yuegp cannot read.",
+        )
+    if unreadable:
+        raise ModelError(
+            f"The weights in {folder} are quantized in a way that yuegp does not read: {first_five(unreadable)}.",
+            "Use the released model, or an EXL2, nf4 or 8-bit copy of it.",
+        )
+    if wrong:
+        raise ModelError(
+            f"The weights in {folder} do not have the shapes its config.json promises: {first_five(wrong)}.",
+            "config.json and the weights belong to different models; download both again.",
+        )
+    if extra:
+        raise ModelError(
+            f"The weights in {folder} hold {len(extra)} tensors that a YuE model does not have: {first_five(extra)}.",
+            "The files are of another model or of several; download the model into an empty folder.",
+        )
+    packed = kinds - set(_FLOATS.values())
+    return min(packed or kinds)
+
+
+def _part_of(watch: Watch, start: int, total: int) -> Watch:
+    """Reports of one file as reports of all of them."""
+    return lambda name, done, _: watch(name, start + done, total)
+
+
+_FLOATS = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+
+_PARTS = {
+    "exl2": ({".q_weight", ".q_scale", ".q_scale_max", ".q_groups"}, {".q_invperm", ".q_perm", ".bias"}),
+    "nf4": (
+        {".weight", ".weight.absmax", ".weight.quant_map", ".weight.quant_state.bitsandbytes__nf4"},
+        {".weight.nested_absmax", ".weight.nested_quant_map"},
+    ),
+    "bnb8": ({".weight", ".SCB"}, {".weight_format"}),
+    "int8": ({".weight", ".weight.scale"}, set[str]()),
+}
+"""The tensors that stand for one matrix in each packed format: needed, and possible. Sources: exllamav2's writer,
+bitsandbytes' state dicts, `lm/int8.py`."""
+
+
+def _stored_as(name: str, found: Mapping[str, StoredTensor]) -> tuple[str, set[str]] | None:
+    """In which format the tensor `name` is there, and under which names; None when it is not, or not readable."""
+    stem = name.removesuffix(".weight")
+    for kind, (needed, possible) in _PARTS.items():
+        if all(stem + part in found for part in needed):
+            return kind, {stem + part for part in needed | possible}
+    if name in found and found[name].dtype in _FLOATS:
+        return _FLOATS[found[name].dtype], {name}
+    return None
+
+
+def _wrong_shape(kind: str, name: str, shape: tuple[int, ...], found: Mapping[str, StoredTensor]) -> str | None:
+    """What is wrong with the shape of a tensor that should be `shape`; a packed one is judged by what shows."""
+    stem = name.removesuffix(".weight")
+    if kind == "exl2":  # columns are outputs; the rows are packed to a number of bits that varies within one matrix
+        have, there = found[stem + ".q_weight"].shape[-1:], shape[:1]
+    elif kind == "nf4":
+        have, there = (math.prod(found[name].shape),), ((math.prod(shape) + 1) // 2,)
+    else:
+        have, there = found[name].shape, shape
+    return None if have == there else f"{name} {have} instead of {there}"
+
+
+def exl2_bits(folder: Path) -> float | None:
+    """Bits of a weight as an EXL2 folder's configuration states them."""
+    try:
+        entry = read_entries(folder).get("quantization_config")
+    except ModelError:
+        return None
+    if not isinstance(entry, dict) or entry.get("quant_method") != "exl2":
+        return None
+    try:
+        return build(float, entry.get("bits")) or None
+    except Fault:
+        return None
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a Hugging Face folder: what ExLlamaV2's converter wrote, the shards its index names, or
+    all that are there except adapters."""
+    if written := sorted(folder.glob("output*.safetensors")):  # beside it the converter leaves the original's index
+        return written
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        refuse_pointer(index)
+        try:
+            shards = sorted(set(build(dict[str, Plain], object_of(read_json(index)).get("weight_map")).values()))
+            if out := next((name for name in shards if name != Path(name).name), None):
+                raise Fault(f"{shown(out)} is no name of a file beside it")
+        except (OSError, Fault) as exc:
+            raise ModelError(f"{index} does not list weight files: {exc}.", AGAIN) from exc
+        if missing := [name for name in shards if not (folder / name).is_file()]:
+            raise ModelError(
+                f"{folder} lacks {len(missing)} of its {len(shards)} weight files: {first_five(missing)}.",
+                "Download the missing files.",
+            )
+        return [folder / name for name in shards]
+    if files := sorted(path for path in folder.glob("*.safetensors") if path.name != "adapter_model.safetensors"):
+        return files
+    pickles = [path.name for path in folder.glob("*.bin")]
+    raise ModelError(
+        f"{folder} holds no safetensors weights" + (f", only {first_five(pickles)}." if pickles else "."),
+        "Download the model's .safetensors files.",
+    )
+
+
+def first_five(items: list[str]) -> str:
+    """The first five, and how many more there are."""
+    return ", ".join(items[:5]) + (f" and {len(items) - 5} more" if len(items) > 5 else "")
+
+
+def refuse_pointer(path: Path) -> None:
+    """Cloning without git-lfs leaves a note of about 130 bytes in the place of each large file."""
+    try:
+        pointer, empty = is_pointer(path), not path.stat().st_size
+    except OSError as exc:
+        raise ModelError(f"{path} cannot be read: {exc.strerror or exc}.", AGAIN) from exc
+    if pointer:
+        raise ModelError(
+            f"{path} is only a git-lfs pointer; the file itself was never downloaded.",
+            "Run `git lfs pull` in that folder, or let `python launch.py models get` download it.",
+        )
+    if empty:
+        raise ModelError(f"{path} is empty.", AGAIN)
+
+
+def is_pointer(path: Path) -> bool:
+    """Whether a file is git-lfs' note about itself. OSError when it cannot be read."""
+    with path.open("rb") as file:
+        return file.read(40).startswith(b"version https://git-lfs")
+
+
+# Safetensors: header length (u64, little endian), header as JSON, raw values.
+
+
+class StoredTensor(NamedTuple):
+    """Where a tensor lies: `dtype` as the format writes it (`BF16` …), `start` and `stop` in bytes of the file."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    stop: int
+
+
+WIDTHS = {
+    **dict.fromkeys(("BOOL", "U8", "I8", "F8_E4M3", "F8_E5M2"), 1),
+    **dict.fromkeys(("U16", "I16", "F16", "BF16"), 2),
+    **dict.fromkeys(("U32", "I32", "F32"), 4),
+    **dict.fromkeys(("U64", "I64", "F64"), 8),
+}
+"""Bytes of one value."""
+
+_EXPONENT = {"F16": 0x7C00, "BF16": 0x7F80, "F32": 0x7F800000, "F64": 0x7FF0000000000000}
+"""The exponent bits of each float type: all set means NaN or infinity."""
+
+
+LARGEST_HEADER = 100_000_000
+"""Bytes; the format's own limit. Source: the description of the format in its repository."""
+
+
+def safetensors_header(path: Path) -> dict[str, StoredTensor]:
+    """The tensors of a safetensors file, without reading them. ModelError when the file is a stub, is cut short or
+    too long, or is no safetensors file."""
+    refuse_pointer(path)
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            if length > min(size - 8, MOST_HEADER):
+                raise ModelError(
+                    f"{path} is cut short or is no safetensors file: it has {size:,} bytes, "
+                    f"its first eight announce a header of {length:,}.",
+                    AGAIN,
+                )
+            if length > LARGEST_HEADER:
+                raise ModelError(f"{path} announces a header of {length:,} bytes; none is so long.", AGAIN)
+            raw = object_of(parse(file.read(length)))
+        tensors = {name: _stored(entry, 8 + length) for name, entry in raw.items() if name != "__metadata__"}
+    except OSError as exc:
+        raise ModelError(f"{path} cannot be read: {exc.strerror or exc}.", AGAIN) from exc
+    except (ValueError, KeyError, TypeError, AttributeError) as exc:
+        raise ModelError(f"{path} is no safetensors file: {type(exc).__name__} {exc}.", AGAIN) from exc
+    promised = max((tensor.stop for tensor in tensors.values()), default=8 + length)
+    if promised != size:
+        state = "cut short" if size < promised else "too long"
+        raise ModelError(f"{path} is {state}: it has {size:,} bytes, its header promises {promised:,}.", AGAIN)
+    return tensors
+
+
+def _stored(entry: dict[str, Any], base: int) -> StoredTensor:
+    shape, (start, stop) = build(tuple[int, ...], entry["shape"]), build(tuple[int, int], entry["data_offsets"])
+    wanted = math.prod(shape) * WIDTHS[entry["dtype"]]
+    if start < 0 or min(shape, default=0) < 0 or stop - start != wanted:
+        raise ValueError(f"bytes {start} to {stop} for {entry['dtype']} of shape {shape}")
+    return StoredTensor(entry["dtype"], shape, base + start, base + stop)
+
+
+def not_numbers(bits: np.ndarray, dtype: str) -> bool:
+    """Whether NaN or infinity is among values of a type, given as unsigned integers."""
+    mask = _EXPONENT.get(dtype)
+    return mask is not None and bool(np.any((bits & mask) == mask))
+
+
+def scan_file(path: Path, header: Mapping[str, StoredTensor], watch: Watch | None = None) -> None:
+    """Refuse NaN and infinite weights. Reads every float of the file, a block at a time."""
+    size, broken = path.stat().st_size, []
+    for name, tensor in header.items():
+        if tensor.dtype not in _EXPONENT:
+            continue
+        integer = f"<u{WIDTHS[tensor.dtype]}"
+        count, offset = math.prod(tensor.shape), tensor.start
+        while count:
+            bits = np.fromfile(path, integer, count=min(count, SCAN_BLOCK), offset=offset)
+            if not len(bits):
+                raise ModelError(f"{path} became shorter while it was read.", AGAIN)
+            if not_numbers(bits, tensor.dtype):
+                broken.append(name)
+                break
+            count, offset = count - len(bits), offset + bits.nbytes
+            if watch:
+                watch(path.name, offset, size)
+    if broken:
+        raise ModelError(
+            f"{path} holds weights that are not numbers (NaN or infinite): {first_five(broken)}.",
+            "The file is damaged; download or convert it again.",
+        )

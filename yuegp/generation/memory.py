@@ -1,0 +1,134 @@
+"""What a song asks of the memory: from a song's plan and the models on disk to `offload.plan`'s question, and its
+answer. Reads configurations and headers; loads no weights and no torch."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from offload.device import Card, Machine
+from offload.plan import CACHES, MemoryPlan, Need
+from offload.plan import plan as plan_memory
+from offload.sizes import FLOAT_BITS, Shapes, Sound, Way
+from yuegp.lm.ways import BITS, held
+from yuegp.lm.ways import lacking as _lacking
+
+from yuegp.checkpoints.config import read_config
+from yuegp.codec.files import CODEC, ENTRIES, UPSAMPLERS, codec_file, header, shapes_of
+from yuegp.codec.layout import CodecWidths, UpsamplerWidths
+from yuegp.errors import DeviceError, RequestError
+from yuegp.lm import stored_as
+from yuegp.checkpoints.sets import ModelSet, find
+from yuegp.tokens.prompts import Prompts
+from yuegp.song.schema import Track
+from yuegp.checkpoints.verify import exl2_bits
+from yuegp.tokens.vocab import STAGE2_CHUNK
+from .options import ANY, AUTO, Wishes
+
+if TYPE_CHECKING:
+    from .plan import SongPlan
+
+CHUNK_IDS = 9 * STAGE2_CHUNK + 2
+"""Positions of a chunk in Stage 2's cache; as `stage2.chunk_ids` counts them."""
+
+LIBRARY = tuple(Way("exl2", "exl2", Fraction(bits), kv) for bits in ("8", "6", "5", "4.25", "4") for kv in CACHES)
+"""What Stage 1 can be pressed into for the fast engine."""
+
+
+def ways(folder: Path, stage: int, card: Card | None) -> tuple[Way, ...]:
+    """How the model in `folder` can be held here, as stored and made smaller. DeviceError when it needs a card or a
+    package that is not here."""
+    stored = stored_as(folder)
+    if stored == "exl2" and (lacking := _lacking(card)):
+        raise DeviceError(
+            f"The model in {folder} is an EXL2 model, which needs {lacking}.",
+            "Use the unquantized model, or set the program up again with `python launch.py`.",
+        )
+    bits = _exl2_bits(folder) if stored == "exl2" else Fraction(16)
+    return held(stored, bits, stage, card, Shapes(read_config(folder), 0))
+
+
+def wished(models: ModelSet, card: Card | None, wishes: Wishes) -> tuple[tuple[Way, ...], tuple[Way, ...]]:
+    """How both models can be held here as somebody wishes. DeviceError and RequestError say what is not possible."""
+    if wishes.fast and (lacking := _lacking(card)):
+        repair = ", or run `python launch.py --repair`." if card else "."
+        raise DeviceError(
+            f"The engine exl2, its EXL2 models and its quantized KV caches need {lacking}.",
+            f"Leave engine, quantization and KV cache on auto{repair}",
+        )
+    ways1, ways2 = ways(models.stage1, 1, card), ways(models.stage2, 2, card)
+    if card is None and wishes.weights in BITS and {way.weights for way in ways1} <= FLOAT_BITS.keys():
+        ways1 += (Way("torch", wishes.weights, BITS[wishes.weights], "float32", converted=True),)  # not offered unasked
+    found = tuple(way for way in ways1 if _fulfils(way, wishes))
+    if not found:
+        stored = stored_as(models.stage1)
+        only = "by the engine exl2" if stored == "exl2" else "by the engine torch, its KV cache not quantized"
+        smaller = ", or pressed to int8 or nf4" if stored in FLOAT_BITS else ""
+        raise RequestError(
+            f"The model {models.id} is stored as {stored}. It can be held so{smaller}, {only}: not with engine "
+            f"{wishes.engine}, quantization {wishes.weights}, KV cache {wishes.kv}.",
+            "Leave them on auto, or use a copy of the model that is stored so: `python launch.py models list --all`.",
+        )
+    return found, tuple(way for way in ways2 if wishes.engine in (AUTO, way.engine)) or ways2
+
+
+def _fulfils(way: Way, wishes: Wishes) -> bool:
+    held = {"bnb8": "int8"}.get(way.weights, "float" if way.weights in FLOAT_BITS else way.weights)
+    cache = "fp16" if way.kv == "float32" else way.kv
+    return all(asked in (AUTO, is_) for asked, is_ in zip(
+        (wishes.engine, wishes.weights, wishes.kv), (way.engine, held, cache), strict=True
+    ))  # fmt: skip
+
+
+def _exl2_bits(folder: Path) -> Fraction:
+    return Fraction(exl2_bits(folder) or 8).limit_denominator(100)
+
+
+def sound_of(models: ModelSet) -> Sound:
+    """What the set's codec takes, from the shapes of its tensors."""
+    names = (CODEC, UPSAMPLERS[Track.VOCAL])
+    codec, upsampler = (shapes_of(header(codec_file(models.codec, name), ENTRIES.get(name))) for name in names)
+    return Sound.of(CodecWidths.of(codec), UpsamplerWidths.of(upsampler))
+
+
+def longest(prompts: Prompts, sections: int, budget: int) -> int:
+    """Ids of a song of `sections` sections that all use their budget."""
+    frame = 1 + len(prompts.close)
+    return len(prompts.head) + sum(len(prompts.openings[k]) + budget + frame for k in range(sections))
+
+
+def need(
+    plan: SongPlan, prompts: Prompts, card: Card | None, sections: int, takes: int = 1, wishes: Wishes = ANY
+) -> Need:
+    """What it takes to write `sections` more sections of a song, and to refine them, with models held as wished."""
+    models, layout = plan.models, plan.models.layout
+    ways1, ways2 = wished(models, card, wishes)
+    return Need(
+        stage1=Shapes(read_config(models.stage1), len(layout.stage1_ids)),
+        stage2=Shapes(read_config(models.stage2), len(layout.stage2_ids)),
+        sound=sound_of(models),
+        ways1=ways1,
+        ways2=ways2,
+        sections=max(1, sections),
+        budget=plan.budget,
+        longest=longest(prompts, plan.count, plan.budget),
+        guided=plan.request.sampling.guidance != 1 or plan.request.sampling.guidance_later != 1,
+        takes=takes,
+        chunk=CHUNK_IDS,
+    )
+
+
+def foresee(plan: SongPlan, here: Machine, device: str = "auto", wishes: Wishes = ANY) -> MemoryPlan:
+    """The memory plan of a song on this machine, before anything loads; a reference is counted by its length.
+    DoesNotFit, DeviceError, RequestError."""
+    from .plan import prompts_of
+
+    card = None if device == "cpu" else here.card
+    return plan_memory(need(plan, prompts_of(plan), card, plan.count, wishes=wishes), card, here.ram_free)
+
+
+def allow(model: str, wishes: Wishes, here: Machine, device: str = "auto") -> None:
+    """Refuse wishes that the model called `model` cannot be held by on this machine, before anything is queued."""
+    if wishes != ANY:
+        wished(find(model), None if device == "cpu" else here.card, wishes)

@@ -1,0 +1,66 @@
+"""How somebody wants the language models held: which engine, which weights, which KV cache.
+
+That belongs to a machine and not to a song: it travels with a job, never into song.json. What of it is possible with
+the models and the card that are here, `memory` knows. "auto" is whatever suits this machine best.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from yuegp.errors import RequestError
+
+AUTO = "auto"
+
+ENGINES = (AUTO, "torch", "exl2")
+
+WEIGHTS = (AUTO, "float", "int8", "nf4", "exl2")
+"""`float`: as many bits as the model was trained with."""
+
+CACHES = (AUTO, "fp16", "q8", "q6", "q4")
+"""`fp16`: not quantized, whatever numbers the engine computes in."""
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """All three speak of Stage 1, the large model; Stage 2 follows the engine where its files allow it.
+
+    RequestError for words that are none of these, and for those that cannot go together."""
+
+    engine: str = AUTO
+    weights: str = AUTO
+    kv: str = AUTO
+
+    def __post_init__(self) -> None:
+        for name, value, known in (
+            ("engine", self.engine, ENGINES),
+            ("quantization", self.weights, WEIGHTS),
+            ("KV cache", self.kv, CACHES),
+        ):
+            if value not in known:
+                raise RequestError(f"There is no {name} called {value!r}.", f"There are: {', '.join(known)}.")
+        exl2, torch = self._asking(exl2=True), self._asking(exl2=False)
+        if exl2 and torch:
+            raise RequestError(
+                f"T{torch[0][1:]} and {exl2[0]} cannot go together: only the engine exl2 reads EXL2 models and has "
+                "quantized KV caches, and it has no other weights.",
+                "Leave one of them on auto.",
+            )
+
+    def _asking(self, exl2: bool) -> list[str]:
+        """What asks for the engine exl2, or for the other one."""
+        said = (
+            (f"the engine {self.engine}", self.engine != AUTO, self.engine == "exl2"),
+            (f"the quantization {self.weights}", self.weights != AUTO, self.weights == "exl2"),
+            (f"the KV cache {self.kv}", self.kv not in (AUTO, "fp16"), True),
+        )
+        return [text for text, asked, fast in said if asked and fast == exl2]
+
+    @property
+    def fast(self) -> bool:
+        """Whether only the engine exl2 can fulfil them."""
+        return bool(self._asking(exl2=True))
+
+
+ANY = Wishes()
+"""Nothing is wished for."""

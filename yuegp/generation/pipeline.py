@@ -1,0 +1,153 @@
+"""A whole song: make a plan, then run it, saving every finished part.
+
+`plan` (in `planning.py`) refuses what cannot work before anything heavy loads. `run` goes on from whatever the take
+folder already holds, so an interrupted song is resumed by running it again, and equals an uninterrupted one. How a take
+comes to hold part of another one (continued, rewound, redone) is in `edit.py`; how models share the memory there is,
+in `offload/`; what can be heard before the song is done, in `previews.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from yuegp.files import damaged
+from yuegp.library.store import Take
+from yuegp.locks import song_lock
+from .plan import FADE, LEAD, SongPlan, Watch, missing_sections
+from .plan import plan as plan
+from yuegp.shortage import shortage
+from yuegp.song.schema import MadeWith, Stage
+from .options import ANY, Wishes
+
+if TYPE_CHECKING:
+    from offload.manager import Cast
+
+    from .stage1 import SectionCodes
+
+
+def run(
+    plan: SongPlan,
+    take: Take,
+    watch: Watch = lambda event: None,
+    device: str = "auto",
+    *,
+    wishes: Wishes = ANY,
+    hear: str | None = None,
+    previews: bool = True,
+) -> Cast | None:
+    """Make what is missing of `take`: codes of both stages, then stems and mix. Every finished section and batch is
+    on disk before the next begins; `watch` may raise Cancelled at any event and nothing finished is lost. Only one
+    process at a time may make a song: LibraryError says which one does.
+
+    `wishes` say how the models are to be held. `hear` overrides how early sections are refined (`stages`, `first`,
+    `sections`), `previews` whether rough sound is written meanwhile; neither changes the song. Returns who was on the
+    card, if anybody had to be."""
+    from .previews import Previews
+    from .session import Making
+
+    with song_lock(take.folder.parent.parent):
+        take.info = Take.open(take.folder).info  # another process may have gone on with it since it was opened
+        take.sweep()
+        if take.info.stage is Stage.RENDERED and not take.info.later and not missing_sections(plan, take):
+            Previews(take, plan.models.codec, on=False).discard()  # a run may have ended just before it did so
+            return None
+        with Making(plan, take, watch, device, previews, wishes) as making:
+            making.open(hear)
+            while take.info.later or missing_sections(plan, take):
+                if missing_sections(plan, take):
+                    making.write()
+                else:
+                    _join_later(take)
+            if take.info.stage is not Stage.RENDERED:
+                making.guarded(2, making.refine)
+                take.save_info(replace(take.info, stage=Stage.STAGE2))
+                making.render()
+            return making.cast
+
+
+def candidates(
+    plan: SongPlan,
+    parent: Take,
+    section: int,
+    seeds: Sequence[int],
+    watch: Watch,
+    device: str = "auto",
+    wishes: Wishes = ANY,
+) -> tuple[list[SectionCodes], MadeWith]:
+    """One section once per seed, after the earlier sections of `parent`, in as few batches as the memory allows.
+    Nothing is saved here."""
+    from offload.plan import DoesNotFit
+
+    from .stage1 import write_candidates
+    from .session import Making
+
+    written = parent.load_stage1()
+    past = [written[:, 0, span.start : span.stop] for span in parent.info.spans if span.section < section]
+    found: list[SectionCodes] = []
+    with Making(plan, parent, watch, device, previews=False, wishes=wishes) as making:
+        together = len(seeds)
+        try:
+            making.open(takes=together)
+        except DoesNotFit as exc:
+            if exc.nearest is None:
+                raise
+            together = min(together, exc.nearest[0].takes)
+            making.open(takes=together)
+
+        def write() -> None:
+            with making.cast.engine(1) as engine:
+                while len(found) < len(seeds):
+                    some = seeds[len(found) : len(found) + together]
+                    progress = partial(making.progress, finished=section)
+                    found.extend(write_candidates(engine, making.score(), some, section, past, progress))
+
+        while together > 1:
+            try:
+                write()
+                return found, making.made_with()
+            except Exception as exc:
+                if not shortage(exc):
+                    raise
+            together //= 2
+            making.open(takes=together)
+        making.guarded(1, write)
+        return found, making.made_with()
+
+
+def _join_later(take: Take) -> None:
+    """Put the sections kept from the parent behind those that are written now, with what the parent knows of them."""
+    info = take.info
+    parent = Take.open(take.folder.parent / f"{info.parent:03}")
+    first, stop = info.later[0].start, info.later[-1].stop
+    if stop > parent.frames:
+        why = f"it keeps frames up to {stop} of take {info.parent}, which has {parent.frames}"
+        raise damaged(take.folder / "take.json", why)
+    here = info.frames
+    spans = (replace(s, start=s.start - first + here, stop=s.stop - first + here) for s in info.later)
+    codes, mask = parent.load_stage2()
+    own, own_mask = take.load_stage2()
+    known = dict(zip(parent.info.seams, parent.load_leads(), strict=True))
+    lead = slice(max(0, first - LEAD), first)
+    if first not in known and lead.stop - lead.start >= FADE and mask[:, lead].all():
+        known[first] = np.pad(codes[:, :, lead], ((0, 0), (0, 0), (LEAD - lead.stop + lead.start, 0)), mode="edge")
+    seams = [seam for seam in sorted(known) if first <= seam < stop and seam - first + here]
+    if seams:
+        take.save_leads(np.stack([*take.load_leads(), *(known[seam] for seam in seams)]))
+    take.write_refined(
+        np.concatenate([own, codes[:, :, first:stop]], axis=2), np.concatenate([own_mask, mask[:, first:stop]], axis=1)
+    )
+    take.save_stage1(
+        np.concatenate([take.load_stage1(), parent.load_stage1()[:, :, first:stop]], axis=2),
+        replace(
+            info,
+            spans=(*info.spans, *spans),
+            later=(),
+            seams=(*info.seams, *(seam - first + here for seam in seams)),
+            stage=Stage.NEW,
+        ),
+    )

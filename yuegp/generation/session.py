@@ -1,0 +1,271 @@
+"""One run of a take: the two language models in turn, progress, and stepping down when memory runs out. What is
+missing, and in which order, is `pipeline`'s business; codes become sound in `rendering`."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import replace
+from functools import partial
+from typing import TypeVar
+
+import numpy as np
+
+from offload.device import Card, cap, machine, place
+from offload.plan import plan as plan_memory
+from offload.manager import Cast
+
+from yuegp import __version__
+from yuegp.errors import Cancelled, DeviceError
+from yuegp.library.store import Take
+from .memory import need
+from .plan import Event, SongPlan, Watch, missing_sections, prompts_of
+from .previews import Previews
+from .render import reference_codes, render
+from yuegp.shortage import named, shortage
+from yuegp.song.schema import MadeWith, Span, Stage, TakeInfo
+from .stage1 import Score, SectionCodes, write_sections
+from .stage2 import CHUNK, Chunk, chunks, refine
+from .options import ANY, Wishes
+
+T = TypeVar("T")
+
+
+class Making:
+    """One run of a take: its models, its progress, and what is held open between sections."""
+
+    def __init__(
+        self, plan: SongPlan, take: Take, watch: Watch, device: str, previews: bool = True, wishes: Wishes = ANY
+    ) -> None:
+        self.plan, self.take, self.watch, self.device, self.wishes = plan, take, watch, device, wishes
+        self._heard = Previews(take, plan.models.codec, previews)
+        self._cast: Cast | None = None
+        self._score: Score | None = None
+        self._writing: Generator[SectionCodes, None, None] | None = None
+        self._made, self._last, self._note = 0, ("", 0), ""
+
+    def __enter__(self) -> Making:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._heard.close()
+        self._put_down()
+        if self._cast:
+            self._cast.clear()
+
+    def open(self, hear: str | None = None, takes: int = 1) -> None:
+        """Decide who is held how. DoesNotFit when there is not enough memory, RequestError or DeviceError for wishes
+        that cannot be fulfilled."""
+        if self._cast:
+            self._cast.clear()
+        plan, (card, ram) = self.plan, _card(self.device)
+        asked = need(plan, prompts_of(plan), card, len(missing_sections(plan, self.take)), takes, self.wishes)
+        memory = plan_memory(asked, card, ram)
+        if hear is not None:
+            memory = replace(memory, hear=hear)
+        self._cast = Cast(memory, {1: plan.models.stage1, 2: plan.models.stage2}, card, ram)
+
+    @property
+    def cast(self) -> Cast:
+        """Who is on the card."""
+        if self._cast is None:
+            raise RuntimeError("nothing was planned yet")
+        return self._cast
+
+    def guarded(self, stage: int, work: Callable[[], None]) -> None:
+        """Do some work; where memory runs out, do it again with less. What it saved before that is not done again."""
+        while True:
+            try:
+                work()
+                return
+            except Exception as exc:  # whoever says so, and whatever it was taken for
+                if not shortage(exc):
+                    raise
+            # outside of the handler: its traceback would keep what is to be freed
+            self._put_down()
+            self._note = f"{self._note} {self.cast.step_down(stage)}".strip()
+
+    def _where_there_is_room(self, work: Callable[[str], T], where: str) -> T:
+        """Work of the codec, with the models out of its way: on the card, or on the CPU when memory runs out there."""
+        self._put_down()
+        self.cast.clear()
+        try:
+            return work(where)
+        except Exception as exc:
+            if not shortage(exc):
+                raise
+            if where == "cpu" and isinstance(exc, DeviceError):
+                raise
+            if where == "cpu":
+                raise named(exc, "while the codec worked") from exc
+        self.cast.clear()
+        self._note = "Memory ran out on the card. The sound is worked on by the CPU."
+        return work("cpu")
+
+    # Stage 1
+
+    def write(self) -> None:
+        """The sections that are missing up to the next kept one, and refine on the way what is due."""
+        take = self.take
+        while todo := missing_sections(self.plan, take):
+            self.guarded(1, lambda todo=todo: self._write_one(todo))  # type: ignore[misc]
+            if missing_sections(self.plan, take) and self._due():
+                if not self.cast.waits(1):
+                    self._put_down()
+                self.guarded(2, lambda: self.refine(whole=False))
+                self._made = 0
+        self._put_down()
+        take.save_info(replace(take.info, stage=Stage.STAGE1))
+
+    def _write_one(self, todo: range) -> None:
+        take = self.take
+        spans = take.info.spans
+        finished = spans[:-1] if spans and spans[-1].open else spans
+        with _timed(take, "stage1"):
+            score = self.score()
+            with self.cast.engine(1) as engine:
+                if self._writing is None:
+                    written = take.load_stage1()
+                    past = [written[:, 0, span.start : span.stop] for span in finished]
+                    opened = written[:, 0, spans[-1].start : spans[-1].stop] if finished != spans else None
+                    seed = self.plan.request.seed
+                    self._writing = write_sections(engine, score, seed, todo, past, opened, self.progress)
+                section = next(self._writing)
+            written = take.load_stage1()[:, :, : finished[-1].stop if finished else 0]
+            start, stop = written.shape[2], written.shape[2] + section.codes.shape[1]
+            span = Span(section.section, start, stop, section.ended, take.info.number, self.plan.request.seed)
+            written = np.concatenate([written, section.codes[:, None]], axis=2)
+            take.save_stage1(written, replace(take.info, spans=(*finished, span), made_with=self.made_with()))
+        self._heard.draft(span, section.codes)
+
+    def score(self) -> Score:
+        """What Stage 1 plays from; a reference is listened to once."""
+        if self._score is None:
+            plan = self.plan
+            codes = None
+            if plan.request.reference:
+                listen = partial(reference_codes, plan, plan.request.reference, self.tell)
+                codes = self._where_there_is_room(listen, self.cast.plan.sound_device)
+            prompts = prompts_of(plan, codes)
+            self._score = Score(
+                prompts, plan.request.sampling, plan.budget, plan.models.drawable, self.take.info.muted
+            )
+        return self._score
+
+    def progress(self, what: str, done: int, total: int, finished: int | None = None) -> None:
+        """Stage 1's progress, counted over the whole song, of which `finished` sections are written."""
+        self._made += done - self._last[1] if what == self._last[0] else 0
+        self._last = (what, done)
+        if finished is None:
+            finished = sum(not span.open for span in self.take.info.spans)
+        plan = self.plan
+        before = finished * plan.budget
+        self.tell(
+            Event("writing", f"{what} of {plan.count}", before + done, plan.count * plan.budget, "ids", self._made)
+        )
+
+    def tell(self, event: Event) -> None:
+        note, self._note = self._note, ""
+        self.watch(replace(event, note=note) if note else event)
+
+    def _put_down(self) -> None:
+        """Give up Stage 1's open session; what it wrote is saved, and another one goes on from there."""
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            writing.close()
+
+    # Stage 2
+
+    def _due(self) -> bool:
+        """Whether what is written so far should be refined before more is written."""
+        memory = self.cast.plan
+        if memory.order == "stages":
+            return False
+        _, mask = self.take.load_stage2()
+        ready = len(_ready(mask))
+        if memory.hear == "first" and mask.any():
+            return ready >= memory.stage2_batch
+        return ready > 0
+
+    def refine(self, whole: bool = True) -> None:
+        """Codebooks 1 to 7 of all chunks that lack them; without `whole`, not of the last one if it may still grow."""
+        take = self.take
+        codes = take.load_stage1()[:, 0]
+        full, mask = take.load_stage2()
+        todo = chunks(mask) if whole else _ready(mask)
+        total, before = mask.size, int(mask.sum())
+
+        def progress(what: str, count: int, of: int) -> None:
+            self.tell(Event("refining", "both tracks", before + count, total, "frames", count))
+
+        if not todo:
+            return
+        with _timed(take, "stage2"), self.cast.engine(2) as engine:
+            for batch in refine(engine, self.plan.models.layout, codes, todo, self.cast.plan.stage2_batch, progress):
+                for chunk, refined in ((finished.chunk, finished.codes) for finished in batch):
+                    frames = slice(chunk.start, chunk.start + chunk.frames)
+                    full[chunk.track, :, frames] = refined
+                    mask[chunk.track, frames] = True
+                take.save_stage2(full, mask, take.info)
+        if not whole:
+            self._heard.refined(take.info.spans, full, mask)
+
+    # Sound
+
+    def render(self) -> None:
+        """Stems and mix, on the card if it has room for the codec, else on the CPU."""
+        self._heard.close()
+        with _timed(self.take, "sound"):
+            self._where_there_is_room(
+                lambda where: render(self.plan, self.take, self.tell, where), self.cast.plan.sound_device
+            )
+        self.take.save_info(replace(self.take.info, stage=Stage.RENDERED))
+        self._heard.discard()
+
+    def made_with(self) -> MadeWith:
+        import torch
+
+        setup = self.cast.plan.stage1
+        return MadeWith(
+            yuegp=__version__,
+            model=self.plan.models.id,
+            engine=f"{setup.engine} {self.cast.plan.way1}" if setup.engine == "torch" else str(self.cast.plan.way1),
+            device=setup.device,
+            torch=torch.__version__,
+            credit=self.plan.models.credit,
+        )
+
+
+def _ready(mask: np.ndarray) -> list[Chunk]:
+    """The chunks of `mask` (2, frames) that are as long as they will be, although more sections are to come."""
+    return [chunk for chunk in chunks(mask) if chunk.frames == CHUNK or chunk.start + chunk.frames < mask.shape[1]]
+
+
+def _card(device: str) -> tuple[Card | None, int]:
+    """The card to be used, None for the CPU, and the bytes of RAM that are free. DeviceError when there is no such
+    device."""
+    placement = place(0, device)
+    here = machine()
+    if placement.device == "cpu":
+        return None, here.ram_free
+    cap(here, placement.device)
+    return here.card, here.ram_free
+
+
+@contextlib.contextmanager
+def _timed(take: Take, stage: str) -> Iterator[None]:
+    """Add the wall seconds spent inside to the take's page: also those of a run that is stopped, since what they
+    brought is kept."""
+    start = time.monotonic()
+
+    def spent() -> TakeInfo:
+        before = take.info.seconds.get(stage, 0.0)
+        return replace(take.info, seconds={**take.info.seconds, stage: round(before + time.monotonic() - start, 2)})
+
+    try:
+        yield
+        take.info = spent()
+    except Cancelled:
+        take.save_info(spent())
+        raise

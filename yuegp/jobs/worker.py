@@ -1,0 +1,319 @@
+"""The worker: makes the jobs of the queue one after the other, tells how far it is, and stops when somebody wishes so.
+
+It owns the machine's model memory while it works. Which jobs there are, and who may change them, is in `jobs.py`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import threading
+import time
+import traceback
+import weakref
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from . import eta
+from yuegp.library import store
+from yuegp.checkpoints import sets
+from yuegp.generation.edit import write_together
+from yuegp.errors import Cancelled, YueGPError, said
+from .queue import Job, Progress, Queue, State
+from yuegp.generation.pipeline import run
+from yuegp.generation.plan import Event, Watch, plan_for
+from yuegp.tokens.prompts import budget_ids
+from yuegp.shortage import named
+
+PUBLISH_SECONDS = 0.1
+"""Least time between two events of one section for subscribers, and ..."""
+
+SAVE_SECONDS = 0.5
+"""... between two progress.json for other processes."""
+
+IDLE_SECONDS = 0.5
+"""How often a worker without work looks whether there is some."""
+
+SMOOTH_SECONDS = 3.0
+"""Time over which the shown rate is averaged."""
+
+Sing = Callable[[Job, Watch], None]
+Forecast = Callable[[Job], tuple[eta.Costs, eta.Facts] | None]
+
+
+def sing(job: Job, watch: Watch) -> None:
+    """Make what the job's take lacks, and first what it shares with those that were begun together with it."""
+    song = store.open_song(job.song)
+    if len(job.together) > 1:
+        write_together([song.take(number) for number in job.together], watch, job.device, job.wishes)
+    take = song.take(job.take)
+    run(plan_for(take), take, watch, job.device, wishes=job.wishes)
+
+
+def forecast(job: Job) -> tuple[eta.Costs, eta.Facts] | None:
+    """What earlier takes of the same model cost on this device, and what is to be done. None when that cannot be
+    found out; `sing` then says why."""
+    from offload.device import place
+
+    try:
+        folder = Path(job.song)
+        take = store.open_song(folder).take(job.take)
+        info = take.info
+        device = place(0, job.device).device.split(":")[0]
+        seconds = info.request.section_seconds or sets.find(info.request.model).section_seconds
+    except YueGPError:
+        return None
+    costs = eta.learn(eta.earlier_takes(folder.parent, info.request.model, device), device)
+    return costs, eta.facts_of(info, budget_ids(seconds), device, _refined(take))
+
+
+def _refined(take: store.Take) -> int:
+    """Frames of the sections written in this take that are refined already."""
+    try:
+        mask = take.load_stage2()[1]
+    except YueGPError:  # `sing` says why
+        return 0
+    return sum(int(mask[:, s.start : s.stop].sum()) // 2 for s in take.info.spans if s.take == take.info.number)
+
+
+@dataclass
+class Meter:
+    """Turns a job's events into its progress. `clock` gives seconds and only goes forward."""
+
+    job: int
+    clock: Callable[[], float]
+    costs: eta.Costs | None = None
+    facts: eta.Facts | None = None
+    rate: float | None = None
+    note: str = ""
+
+    def __post_init__(self) -> None:
+        self._began = self.clock()
+        self._seen = eta.Seen(now=self._began)
+        self._recent: deque[tuple[float, int]] = deque()
+
+    def see(self, event: Event) -> None:
+        """Take an event in: cheap, every one may be given."""
+        now = self.clock()
+        self.note = event.note or self.note
+        if self._seen.last is None or self._seen.last.stage != event.stage:
+            self._recent.clear()
+            self.rate = None
+        self._seen = self._seen.after(event, now)
+        self._recent.append((now, event.made))
+        while now - self._recent[0][0] > SMOOTH_SECONDS and len(self._recent) > 2:
+            self._recent.popleft()
+        since, made = self._recent[0]
+        if now > since:
+            self.rate = (event.made - made) / (now - since)
+
+    @classmethod
+    def of(cls, job: Job) -> Meter:
+        """A meter that knows what earlier takes cost."""
+        costs, facts = forecast(job) or (None, None)
+        return cls(job.number, time.monotonic, costs, facts)
+
+    def progress(self, state: State = State.RUNNING) -> Progress:
+        """Where the job is."""
+        elapsed = self.clock() - self._began
+        left = eta.estimate(self.costs, self.facts, self._seen) if self.costs and self.facts else None
+        event = self._seen.last
+        if event is None:
+            return Progress(self.job, state, elapsed=elapsed, eta=left)
+        return Progress(
+            job=self.job,
+            state=state,
+            stage=event.stage,
+            what=event.what,
+            done=event.done,
+            total=event.total,
+            unit=event.unit,
+            rate=self.rate,
+            elapsed=elapsed,
+            eta=left if state is State.RUNNING else None,
+            ready=self._ready(event),
+            note=self.note,
+        )
+
+    def _ready(self, event: Event) -> tuple[int, ...]:
+        if self.facts is None:
+            return ()
+        count = self.facts.written
+        if event.stage == "writing":
+            count = event.done // self.facts.budget
+        elif event.stage != "reference":
+            count += len(self._seen.lengths)
+            if len(self._seen.lengths) >= self.facts.todo:  # the kept ones that follow are there too
+                count = len(self.facts.lengths) + self.facts.todo
+        return tuple(range(count))
+
+
+class Feed:
+    """What one listener hears of the worker: the newest events, the oldest dropped when it does not keep up.
+    Iterating waits for the next one, and ends when the worker does."""
+
+    def __init__(self, size: int = 64) -> None:
+        self._events: deque[Progress] = deque(maxlen=size)
+        self._news = threading.Condition()
+        self._closed = False
+
+    def put(self, progress: Progress) -> None:
+        with self._news:
+            self._events.append(progress)
+            self._news.notify_all()
+
+    def close(self) -> None:
+        with self._news:
+            self._closed = True
+            self._news.notify_all()
+
+    def get(self, timeout: float | None = None) -> Progress | None:
+        """The next event; None when the feed is closed, or `timeout` seconds have brought none."""
+        with self._news:
+            self._news.wait_for(lambda: self._events or self._closed, timeout)
+            return self._events.popleft() if self._events else None
+
+    def __iter__(self) -> Iterator[Progress]:
+        while (progress := self.get()) is not None:
+            yield progress
+
+
+class Worker:
+    """Makes the waiting jobs of a queue, one after the other. There is only one per home at a time."""
+
+    def __init__(
+        self,
+        queue: Queue,
+        sing: Sing = sing,
+        forecast: Forecast = forecast,
+        clock: Callable[[], float] = time.monotonic,
+        idle: float = IDLE_SECONDS,
+    ) -> None:
+        self.queue, self.sing, self.forecast, self.clock, self.idle = queue, sing, forecast, clock, idle
+        self.failure: YueGPError | None = None
+        """Why the thread ended, when the queue could not be read or written."""
+        self._ending = threading.Event()
+        self._feeds: weakref.WeakSet[Feed] = weakref.WeakSet()
+        self._guard = threading.Lock()
+        self._thread: threading.Thread | None = None
+
+    def subscribe(self, size: int = 64) -> Feed:
+        """A feed of what happens from now on. Dropping it ends the subscription."""
+        feed = Feed(size)
+        with self._guard:
+            self._feeds.add(feed)
+        return feed
+
+    def run(self, watch: Watch = lambda event: None) -> None:
+        """Make jobs until none waits. `watch` gets every event of theirs and may raise Cancelled, which interrupts
+        the job and ends this call, as Ctrl-C does. LibraryError when another worker has the queue."""
+        with self.queue.work():
+            self._loop(watch, stay=False)
+
+    def start(self) -> None:
+        """Make jobs in a thread, those that are still to be added too, until `stop`. LibraryError when another worker
+        has the queue."""
+        desk = contextlib.ExitStack()
+        desk.enter_context(self.queue.work())
+        self._ending.clear()
+        self._thread = threading.Thread(target=self._stay, args=(desk,), name="yuegp worker", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the thread. A job that runs stops at its next event and is left as interrupted."""
+        self._ending.set()
+        if self._thread:
+            self._thread.join()
+            self._thread = None
+
+    @property
+    def ending(self) -> bool:
+        return self._ending.is_set()
+
+    def tell(self, progress: Progress) -> None:
+        """Publish to all feeds."""
+        with self._guard:
+            for feed in self._feeds:
+                feed.put(progress)
+
+    def _stay(self, desk: contextlib.ExitStack) -> None:
+        try:
+            with desk:
+                self._loop(lambda event: None, stay=True)
+        except YueGPError as exc:
+            self.failure = exc
+
+    def _loop(self, watch: Watch, stay: bool) -> None:
+        try:
+            while not self.ending:
+                if job := self.queue.claim():
+                    self._make(job, watch)
+                elif stay:
+                    self._ending.wait(self.idle)
+                else:
+                    return
+        finally:
+            with self._guard:
+                for feed in self._feeds:
+                    feed.close()
+
+    def _make(self, job: Job, watch: Watch) -> None:
+        """Make one job, and write down how it ended."""
+        meter = Meter(job.number, self.clock)
+        watcher = _Watcher(self, meter, watch)
+        ended = replace(job, state=State.INTERRUPTED)
+        try:
+            watcher.tell(meter.progress())
+            meter.costs, meter.facts = self.forecast(job) or (None, None)
+            self.sing(job, watcher.see)
+            ended = replace(job, state=State.DONE)
+        except Cancelled:
+            if watcher.wish:
+                ended = replace(job, state=State.PAUSED if watcher.wish == "pause" else State.STOPPED)
+            elif not self.ending:
+                raise
+        except Exception as exc:  # whatever it is, the jobs behind this one are not to blame
+            if isinstance(known := named(exc, "while the song was made"), YueGPError):
+                ended = replace(job, state=State.FAILED, what=known.what, hint=known.hint)
+            else:
+                what = f"The program failed: {type(exc).__name__}: {said(exc)}."
+                hint = f"Resume the job; if it fails again, report this with the trace in {self.queue.path}."
+                ended = replace(job, state=State.FAILED, what=what, hint=hint, trace=traceback.format_exc())
+        finally:
+            last = meter.progress(ended.state)
+            self.queue.finish(replace(ended, last=last))
+            self.tell(last)
+
+
+class _Watcher:
+    """Passes the events of a running job on, and stops it when somebody wishes so."""
+
+    def __init__(self, worker: Worker, meter: Meter, watch: Watch) -> None:
+        self.worker, self.meter, self.watch = worker, meter, watch
+        self.wish = ""
+        self._read: object = None
+        self._part = ("", "")
+        self._told = self._saved = -math.inf
+
+    def see(self, event: Event) -> None:
+        """The job's `watch`. Raises Cancelled."""
+        self.meter.see(event)
+        part = (event.stage, event.what)
+        if part != self._part or self.worker.clock() - self._told >= PUBLISH_SECONDS:
+            self._part = part
+            self.tell(self.meter.progress())
+        self.watch(event)
+        if (changed := self.worker.queue.changed()) != self._read:
+            self._read, self.wish = changed, self.worker.queue.wish(self.meter.job)
+        if self.wish or self.worker.ending:
+            raise Cancelled
+
+    def tell(self, progress: Progress) -> None:
+        """Publish, and save for other processes if that was not done just now."""
+        self._told = self.worker.clock()
+        self.worker.tell(progress)
+        if self._told - self._saved >= SAVE_SECONDS:
+            self._saved = self._told
+            self.worker.queue.save_progress(progress)

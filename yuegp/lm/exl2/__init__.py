@@ -1,0 +1,1 @@
+"""The ExLlamaV2 engine."""

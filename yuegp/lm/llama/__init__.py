@@ -1,0 +1,1 @@
+"""The torch engine: a Llama of our own."""

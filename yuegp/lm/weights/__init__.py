@@ -1,0 +1,1 @@
+"""Reading weights, and the formats they are stored in."""

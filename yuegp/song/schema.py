@@ -1,0 +1,240 @@
+"""What a song is: the request, its sections, and what became of it. Plain frozen values that print, compare and save.
+
+Nothing here loads, checks or computes; `lyrics.py` and `tags.py` judge words, `library.py` knows files.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from enum import IntEnum, StrEnum
+from typing import Annotated, Any
+
+from yuegp.checked import NEEDED, Between, Fault, Plain, build
+
+LONGEST_FRAMES = 50 * 3600 * 24
+"""A day of music. Nobody makes that; a file that speaks of more is not one of ours."""
+
+Count = Annotated[int, Between(0, 2**31 - 1)]
+Frame = Annotated[int, Between(0, LONGEST_FRAMES)]
+TakeNumber = Annotated[int, Between(0, 999_999)]
+Seed = Annotated[int, Between(0, 2**63 - 1)]
+Seconds = Annotated[float, Between(0, 1e9)]
+
+
+class Track(IntEnum):
+    """The two tracks, and their index in every array of codes."""
+
+    VOCAL = 0
+    INSTRUMENTAL = 1
+
+
+class Stage(StrEnum):
+    """How far a take has come."""
+
+    NEW = "new"
+    STAGE1 = "stage1"
+    STAGE2 = "stage2"
+    RENDERED = "rendered"
+
+
+@dataclass(frozen=True)
+class Section:
+    """A labelled block of lyrics. `words` may hold several lines and may be empty (an instrumental section)."""
+
+    label: str
+    words: str = ""
+    line: Count = field(default=0, compare=False)
+    """Line of the lyrics file on which the label stands, from 1; 0 when it came from elsewhere."""
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Sound given for in-context learning: one `mix`, or a `vocal` and an `instrumental` of the same passage.
+
+    Paths are strings; `start` and `end` are seconds into the file(s)."""
+
+    mix: Plain | None = None
+    vocal: Plain | None = None
+    instrumental: Plain | None = None
+    start: Seconds = 0.0
+    end: Seconds = 30.0
+
+    @property
+    def dual(self) -> bool:
+        return self.mix is None
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How Stage 1 draws. The defaults are the released program's (preset `yue`); see `PRESETS`."""
+
+    preset: str = "yue"
+    temperature: float = 1.0
+    top_k: Count = 50
+    """0 keeps every code."""
+    top_p: float = 0.93
+    keep_crossing: bool = True
+    """Keep the code whose probability crosses `top_p`."""
+    repetition_penalty: float = 1.1
+    penalize_end: bool = True
+    """Whether the repetition penalty also falls on end-of-audio, as it does in the released program."""
+    guidance: float = 1.5
+    guidance_later: float = 1.2
+    """Guidance scale of the first section, and of all later ones; 1 switches guidance off."""
+    minimum: Count = 100
+    """Audio ids before a section may end: 100 ids are one second."""
+    exact: bool = False
+    """Normalise guidance over the whole vocabulary, as the released program does, instead of over the ids that can
+    be drawn. Slower; only matters together with a repetition penalty."""
+
+
+PRESETS: dict[str, Sampling] = {
+    "yue": Sampling(),
+    "exl2": Sampling(preset="exl2", top_k=0, keep_crossing=False),
+}
+"""`yue` draws as the released program does, including the top-k of 50 that transformers adds silently; `exl2` as the
+ExLlamaV2 ports do: guidance on raw logits, no top-k, the code that crosses top-p dropped, rarest codes discarded."""
+
+
+@dataclass(frozen=True)
+class SongRequest:
+    """Everything a user asks for. Two equal requests with the same seed make the same song on the same machine."""
+
+    sections: tuple[Section, ...]
+    tags: str
+    title: str = ""
+    seed: Seed = 0
+    model: Plain = "demo"
+    instrumental: bool = False
+    """Sing nothing: section words are left out of the prompt."""
+    reference: Reference | None = None
+    sampling: Sampling = field(default=Sampling(), metadata=NEEDED)
+    section_seconds: Annotated[float, Between(0.02, 86400)] | None = None
+    """Longest a section may become; the model usually ends it earlier. None: what the model recommends."""
+    first_sections: Count | None = None
+    """Make only this many sections; the words of all of them are in the prompt either way."""
+    crossover: str = "smooth"
+    """`smooth`, or `yue` for the released program's low-band replacement, notch and all."""
+
+
+@dataclass(frozen=True)
+class Span:
+    """A section on the time line of a take, in frames."""
+
+    section: Count
+    """Index into the request's sections."""
+    start: Frame
+    stop: Frame
+    ended: bool
+    """True when the model ended the section itself, False when it was cut: at the length limit, or by a trim."""
+    take: TakeNumber = 1
+    """The take in which these codes were written: another one than the span's own if they were kept."""
+    seed: Seed = 0
+    """The seed they were drawn with."""
+    open: bool = False
+    """Rewound into: the section goes on from here before anything else is written. Only ever the last span."""
+
+
+@dataclass(frozen=True)
+class MadeWith:
+    """What made a take: enough to say whether another machine would make the same one."""
+
+    yuegp: str
+    model: str
+    engine: str
+    device: str
+    torch: str
+    credit: str = ""
+    """Whom the model's authors ask to be named."""
+
+
+@dataclass(frozen=True)
+class TakeInfo:
+    """A take's own page (`take.json`). Once rendered it does not change.
+
+    `request` is what this take was made from: its lyrics may be longer than those of an earlier take."""
+
+    number: TakeNumber
+    request: SongRequest
+    stage: Stage = field(default=Stage.NEW, metadata=NEEDED)
+    spans: tuple[Span, ...] = field(default=(), metadata=NEEDED)
+    later: tuple[Span, ...] = field(default=(), metadata=NEEDED)
+    """Sections kept from `parent` that follow once the ones before them are written; frames are the parent's."""
+    seams: tuple[Frame, ...] = field(default=(), metadata=NEEDED)
+    """Frames at which kept codes were joined to what stands before them: sound is faded over there."""
+    muted: tuple[Count, ...] = field(default=(), metadata=NEEDED)
+    """Sections that are heard but left out of Stage 1's context."""
+    parent: TakeNumber | None = None
+    how: str = "made"
+    """What was done to the parent to get this take, in words: `section 2 redone`."""
+    created: str = ""
+    """ISO 8601, UTC."""
+    made_with: MadeWith | None = None
+    seconds: dict[str, Seconds] = field(default_factory=dict)
+    """Wall seconds spent, by stage."""
+
+    @property
+    def frames(self) -> int:
+        """Frames of finished sections."""
+        return self.spans[-1].stop if self.spans else 0
+
+
+@dataclass(frozen=True)
+class SongInfo:
+    """A song's cover page (in `song.json`): what belongs to the song and not to one take of it."""
+
+    title: str = ""
+    created: str = ""
+    """ISO 8601, UTC."""
+    rating: Annotated[int, Between(1, 5)] | None = None
+    """1 to 5, or None."""
+    picked: TakeNumber | None = None
+    """The take its owner likes best; None for the newest."""
+
+
+def to_dict(value: Any) -> dict[str, Any]:
+    """A dataclass of this module as JSON-ready values."""
+    return dataclasses.asdict(value)
+
+
+def request_from_dict(data: Any) -> SongRequest:
+    """Inverse of `to_dict` for a request. Fault says what is wrong with it."""
+    request = build(SongRequest, data)
+    if not (request.first_sections is None or 1 <= request.first_sections <= max(1, len(request.sections))):
+        raise Fault(f"first_sections is {request.first_sections}, and there are {len(request.sections)} sections")
+    return request
+
+
+def take_from_dict(data: Any) -> TakeInfo:
+    """Inverse of `to_dict` for a take. Fault says what is wrong with it."""
+    info = build(TakeInfo, data)
+    request_from_dict(data["request"])
+    _check_spans(info)
+    return info
+
+
+def _check_spans(info: TakeInfo) -> None:
+    """Fault unless what a take says of its sections fits together: others reckon with it."""
+    count = len(info.request.sections)
+    sections = [span.section for span in (*info.spans, *info.later)]
+    if sections != sorted(set(sections)) or (sections and sections[-1] >= count):
+        raise Fault(f"its spans are of the sections {sections[:9]}, and there are {count} in order")
+    if sum(span.stop - span.start for span in (*info.spans, *info.later)) > LONGEST_FRAMES:
+        raise Fault("it is longer than a day")
+    for name, spans in (("spans", info.spans), ("later", info.later)):
+        at = spans[0].start if spans and name == "later" else 0
+        for i, span in enumerate(spans):
+            if span.start != at or span.stop < at:
+                raise Fault(f"runs from frame {span.start} to {span.stop}, and begins at {at}", f"{name}[{i}]")
+            if span.open and (name, i) != ("spans", len(spans) - 1):
+                raise Fault("goes on, and is not the last one", f"{name}[{i}]")
+            at = span.stop
+    if any(seam > info.frames for seam in info.seams) or list(info.seams) != sorted(set(info.seams)):
+        raise Fault(f"its seams are at {list(info.seams)[:9]}, and it has {info.frames} frames")
+    if any(section >= count for section in info.muted):
+        raise Fault(f"its sections {list(info.muted)[:9]} are muted, and there are {count}")
+    if info.later and info.parent is None:
+        raise Fault("it is to keep sections of its parent, and names none")
+    if info.parent is not None and info.number and not 1 <= info.parent < info.number:
+        raise Fault(f"its parent is take {info.parent}, which is not older than take {info.number}")

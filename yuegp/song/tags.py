@@ -1,0 +1,210 @@
+"""Tags: the words that describe the music. Five lists of what the model knows best, and hints about a line of tags.
+
+A line of tags reaches the model as it was written: blanks, commas and case are part of what it was trained on. Nothing
+here rewrites a line except `without_voice`, which a user asks for by wanting an instrumental song.
+
+The lists (`assets/tags.json`, most frequent first) are YuE's published top 200 of each component without its
+duplicates (case, spaces and hyphens fold; the more frequent spelling stays) and without entries that describe nothing.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from importlib import resources
+from types import MappingProxyType
+
+from yuegp.errors import RequestError
+
+COMPONENTS = {
+    "genre": "pop or jazz",
+    "instrument": "piano or guitar",
+    "mood": "uplifting or sad",
+    "gender": "female or male",
+    "timbre": "airy vocal or bright vocal",
+}
+"""What a line should name, each at least once, with examples. Source: YuE's prompt guide."""
+
+LANGUAGES = ("Mandarin", "Cantonese")
+"""Valid tags outside the lists: the script of the lyrics does not tell the two apart."""
+
+LONGEST = 500
+"""Characters. A rich line has 100, and the line stands in front of everything the model reads."""
+
+_VOICES = frozenset("voice vocal vocals singing rap rapping beatboxing choir vocalsamples 人声 声乐 主唱 女声".split())
+"""Entries of the instrument list, folded, that are voices."""
+
+_SINGERS = {
+    "a man": ("male", "tenor", "男声"),
+    "a woman": ("female", "soprano", "mezzosoprano", "女声"),
+    "a child": ("child", "children", "童声"),
+}
+_TOGETHER = re.compile(r"\b(duet|duo|choir)\b|[对對合]唱", re.IGNORECASE)
+_VOCAL = re.compile(r"(vocals?|voices?|[人男女童][声聲])$", re.IGNORECASE)
+_COMMA = ",，、;；"
+
+
+@functools.cache
+def vocabulary() -> Mapping[str, tuple[str, ...]]:
+    """Component to its tags, most frequent first. Read from the package on first use."""
+    text = (resources.files(__package__) / "assets" / "tags.json").read_text(encoding="utf-8")
+    return MappingProxyType({component: tuple(tags) for component, tags in json.loads(text).items()})
+
+
+def _known() -> dict[str, tuple[str, ...]]:
+    return {**vocabulary(), "language": LANGUAGES}
+
+
+def fold(tag: str) -> str:
+    """What the spellings of one tag share: `Hip-Hop`, `hip hop` and `hiphop` are `hiphop`."""
+    return re.sub(r"[\s-]+", "", tag).casefold()
+
+
+def parse(line: str) -> str:
+    """The line as the model gets it: without blanks at its ends, otherwise verbatim. Raises RequestError."""
+    line = line.strip()
+    example = "For example: inspiring female uplifting pop airy vocal piano"
+    if not line:
+        raise RequestError("There are no tags.", f"Name genre, instrument, mood, gender and timbre. {example}")
+    if "[" in line:
+        what = f"The tags hold a square bracket: {line[line.index('[') :][:20]!r}."
+        raise RequestError(what, "Labels and words to sing belong into the lyrics.")
+    if (rows := len(line.splitlines())) > 1:
+        raise RequestError(f"The tags have {rows} lines; they must be one.", f"Join them. {example}")
+    if len(line) > LONGEST:
+        raise RequestError(f"The tags have {len(line)} characters; the limit is {LONGEST}.", f"Ten words do. {example}")
+    if bad := next((char for char in line if char != "\t" and unicodedata.category(char) in ("Cc", "Cs")), None):
+        raise RequestError(f"The tags hold the control character U+{ord(bad):04X}.", "Remove it.")
+    return line
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """`start:stop` of a line: a known tag in the vocabulary's spelling, or the user's own words (category `own`)."""
+
+    category: str
+    tag: str
+    start: int
+    stop: int
+
+    @property
+    def voice(self) -> bool:
+        """Whether it describes who sings, or how."""
+        if self.category == "instrument":
+            return fold(self.tag) in _VOICES
+        return self.category in ("gender", "timbre") or (self.category == "own" and bool(_VOCAL.search(self.tag)))
+
+
+@functools.cache
+def _index() -> tuple[Mapping[str, tuple[str, str]], int]:
+    """Folded tag to (category, tag), and the most words a tag has. A tag of two components counts for the first."""
+    entries = [(category, tag) for category, tags in _known().items() for tag in tags]
+    most = max(len(re.split(r"[\s-]", tag)) for _, tag in entries)
+    return {fold(tag): (category, tag) for category, tag in reversed(entries)}, most
+
+
+def _pieces(line: str) -> Iterator[_Piece]:
+    """The line from left to right, each time the longest known tag; commas end a tag.
+
+    Unknown words in a row are one own tag. Before a plain `vocal` they make a timbre of it: all of them in a line with
+    commas (`slightly smoky vocal, jazz`), the last one in a line without (`vaporwave smoky vocal`)."""
+    index, most = _index()
+    commas = any(comma in line for comma in _COMMA)
+    for part in re.finditer(f"[^{_COMMA}]+", line):
+        words = [(word.start() + part.start(), word.end() + part.start()) for word in re.finditer(r"\S+", part[0])]
+        at = unknown = 0
+        while at < len(words):
+            for stop in range(min(len(words), at + most), at, -1):
+                text = line[words[at][0] : words[stop - 1][1]]
+                if hit := index.get(fold(text)):
+                    break
+            else:
+                at += 1
+                continue
+            if unknown < at and fold(text) in ("vocal", "vocals", "voice"):
+                first = unknown if commas else at - 1
+                yield from _own(line, words[unknown:first])
+                yield from _own(line, words[first:stop])
+            else:
+                yield from _own(line, words[unknown:at])
+                yield _Piece(*hit, words[at][0], words[stop - 1][1])
+            at = unknown = stop
+        yield from _own(line, words[unknown:])
+
+
+def _own(line: str, words: list[tuple[int, int]]) -> Iterator[_Piece]:
+    if words:
+        start, stop = words[0][0], words[-1][1]
+        yield _Piece("own", line[start:stop], start, stop)
+
+
+def find(line: str) -> dict[str, tuple[str, ...]]:
+    """Category to the tags of it in the line, each once, in the line's order. Categories without a tag are absent.
+
+    Categories are those of `COMPONENTS`, `language`, and `own` for words that no list knows. Known tags come in the
+    lists' spelling, own ones as written."""
+    found: dict[str, dict[str, None]] = {}
+    for piece in _pieces(line):
+        found.setdefault(piece.category, {})[piece.tag] = None
+    return {category: tuple(tags) for category, tags in found.items()}
+
+
+def advise(line: str, lyrics_language: str | None = None, instrumental: bool = False) -> tuple[str, ...]:
+    """Sentences on what is missing, doubled or contradictory. `lyrics_language` as `lyrics.language` gives it."""
+    pieces = list(_pieces(line))
+    voices = [piece for piece in pieces if piece.voice]
+    singers = [who for who, tags in _SINGERS.items() if any(fold(piece.tag) in tags for piece in pieces)]
+    named = {piece.category for piece in pieces if not (piece.voice and piece.category == "instrument")}
+    named |= {"timbre"} if any(piece.category == "own" for piece in voices) else set()
+    named |= {"gender"} if singers else set()
+    hints: list[str] = []
+    for component, examples in COMPONENTS.items():
+        if component not in named and not (instrumental and component in ("gender", "timbre")):
+            hints.append(f"No tag is a known {component}; adding one helps, such as {examples}.")
+    if instrumental and voices:
+        names = ", ".join(piece.tag for piece in voices)
+        hints.append(f"An instrumental song has no voice, but the tags describe one: {names}.")
+    if not instrumental and len(singers) > 1 and not _TOGETHER.search(line):
+        hints.append(f"The tags ask for {' and '.join(singers)}, which can confuse the model: keep one, or add duet.")
+    if not instrumental and lyrics_language == "zh" and not any(piece.category == "language" for piece in pieces):
+        hints.append("Chinese lyrics need the tag Mandarin or Cantonese: the script does not say which is sung.")
+    for tag, count in Counter(piece.tag.casefold() for piece in pieces).items():
+        if count > 1:
+            hints.append(f"{tag} is named {count} times; once is enough.")
+    return tuple(hints)
+
+
+def without_voice(line: str) -> str:
+    """The line for an instrumental song: no gender, no timbre, no singing; the rest as written.
+
+    Source: YuE issue 18, where maintainers and users found this recipe. Raises RequestError when nothing remains."""
+    rest = line = parse(line)
+    for piece in reversed([piece for piece in _pieces(line) if piece.voice]):
+        rest = rest[: piece.start].rstrip() + " " + rest[piece.stop :].lstrip()
+    if rest != line:
+        rest = re.sub(rf"\s*([{_COMMA}])[\s{_COMMA}]*(?=[{_COMMA}])", "", rest)
+        rest = re.sub(rf"\s+(?=[{_COMMA}])", "", rest).strip(f" {_COMMA}")
+    if not rest:
+        what = f"The tags only describe a voice, and an instrumental song has none: {line}."
+        raise RequestError(what, "Add a genre or an instrument, for example: ambient piano")
+    return rest
+
+
+def suggest(prefix: str, category: str | None = None, limit: int = 10) -> tuple[str, ...]:
+    """Known tags that begin with `prefix`, then those with a word that does; the more frequent first, each once.
+
+    `category` is one of `COMPONENTS` or `language`; None searches all."""
+    start = fold(prefix)
+    matches: dict[str, tuple[bool, int, str]] = {}
+    for name, tags in _known().items():
+        for rank, tag in enumerate(tags if category in (None, name) else ()):
+            tails = [fold(tag[word.start() :]).startswith(start) for word in re.finditer(r"[^\s-]+", tag)]
+            if any(tails):
+                key = (not tails[0], rank, tag)
+                matches[fold(tag)] = min(matches.get(fold(tag), key), key)
+    return tuple(tag for _, _, tag in sorted(matches.values(), key=lambda match: match[:2])[:limit])

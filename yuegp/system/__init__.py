@@ -1,0 +1,1 @@
+"""The computer: what it has, what is wrong with it, which models suit it."""

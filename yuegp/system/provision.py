@@ -1,0 +1,273 @@
+"""What this machine needs to sing, and getting it: found on disk or downloaded, and judged.
+
+For the command line and the web page alike; neither knows more than this module tells. What suits a machine is
+`choice`'s business; bytes come through `download`, files are judged by `verify` and `codec.check_codec`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from yuegp import files
+from yuegp.checkpoints import download, sets, locate, registry, strangers
+from . import removal
+from yuegp.checkpoints.config import read_config
+from yuegp.generation.choice import Choice as Choice
+from yuegp.generation.choice import choose as choose
+from yuegp.codec import check_codec
+from yuegp.codec.convert import NotWritten, convert, is_converted
+from yuegp.checkpoints.download import Plan
+from yuegp.errors import LibraryError, ModelError, RequestError
+from yuegp.checkpoints.hub import NotOffered
+from yuegp.checkpoints.registry import Checkpoint
+from yuegp.checkpoints.verify import check_tensors, exl2_bits
+from yuegp.tokens.vocab import YUE_V1
+
+Progress = Callable[[str, str, int, int], None]
+"""progress(what is done, checkpoint or file, done, total) in bytes; raising `Cancelled` stops it."""
+
+# Getting
+
+
+@dataclass(frozen=True)
+class Instead:
+    """A checkpoint that the hub does not have, and the next best, which it has or which is here."""
+
+    asked: Checkpoint
+    taken: Checkpoint
+    why: str
+    """A sentence."""
+
+    def __str__(self) -> str:
+        return f"{self.why} {self.taken.id} is taken in the place of {self.asked.id}."
+
+
+@dataclass(frozen=True)
+class Order:
+    """What getting some checkpoints means, before anything is done."""
+
+    here: tuple[tuple[Checkpoint, Path], ...]
+    """Already on this computer, and where."""
+    plans: tuple[Plan, ...]
+    """To be downloaded."""
+    free: int
+    """Free bytes where models are kept."""
+    instead: tuple[Instead, ...] = ()
+    """What is taken in the place of something that the hub does not have."""
+    passed: tuple[locate.Passed, ...] = ()
+    """Folders of other programs that seem to hold some of it, and why they cannot be used."""
+
+    @property
+    def missing(self) -> int:
+        """Bytes to download."""
+        return sum(plan.missing for plan in self.plans)
+
+
+def order(checkpoints: Sequence[Checkpoint], newest: bool = False) -> Order:
+    """Look for checkpoints here and in other programs' folders, and ask the hub about the rest; where it does not have
+    one, about the next best. With `newest` the hub is asked about all, and at the newest revision. ModelError when it
+    does not answer, and for those that are here but not as they should be. Changes nothing on disk but our notes of
+    where other programs keep what was found."""
+    elsewhere: list[locate.Found] | None = None
+    passed = list[locate.Passed]()
+    here, plans, instead = list[tuple[Checkpoint, Path]](), list[Plan](), list[Instead]()
+    for checkpoint in checkpoints:
+        some = _alike(checkpoint, chosen=len(checkpoints) > 1)
+        found = None if newest else _whole((c, folder) for c in some if (folder := locate.locate(c)))
+        if not found and not newest and not locate.unfinished(checkpoint):
+            if elsewhere is None:
+                elsewhere, passed = locate.survey()
+            if found := _whole((c, item.folder) for c in some for item in elsewhere if item.checkpoint == c):
+                registry.remember({found[0].id: str(found[1])})
+        if not found:
+            got, why = _offered(checkpoint, newest)
+            plans += [got] if isinstance(got, Plan) else []
+            found = None if isinstance(got, Plan) else got
+            if why:
+                instead.append(Instead(checkpoint, got.checkpoint if isinstance(got, Plan) else got[0], why))
+        if found:
+            here.append(found)
+    if any(c.role == "stage1" for c in checkpoints) and not sets.tokenizer_of(folder for _, folder in here):
+        names = {file.name for plan in plans for file in plan.files}
+        if not any(name.endswith("tokenizer.model") for name in names):
+            got, _ = _offered(registry.TOKENIZER, newest)  # the same file, whichever repository it is from
+            plans += [got] if isinstance(got, Plan) else []
+    return Order(tuple(here), tuple(plans), download.free_bytes(registry.models_dir()), tuple(instead), tuple(passed))
+
+
+def _offered(checkpoint: Checkpoint, newest: bool) -> tuple[Plan | tuple[Checkpoint, Path], str]:
+    """How to get a checkpoint; where the hub does not have it, the next best that is here or there, and why. NotOffered
+    when there is none of them."""
+    asked = newest or None
+    try:
+        return download.plan(checkpoint, asked), ""
+    except NotOffered as exc:
+        for other in registry.relatives(checkpoint):
+            if found := _whole((c, folder) for c in [other] if (folder := locate.locate(c))):
+                return found, exc.what
+            with contextlib.suppress(NotOffered):
+                return download.plan(other, asked), exc.what
+        raise
+
+
+def _alike(checkpoint: Checkpoint, chosen: bool) -> list[Checkpoint]:
+    """A checkpoint, and others that hold the same numbers: the sound model is there with pickles and without. Who asks
+    for the copy without them by its name, instead of having it chosen, wants that one."""
+    others = {"codec": "codec-safetensors"} | ({"codec-safetensors": "codec"} if chosen else {})
+    return [checkpoint, *(registry.CHECKPOINTS[other] for own, other in others.items() if own == checkpoint.id)]
+
+
+def _whole(some: Iterable[tuple[Checkpoint, Path]]) -> tuple[Checkpoint, Path] | None:
+    """The first that may be used. ModelError for a damaged folder of the user's that cannot be got from the hub."""
+    return next(((checkpoint, folder) for checkpoint, folder in some if _is_whole(checkpoint, folder)), None)
+
+
+def _is_whole(checkpoint: Checkpoint, folder: Path) -> bool:
+    """Whether a folder may be used; a damaged one of ours is mended by downloading, another program's is not ours to
+    mend."""
+    try:
+        examine(checkpoint, folder)
+    except ModelError:
+        if checkpoint.repo:
+            return False
+        raise
+    return True
+
+
+def carry_out(order: Order, progress: Progress | None = None) -> list[Path]:
+    """Download what is missing, convert what has to be, and judge the result. The folders, those that were here
+    included. May be called again after any failure."""
+    if order.plans:
+        download.check_space(list(order.plans))
+    folders = [folder for _, folder in order.here]
+    for checkpoint, folder in order.here:
+        if checkpoint.role == "codec":
+            _convert(folder, progress)
+    for plan in order.plans:
+        report = (lambda what, done, total: progress("download", what, done, total)) if progress else None
+        folder = download.fetch(plan, report)
+        registry.remember({plan.checkpoint.id: None})  # a folder of another program's that was noted before
+        if plan.checkpoint.role == "codec":
+            _convert(folder, progress, again=True)
+        examine(plan.checkpoint, folder)
+        folders.append(folder)
+    return folders
+
+
+def _convert(folder: Path, progress: Progress | None, again: bool = False) -> None:
+    """Write the sound model's safetensors beside its pickles, where the folder is ours: those that are missing, or
+    `again` those that do not fit any more. A disk without room for them stops nothing: the pickles can be read."""
+    if locate.is_ours(folder) and (again or not is_converted(folder)):
+        with download.locked(folder), contextlib.suppress(NotWritten):
+            convert(folder, (lambda what, done, total: progress("convert", what, done, total)) if progress else None)
+
+
+def settle(choice: Choice, order: Order) -> None:
+    """Note that a set's name stands for these checkpoints from now on, or for what was taken in their place."""
+    taken = {one.asked.id: one.taken.id for one in order.instead}
+    registry.remember(sets={choice.name: [taken.get(c.id, c.id) for c in choice.checkpoints]})
+
+
+# Judging
+
+
+def examine(checkpoint: Checkpoint, folder: Path, progress: Progress | None = None) -> None:
+    """Refuse, with a ModelError, a folder that does not hold what it should. With `progress` everything is read:
+    checksums against those of the download, and every weight for NaN; without it headers only, and the weights of the
+    sound model (0.9 GB), which is loaded after all the others: a song must not fail there."""
+    checksums = (lambda what, done, total: progress("checksums", what, done, total)) if progress else None
+    scan = (lambda what, done, total: progress("weights", what, done, total)) if progress else None
+    if progress:
+        download.check_pin(checkpoint, folder, checksums)
+    if checkpoint.role == "tokenizer":
+        return
+    if checkpoint.role == "codec":
+        check_codec(folder, encode=True, scan=scan or quiet)
+        sets.scan_sound(folder, scan or quiet)
+        return
+    stage = 1 if checkpoint.role == "stage1" else 2
+    config = read_config(folder)
+    sets.check_vocabulary(
+        stage, folder, config, YUE_V1, (registry.VOCABULARIES["stage1"], registry.VOCABULARIES["stage2"])
+    )
+    stored = check_tensors(folder, config, scan)
+    if stored != checkpoint.stored and {stored, checkpoint.stored} - {"bfloat16", "float16", "float32"}:
+        raise ModelError(
+            f"{folder} holds {stored} weights, not {checkpoint.stored} as {checkpoint.id} should.",
+            "The folder holds another copy of the model: add it under its own name, or get this one again.",
+        )
+    if (bits := exl2_bits(folder)) and bits != checkpoint.bits:
+        raise ModelError(
+            f"{folder} holds the revision with {bits:g} bits, not the one with {checkpoint.bits:g} as {checkpoint.id} "
+            "should.",
+            f"Switch the clone to the branch {checkpoint.revision or 'main'}, or remove it and get this one again.",
+        )
+
+
+def quiet(what: str, done: int, total: int) -> None:
+    """Nobody wants to hear how far it is."""
+
+
+# Removing
+
+
+def remove(checkpoint: Checkpoint) -> int:
+    """Delete what we downloaded of a checkpoint, or made of it, and forget where it lies; the bytes freed. Files that
+    our record of the download does not name, or that were changed since, stay; other programs' folders are only
+    forgotten. ModelError when another process is at work on it, or the record cannot be read."""
+    folder = locate.own_folder(checkpoint)
+    pin = locate.read_pin(checkpoint)
+    if pin is None or not locate.is_ours(folder) or not folder.is_dir():
+        registry.forget(checkpoint.id)
+        return 0
+    freed = 0
+    with download.locked(folder):
+        gone = removal.ours(checkpoint, pin)
+        for path in gone:
+            size = 0 if path.is_symlink() else path.stat().st_size
+            files.remove(path)
+            freed += size
+        inside = {parent for path in gone for parent in path.parents if folder in parent.parents}
+        for place in sorted(inside, reverse=True):
+            with contextlib.suppress(OSError):  # something else is in it
+                place.rmdir()
+    with contextlib.suppress(OSError, LibraryError):  # a lock that somebody looks at keeps the empty folder
+        files.patiently(folder.rmdir, folder, "removed")
+    registry.forget(checkpoint.id)
+    return freed
+
+
+# Adding
+
+
+def add_folder(
+    folder: Path, name: str | None = None, said: dict[str, str] | None = None
+) -> list[tuple[Checkpoint, Path]]:
+    """Use the models in `folder`, or in folders below it, from where they are. `said` gives language and mode where
+    their names do not; `name` is a new checkpoint's. RequestError when nothing is found or something is not told."""
+    strangers.refuse_unwritable(folder)
+    alone = (folder / "config.json").is_file() or (folder / "final_ckpt").is_dir()
+    found, passed = ([locate.identify(folder)], []) if alone else locate.survey([folder])
+    if not found:
+        raise RequestError(
+            " ".join([f"No YuE model was found in {folder}, nor in the folders below it.", *(p.why for p in passed)]),
+            "Name the folder that holds config.json and the .safetensors files, or final_ckpt for the sound model.",
+        )
+    if name and len(found) > 1:
+        raise RequestError(f"{len(found)} models are in {folder}; one name is not enough.", "Add them one by one.")
+    added = []
+    for item in found:
+        checkpoint = item.checkpoint if not (name or said) else None
+        checkpoint = checkpoint or registry.own(str(item.folder), name, item.said | (said or {}))
+        examine(checkpoint, item.folder)
+        if checkpoint.role == "codec":
+            _convert(item.folder, None)
+        if checkpoint.id in registry.CHECKPOINTS:
+            registry.remember({checkpoint.id: str(item.folder)})
+        else:
+            registry.add(checkpoint)
+        added.append((checkpoint, item.folder))
+    return added
