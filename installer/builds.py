@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from typing import Mapping, NamedTuple, Sequence
 
-from .probe import Card, Machine
+from .probe import ProbedCard, Machine
 
 TORCH_INDEX = "https://download.pytorch.org/whl"
 """torch's own package index, the one host that is named here: uv knows it, pip does not, and no other index has the
@@ -41,7 +41,7 @@ class Choice(NamedTuple):
 
     build: str
     reason: str
-    card: Card | None = None
+    card: ProbedCard | None = None
     beside: Sequence[str] = ()
 
 
@@ -57,14 +57,14 @@ def holds_code(build: str, arch: str, capability: tuple[int, int]) -> bool:
     return any(of == major and from_ <= minor for of, from_ in CODE.get((build, arch), ()))
 
 
-def build_for(card: Card, arch: str) -> str:
+def build_for(card: ProbedCard, arch: str) -> str:
     """The preferred build with code for a card; empty when there is none."""
     if card.capability is None:
         return next(iter(CUDA))
     return next((build for build in CUDA if holds_code(build, arch, card.capability)), "")
 
 
-def objection(card: Card, machine: Machine, arch: str) -> str:
+def objection(card: ProbedCard, machine: Machine, arch: str) -> str:
     """Why a card cannot be computed on, as a clause; empty when it can."""
     driver = tuple(map(int, card.driver.split(".")))
     in_windows = machine.system == "Windows" or machine.wsl  # WSL uses the driver of Windows, and tells its version
@@ -84,7 +84,7 @@ def objection(card: Card, machine: Machine, arch: str) -> str:
     return ""
 
 
-def without_code(build: str, arch: str, cards: Sequence[Card]) -> list[str]:
+def without_code(build: str, arch: str, cards: Sequence[ProbedCard]) -> list[str]:
     """Names of the cards that a build holds no code for, each once."""
     others = [card for card in cards if card.capability and not holds_code(build, arch, card.capability)]
     return list(dict.fromkeys(card.name for card in others))
@@ -113,7 +113,7 @@ def choose_build(wish: str, machine: Machine, arch: str) -> Choice:
     return Choice("cpu", objections[0] if cards else no_card(machine))
 
 
-def served(build: str, arch: str, cards: Sequence[Card]) -> str:
+def served(build: str, arch: str, cards: Sequence[ProbedCard]) -> str:
     """The cards that a build holds code for as a value of CUDA_VISIBLE_DEVICES, in nvidia-smi's order, which is that of
     the bus; empty when nothing is to be hidden. Programs take the first card there is, and it may be the old one."""
     numbers = [

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Mapping, Sequence
 
 from .choose import Plan, decide, fetchers, how_to_get_python
-from .probe import ROOT, Machine, ask, is_uv, look, probe
+from .probe import ROOT, Machine, ask, is_uv, probe_machine, probe
 from .own_folders import clear_fetched, own_folders
 from .record import is_ours, make_record, needed, patiently, read_record, venv_folder, write_record
 from .steps import PIP, Step, Tools, again, check_step, package_steps, pip_settings, setup_env, test_step, uv_step, venv_python
@@ -325,7 +325,7 @@ def installer(env: Mapping[str, str]) -> str:
 
 def make_plan(root: Path, venv: Path, wish: str, task: str) -> tuple[Plan, Machine]:
     """For a new environment from the whole machine; for one that stays, from its own Python and stack."""
-    machine = look(os.environ, venv)
+    machine = probe_machine(os.environ, venv)
     if task != "everything":
         own = probe([str(venv_python(venv))])
         machine = machine._replace(pythons=[own] if own else [], named_python="", free=None)

@@ -14,7 +14,7 @@ from typing import Any, Mapping, NamedTuple, Sequence
 from .builds import served
 from .choose import Plan, decide
 from .install import clear, installer, prepare, venv_command, wheel_urls
-from .probe import Machine, find_cards, look
+from .probe import Machine, find_cards, probe_machine
 from .own_folders import clear_fetched
 from .pretend import pretend
 from .record import is_ours, needed, read_record, venv_folder
@@ -197,7 +197,7 @@ def run(root: Path, argv: Sequence[str]) -> int:
     request = read(argv, os.environ)
     command, rest = (request.args[0], list(request.args[1:])) if request.args else ("ui", [])
     if request.dry_run:
-        machine = pretend(request.pretend) if request.pretend else look(os.environ, venv_folder(root))
+        machine = pretend(request.pretend) if request.pretend else probe_machine(os.environ, venv_folder(root))
         print(tell(root, request, machine, real=not request.pretend))
         return 0
     if command in ("-h", "--help") and needed(root, request.wish, False) != "nothing":

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import re
 
-from .probe import Card, Interpreter, Machine
+from .probe import ProbedCard, Interpreter, Machine
 from .console import SetupError
 
 # Compute capabilities by NVIDIA's names for its cards (its own list of CUDA GPUs).
@@ -123,7 +123,7 @@ def pretend(text: str) -> Machine:
     return Machine(
         system=system,
         pythons=[interpreter(word, arch) for word in pythons if word != "none"],
-        cards=[Card(name.upper(), driver, capability(name), memory) for name in names],
+        cards=[ProbedCard(name.upper(), driver, capability(name), memory) for name in names],
         unheard=unheard,
         release=release,
         **more,  # type: ignore[arg-type]

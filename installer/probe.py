@@ -33,7 +33,7 @@ class Interpreter(NamedTuple):
     """`cpython`, `free-threaded` (its own builds of packages, which few have), `pypy` …"""
 
 
-class Card(NamedTuple):
+class ProbedCard(NamedTuple):
     """An NVIDIA card as its driver describes it."""
 
     name: str
@@ -52,7 +52,7 @@ class Machine(NamedTuple):
     """Linux, Windows or Darwin."""
     pythons: Sequence[Interpreter]
     """Those that start, in the order in which they are wanted, up to the first that fits."""
-    cards: Sequence[Card] = ()
+    cards: Sequence[ProbedCard] = ()
     unheard: Sequence[str] = ()
     """Makers of graphics cards that sit in the machine, whether their driver answers or not: NVIDIA, AMD, Intel."""
     libc: str = "glibc"
@@ -166,11 +166,11 @@ def find_pythons(commands: Iterator[list[str]]) -> list[Interpreter]:
     return found
 
 
-def parse_cards(text: str) -> list[Card]:
+def parse_cards(text: str) -> list[ProbedCard]:
     """Cards from what nvidia-smi prints of `FIELDS`, or of the first two; sizes in MiB, without units."""
     rows = re.findall(r"(?m)^([^,\n]+?), (\d+(?:\.\d+)+)(?:, (\d+)\.(\d+), (\S+))?\s*$", text)
     return [
-        Card(
+        ProbedCard(
             name,
             driver,
             (int(major), int(minor)) if major else None,
@@ -200,7 +200,7 @@ def nvidia_smi() -> str | None:
     return found
 
 
-def find_cards() -> list[Card]:
+def find_cards() -> list[ProbedCard]:
     """The NVIDIA cards whose driver answers; none when there is no driver."""
     program = nvidia_smi()
     if not program:
@@ -252,7 +252,7 @@ def synced_by(folder: Path, env: Mapping[str, str]) -> str:
     return next((name for name in names if name in parts), "")
 
 
-def look(env: Mapping[str, str], home: Path) -> Machine:
+def probe_machine(env: Mapping[str, str], home: Path) -> Machine:
     """The machine this runs on; `home` is where the environment goes."""
     system = platform.system()
     libc, text = platform.libc_ver() if system == "Linux" else ("glibc", platform.mac_ver()[0])

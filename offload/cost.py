@@ -7,7 +7,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from .sizes import FLOAT_BITS, Shapes, Way, kv_per_id, layer_bytes, streamed_bytes, weight_bytes
+from .sizes import FLOAT_BITS, Shapes, WeightFormat, kv_per_id, layer_bytes, streamed_bytes, weight_bytes
 
 if TYPE_CHECKING:
     from .device import Card
@@ -50,12 +50,12 @@ def song(plan: MemoryPlan, card: Card | None) -> float:
     """Seconds of both stages and of the swaps between them."""
     need = plan.need
     ids = need.sections * need.budget
-    seconds = ids * _pass(need.stage1, plan.way1, need.rows, card)
+    seconds = ids * _pass(need.stage1, plan.stage1_format, need.rows, card)
     if plan.resident is not None:
-        seconds += ids * streamed_bytes(need.stage1, plan.way1, plan.resident) / _link(card)
+        seconds += ids * streamed_bytes(need.stage1, plan.stage1_format, plan.resident) / _link(card)
     visits = visits_of(need.sections, need.budget // 2, plan.hear, plan.stage2_batch)
     for rows in visits:
-        seconds += sum(7 * CHUNK * _pass(need.stage2, plan.way2, [need.chunk] * n, card) for n in rows)
+        seconds += sum(7 * CHUNK * _pass(need.stage2, plan.stage2_format, [need.chunk] * n, card) for n in rows)
     if not plan.together and len(visits) > 1:
         seconds += (len(visits) - 1) * _swap(plan, card)
     return seconds
@@ -78,7 +78,7 @@ def visits_of(sections: int, frames: int, hear: str, batch: int) -> list[list[in
     return visits
 
 
-def _pass(shapes: Shapes, way: Way, rows: list[int], card: Card | None) -> float:
+def _pass(shapes: Shapes, way: WeightFormat, rows: list[int], card: Card | None) -> float:
     """One step of all rows: the weights once (EXL2: once per four rows), and half of what the rows can hold."""
     weights = shapes.config.layers * layer_bytes(shapes, way)
     if way.engine == "exl2":
@@ -98,9 +98,9 @@ def _swap(plan: MemoryPlan, card: Card | None) -> float:
     """Stage 1 leaves for Stage 2 and comes back, with its caches."""
     need, link = plan.need, _link(card)
     seconds = 0.0
-    for stage, shapes, way in ((1, need.stage1, plan.way1), (2, need.stage2, plan.way2)):
+    for stage, shapes, way in ((1, need.stage1, plan.stage1_format), (2, need.stage2, plan.stage2_format)):
         seconds += weight_bytes(shapes, way) / (link if stage in plan.parked else RELOAD)
-    cache = float(kv_per_id(need.stage1, plan.way1.kv)) * sum(need.rows)
+    cache = float(kv_per_id(need.stage1, plan.stage1_format.kv)) * sum(need.rows)
     return seconds + {"kept": 0.0, "parked": 2 * cache / link, "rebuilt": sum(need.rows) / 2 / PREFILL_IDS}[plan.caches]
 
 

@@ -10,16 +10,16 @@ from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from yuegp.errors import DeviceError
-from yuegp.lm import LMEngine, Setup, open_engine
+from yuegp.lm import LMEngine, EngineConfig, open_engine
 
 from .device import Card
 from .plan import MemoryPlan, within
 
-Open = Callable[[Path, Setup], LMEngine]
+Open = Callable[[Path, EngineConfig], LMEngine]
 
 
 @runtime_checkable
-class Parks(Protocol):
+class Offloadable(Protocol):
     """An engine that can leave the device and come back: its weights wait in RAM meanwhile, or are read again. Its open
     sessions stay valid; their caches stay on the device, or with `caches` wait in RAM."""
 
@@ -28,7 +28,7 @@ class Parks(Protocol):
     def unpark(self) -> None: ...
 
 
-class Cast:
+class ModelManager:
     """The two language models of a song, of which as many are loaded as the plan allows. A context manager: leaving it
     unloads both."""
 
@@ -48,7 +48,7 @@ class Cast:
         self._in_use: list[int] = []
         self._limits: dict[int, int] = {}
 
-    def __enter__(self) -> Cast:
+    def __enter__(self) -> ModelManager:
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -61,16 +61,16 @@ class Cast:
             for other in [other for other in self._here if other != stage]:
                 if other in self._in_use:
                     raise RuntimeError(f"Stage {other} is still at work, and the plan has no room for both")
-                self._put_aside(other)
+                self._offload(other)
         if stage not in self._here:
-            self._bring(stage)
+            self._load(stage)
         self._in_use.append(stage)
         try:
             yield self._here[stage]
         finally:
             self._in_use.remove(stage)
 
-    def waits(self, stage: int) -> bool:
+    def keeps_sessions(self, stage: int) -> bool:
         """Whether the sessions of a loaded model outlast the other one's turn."""
         engine = self._here.get(stage) or self._waiting.get(stage)
         return engine is not None and (self.plan.together or self._parks(stage, engine))
@@ -88,7 +88,7 @@ class Cast:
         if empty_pinned and torch.cuda.is_initialized():
             empty_pinned()
 
-    def step_down(self, stage: int) -> str:
+    def fall_back(self, stage: int) -> str:
         """Memory ran out in a stage: unload everything, and go on by the next smaller plan. What has changed, as a
         sentence; DeviceError when nothing is left to be made smaller."""
         self.clear()
@@ -109,12 +109,12 @@ class Cast:
 
     def _parks(self, stage: int, engine: LMEngine) -> bool:
         outlasts = stage in self.plan.parked or (stage == 1 and self.plan.caches != "rebuilt")
-        return outlasts and isinstance(engine, Parks)
+        return outlasts and isinstance(engine, Offloadable)
 
-    def _put_aside(self, stage: int) -> None:
+    def _offload(self, stage: int) -> None:
         engine = self._here[stage]  # stays known until it is gone: there may be no RAM to wait in
         if self._parks(stage, engine):
-            assert isinstance(engine, Parks)
+            assert isinstance(engine, Offloadable)
             engine.park(caches=self.plan.caches == "parked")
             self._waiting[stage] = engine
         else:
@@ -122,10 +122,10 @@ class Cast:
         del self._here[stage], engine
         _give_back()
 
-    def _bring(self, stage: int) -> None:
+    def _load(self, stage: int) -> None:
         self.swaps += 1
         if (engine := self._waiting.get(stage)) is not None:
-            assert isinstance(engine, Parks)
+            assert isinstance(engine, Offloadable)
             engine.unpark()
             del self._waiting[stage]
         else:
@@ -139,7 +139,7 @@ def _difference(before: MemoryPlan, after: MemoryPlan) -> str:
     parts = []
     if after.resident != before.resident:
         parts.append(f"with {after.resident} layers of Stage 1 on the card")
-    for stage, a, b in ((1, before.way1, after.way1), (2, before.way2, after.way2)):
+    for stage, a, b in ((1, before.stage1_format, after.stage1_format), (2, before.stage2_format, after.stage2_format)):
         if a != b:
             parts.append(f"with Stage {stage} as {b}")
     if after.stage2_batch != before.stage2_batch:

@@ -10,17 +10,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .pinned import Run
+from .pinned import PinnedBuffer
 
 
-class Aside:
+class ParkedTensors:
     """Copies of the storages of some tensors in RAM, pinned where there is a card. The copies of `kept` tensors, which
     nobody writes to (weights), stay for the next time, so that leaving again costs nothing."""
 
     def __init__(self, kept: Iterable[Tensor]) -> None:
         self._kept = _storages(kept)
-        self._copies: dict[int, Run] = {}
-        self._out: list[tuple[Any, Run]] = []
+        self._copies: dict[int, PinnedBuffer] = {}
+        self._out: list[tuple[Any, PinnedBuffer]] = []
 
     @property
     def bytes(self) -> int:
@@ -65,7 +65,7 @@ def _bytes(storage: Any) -> Tensor:
     return torch.empty(0, dtype=torch.uint8, device=storage.device).set_(storage)
 
 
-def _copy(storage: Any) -> Run:
-    copy = Run(storage.nbytes(), pinned=storage.device.type == "cuda")
+def _copy(storage: Any) -> PinnedBuffer:
+    copy = PinnedBuffer(storage.nbytes(), pinned=storage.device.type == "cuda")
     copy.take(_bytes(storage))
     return copy

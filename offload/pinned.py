@@ -27,7 +27,7 @@ def pieces(size: int) -> list[int]:
     return found + [size] * (size > 0)
 
 
-class Run:
+class PinnedBuffer:
     """A run of bytes in main memory, pinned if a card shall be fed from it, as long as no more than half of all RAM is:
     beyond, and where the system pins no more, it is plain memory, which feeds a card too, slower."""
 
@@ -36,11 +36,11 @@ class Run:
 
     def __init__(self, size: int, pinned: bool) -> None:
         self.size = size
-        self.pinned = pinned and Run._all_pinned + size <= ram().pinned
+        self.pinned = pinned and PinnedBuffer._all_pinned + size <= ram().pinned
         if self.pinned:
             try:
                 self._pieces = _allocate(size, True)
-                Run._all_pinned += size
+                PinnedBuffer._all_pinned += size
                 weakref.finalize(self, _unpinned, size)
                 return
             except RuntimeError:  # such as WSL's refusals, which are not all about memory
@@ -67,4 +67,4 @@ def _allocate(size: int, pinned: bool) -> list[Tensor]:
 
 
 def _unpinned(size: int) -> None:
-    Run._all_pinned -= size
+    PinnedBuffer._all_pinned -= size

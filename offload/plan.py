@@ -17,7 +17,7 @@ from functools import cached_property
 from itertools import product
 
 from yuegp.errors import DeviceError
-from yuegp.lm import Setup
+from yuegp.lm import EngineConfig
 
 from . import cost
 from .device import CONTEXT, GIB, Card
@@ -26,7 +26,7 @@ from .sizes import (
     STREAMED_PREFILL,
     Shapes,
     Sound,
-    Way,
+    WeightFormat,
     cache_bytes,
     layer_bytes,
     scratch_bytes,
@@ -53,14 +53,14 @@ EARLY = {"stages": 1.0, "first": 1.05, "sections": 1.10}
 
 
 @dataclass(frozen=True)
-class Need:
+class MemoryRequest:
     """What a song asks for. `ways1` and `ways2` are the ways the two models could be held here."""
 
     stage1: Shapes
     stage2: Shapes
     sound: Sound
-    ways1: tuple[Way, ...]
-    ways2: tuple[Way, ...]
+    ways1: tuple[WeightFormat, ...]
+    ways2: tuple[WeightFormat, ...]
     sections: int
     """Sections to be written."""
     budget: int
@@ -97,10 +97,10 @@ class Step:
 class MemoryPlan:
     """How a song is made with the memory there is. Sizes in bytes."""
 
-    need: Need
+    need: MemoryRequest
     device: str
-    way1: Way
-    way2: Way
+    stage1_format: WeightFormat
+    stage2_format: WeightFormat
     stage2_batch: int
     hear: str
     """`stages`: all of Stage 1 first. `sections`: each section is refined when it is written. `first`: the first one
@@ -123,12 +123,12 @@ class MemoryPlan:
         return "stages" if self.hear == "stages" else "sections"
 
     @property
-    def stage1(self) -> Setup:
-        return _setup(self.way1, self.device, self.resident)
+    def stage1(self) -> EngineConfig:
+        return _setup(self.stage1_format, self.device, self.resident)
 
     @property
-    def stage2(self) -> Setup:
-        return _setup(self.way2, self.device)
+    def stage2(self) -> EngineConfig:
+        return _setup(self.stage2_format, self.device)
 
     @property
     def sound_device(self) -> str:
@@ -151,19 +151,19 @@ class MemoryPlan:
         n, apart = self.need, not self.together
         base = (("CUDA itself", CONTEXT),) if self.device != "cpu" else ()
         one, two = (
-            (f"Stage 1, {self.way1}", weight_bytes(n.stage1, self.way1, self.resident, self.device)),
-            (f"Stage 2, {self.way2}", weight_bytes(n.stage2, self.way2, None, self.device)),
+            (f"Stage 1, {self.stage1_format}", weight_bytes(n.stage1, self.stage1_format, self.resident, self.device)),
+            (f"Stage 2, {self.stage2_format}", weight_bytes(n.stage2, self.stage2_format, None, self.device)),
         )
-        cache = ("its caches", cache_bytes(n.stage1, self.way1, n.rows))
-        streamed = [("layers of Stage 1", streamed_bytes(n.stage1, self.way1, self.resident))] * (
+        cache = ("its caches", cache_bytes(n.stage1, self.stage1_format, n.rows))
+        streamed = [("layers of Stage 1", streamed_bytes(n.stage1, self.stage1_format, self.resident))] * (
             self.resident is not None
         )
         most = STREAMED_PREFILL if self.resident is not None else PREFILL
-        scratch1 = ("scratch", scratch_bytes(n.stage1, self.way1, min(most, n.rows[0]), n.rows[0], 1, self.device))
+        scratch1 = ("scratch", scratch_bytes(n.stage1, self.stage1_format, min(most, n.rows[0]), n.rows[0], 1, self.device))
         rows = [n.chunk] * self.stage2_batch
-        cache2 = (f"caches of {self.stage2_batch} chunks", cache_bytes(n.stage2, self.way2, rows))
+        cache2 = (f"caches of {self.stage2_batch} chunks", cache_bytes(n.stage2, self.stage2_format, rows))
         prefix = n.chunk // 9 + 4
-        scratch2 = ("scratch", scratch_bytes(n.stage2, self.way2, prefix, prefix, len(rows), self.device))
+        scratch2 = ("scratch", scratch_bytes(n.stage2, self.stage2_format, prefix, prefix, len(rows), self.device))
         both = self.together or self.order == "sections"
         wait1 = [one] * (apart and 1 in self.parked)
         wait2 = [two] * (apart and 2 in self.parked and both)
@@ -182,18 +182,18 @@ class MemoryPlan:
         return not self.together and self.order == "sections" and self.need.sections > 1
 
     @property
-    def goodness(self) -> tuple[float, ...]:
+    def rank(self) -> tuple[float, ...]:
         """The order of plans; the larger the better."""
-        rung1, rung2 = _rung(self.way1), _rung(self.way2)
+        rung1, rung2 = quality_rank(self.stage1_format), quality_rank(self.stage2_format)
         streamed = self.resident is not None
         worth = -self.seconds / EARLY[self.hear]
-        pressed = self.way1.converted + self.way2.converted
+        pressed = self.stage1_format.converted + self.stage2_format.converted
         return (not streamed, *((0, 0, 0) if streamed else rung1), *rung2, worth, -pressed)
 
     @property
     def music(self) -> tuple[float, ...]:
         """What of `goodness` may be heard: all but who pressed the weights, and the time."""
-        streamed, kv1, bits1, _, kv2, bits2, *_ = self.goodness
+        streamed, kv1, bits1, _, kv2, bits2, *_ = self.rank
         return streamed, kv1, bits1, kv2, bits2
 
     def table(self) -> str:
@@ -213,12 +213,12 @@ class MemoryPlan:
 class DoesNotFit(DeviceError):
     """There is not enough memory. `shortfall` is what is missing at least, in bytes; `nearest` what would fit."""
 
-    def __init__(self, what: str, hint: str, shortfall: int, nearest: tuple[Need, MemoryPlan] | None) -> None:
+    def __init__(self, what: str, hint: str, shortfall: int, nearest: tuple[MemoryRequest, MemoryPlan] | None) -> None:
         super().__init__(what, hint)
         self.shortfall, self.nearest = shortfall, nearest
 
 
-def plan(job: Need, card: Card | None, ram: int, fewer: Sequence[Way] = ()) -> MemoryPlan:
+def plan(job: MemoryRequest, card: Card | None, ram: int, fewer: Sequence[WeightFormat] = ()) -> MemoryPlan:
     """The best plan for `job` on `card`, or on the CPU where that is None, with `ram` bytes of RAM free.
 
     DoesNotFit says how much is missing. The nearest thing that fits is looked for among `fewer` ways to hold Stage 1,
@@ -229,7 +229,7 @@ def plan(job: Need, card: Card | None, ram: int, fewer: Sequence[Way] = ()) -> M
     raise _does_not_fit(job, card, ram, fewer)
 
 
-def within(job: Need, card: Card | None, ram: int, limits: Mapping[int, int]) -> MemoryPlan | None:
+def within(job: MemoryRequest, card: Card | None, ram: int, limits: Mapping[int, int]) -> MemoryPlan | None:
     """The best plan whose peak in some stages is no more than `limits` says: what is left after memory ran out there
     although the plan was kept. None when there is none."""
     found = _best(job, card, ram, limits)
@@ -241,7 +241,7 @@ def budget_of(card: Card | None, ram: int) -> int:
     return int((card.free if card else ram) * (1 - RESERVE))
 
 
-def _best(job: Need, card: Card | None, ram: int, limits: Mapping[int, int] = NO_LIMITS) -> MemoryPlan | None:
+def _best(job: MemoryRequest, card: Card | None, ram: int, limits: Mapping[int, int] = NO_LIMITS) -> MemoryPlan | None:
     device = "cuda" if card else "cpu"
     budget, aside = budget_of(card, ram), ram * RAM_SHARE
     if card and card.pinned is not None:  # all of it is pinned
@@ -254,21 +254,21 @@ def _best(job: Need, card: Card | None, ram: int, limits: Mapping[int, int] = NO
             if any(candidate.steps[stage - 1].bytes > most for stage, most in limits.items()):
                 continue
             candidate = replace(candidate, seconds=cost.song(candidate, card))
-            if best is None or candidate.goodness > best.goodness:
+            if best is None or candidate.rank > best.rank:
                 best = candidate
         if best:
             return best
     return None
 
 
-def _groups(job: Need, device: str, budget: int, batches: Sequence[int]) -> Iterator[Iterable[MemoryPlan]]:
+def _groups(job: MemoryRequest, device: str, budget: int, batches: Sequence[int]) -> Iterator[Iterable[MemoryPlan]]:
     """All plans, in groups of which each is better than all later ones: by how Stage 1 and then Stage 2 are held, and
     streamed ones last."""
     alone = [way for way in job.ways1 if _alone(job, device, way) <= budget]
-    rungs1, rungs2 = (sorted({_rung(way) for way in ways}, reverse=True) for ways in (alone, job.ways2))
+    rungs1, rungs2 = (sorted({quality_rank(way) for way in ways}, reverse=True) for ways in (alone, job.ways2))
     for rung1, rung2 in product(rungs1, rungs2):
-        ways1 = [way for way in alone if _rung(way) == rung1]
-        ways2 = [way for way in job.ways2 if _rung(way) == rung2]
+        ways1 = [way for way in alone if quality_rank(way) == rung1]
+        ways2 = [way for way in job.ways2 if quality_rank(way) == rung2]
         yield (
             plan for base in _bases(job, device, budget, ways1, ways2, batches) for plan in (base, *_arrangements(base))
         )
@@ -276,7 +276,7 @@ def _groups(job: Need, device: str, budget: int, batches: Sequence[int]) -> Iter
         return
     for rung2 in rungs2:
         ways1 = [way for way in job.ways1 if way.engine == "torch"]
-        ways2 = [way for way in job.ways2 if _rung(way) == rung2]
+        ways2 = [way for way in job.ways2 if quality_rank(way) == rung2]
         yield (
             replace(base, resident=resident, hear=hear)
             for base in _bases(job, device, budget, ways1, ways2, batches)
@@ -285,13 +285,13 @@ def _groups(job: Need, device: str, budget: int, batches: Sequence[int]) -> Iter
         )
 
 
-def _alone(job: Need, device: str, way: Way) -> int:
+def _alone(job: MemoryRequest, device: str, way: WeightFormat) -> int:
     """Bytes on the device while sections are written and nothing else is there: no plan takes less."""
     return MemoryPlan(job, device, way, job.ways2[0], 1, "stages", together=False).steps[0].bytes
 
 
 def _bases(
-    job: Need, device: str, budget: int, ways1: list[Way], ways2: list[Way], batches: Sequence[int]
+    job: MemoryRequest, device: str, budget: int, ways1: list[WeightFormat], ways2: list[WeightFormat], batches: Sequence[int]
 ) -> Iterator[MemoryPlan]:
     """The plainest plan for each way to hold the models and each number of chunks: one model after the other."""
     for way1, way2, batch in product(ways1, ways2, batches):
@@ -306,12 +306,12 @@ def _arrangements(base: MemoryPlan) -> Iterator[MemoryPlan]:
         yield replace(base, hear=hear, together=True, caches="kept")
     if base.device == "cpu":
         return
-    can_wait = [stage for stage, way in ((1, base.way1), (2, base.way2)) if way.engine == "torch"]
+    can_wait = [stage for stage, way in ((1, base.stage1_format), (2, base.stage2_format)) if way.engine == "torch"]
     for hear in ("first", "sections"):
         for parked in ((), (1,), (2,), (1, 2)):
             if all(stage in can_wait for stage in parked):
                 yield replace(base, hear=hear, parked=parked)
-                if 1 in parked or base.way1.engine == "exl2":  # torch without a copy of its weights is gone for good
+                if 1 in parked or base.stage1_format.engine == "exl2":  # torch without a copy of its weights is gone for good
                     yield replace(base, hear=hear, parked=parked, caches="kept")
                     yield replace(base, hear=hear, parked=parked, caches="parked")
 
@@ -319,20 +319,20 @@ def _arrangements(base: MemoryPlan) -> Iterator[MemoryPlan]:
 def _most_resident(base: MemoryPlan) -> int | None:
     """Layers of Stage 1 for which there is room beside the two that are streamed; None when there is none for any."""
     bare = replace(base, resident=0)
-    layer = layer_bytes(base.need.stage1, base.way1)
+    layer = layer_bytes(base.need.stage1, base.stage1_format)
     room = (base.budget - bare.steps[0].bytes) // layer
     return min(room, base.need.stage1.config.layers - 3) if room >= 0 else None
 
 
-def _rung(way: Way) -> tuple[int, float, int]:
+def quality_rank(way: WeightFormat) -> tuple[int, float, int]:
     """How good the music is that a model held this way writes, as far as anybody knows. Quantized caches come last:
     what they do to codes is not known, and each step unpacks them. From 8 bits on no loss was ever published."""
     kv = -CACHES.index(way.kv) if way.kv in CACHES else 0
     return kv, min(float(way.bits), 8.0), -way.converted
 
 
-def _setup(way: Way, device: str, resident: int | None = None) -> Setup:
-    return Setup(way.engine, device, way.weights, way.kv if way.engine == "exl2" else "same", resident)
+def _setup(way: WeightFormat, device: str, resident: int | None = None) -> EngineConfig:
+    return EngineConfig(way.engine, device, way.weights, way.kv if way.engine == "exl2" else "same", resident)
 
 
 # Reasons
@@ -342,7 +342,7 @@ def _reasons(p: MemoryPlan, card: Card | None, ram: int) -> Iterator[str]:
     n, place = p.need, "card" if card else "RAM"
     free = card.free if card else ram
     yield f"{_gb(free)} of the {place} {'are' if card else 'is'} free; {_gb(p.budget)} may be used."
-    better = [way for way in n.ways1 if _rung(way) > _rung(p.way1)]
+    better = [way for way in n.ways1 if quality_rank(way) > quality_rank(p.stage1_format)]
     if p.resident is not None:
         layers = n.stage1.config.layers
         yield (
@@ -350,11 +350,11 @@ def _reasons(p: MemoryPlan, card: Card | None, ram: int) -> Iterator[str]:
             "That works, slowly."
         )
     elif better:
-        least = min(better, key=lambda way: replace(p, way1=way, together=False).steps[0].bytes)
-        asked = replace(p, way1=least, together=False).steps[0].bytes
-        yield f"Stage 1 as {least} would need {_gb(asked)}, so it is held as {p.way1}."
+        least = min(better, key=lambda way: replace(p, stage1_format=way, together=False).steps[0].bytes)
+        asked = replace(p, stage1_format=least, together=False).steps[0].bytes
+        yield f"Stage 1 as {least} would need {_gb(asked)}, so it is held as {p.stage1_format}."
     else:
-        yield f"Stage 1 is held as {p.way1}: with caches for {n.rows[0]:,} ids it takes {_gb(p.steps[0].bytes)}."
+        yield f"Stage 1 is held as {p.stage1_format}: with caches for {n.rows[0]:,} ids it takes {_gb(p.steps[0].bytes)}."
     if p.together:
         yield "Both language models stay loaded."
     else:
@@ -376,7 +376,7 @@ def _reasons(p: MemoryPlan, card: Card | None, ram: int) -> Iterator[str]:
         yield "The sound is made on the CPU: the codec does not fit on the card."
 
 
-def _does_not_fit(job: Need, card: Card | None, ram: int, fewer: Sequence[Way]) -> DoesNotFit:
+def _does_not_fit(job: MemoryRequest, card: Card | None, ram: int, fewer: Sequence[WeightFormat]) -> DoesNotFit:
     budget, place = budget_of(card, ram), "card" if card else "RAM"
     groups = _groups(job, "cuda" if card else "cpu", 1 << 60, [1])
     least = min(replace(p, resident=p.resident and 0).peak for group in groups for p in group)
@@ -391,9 +391,9 @@ def _does_not_fit(job: Need, card: Card | None, ram: int, fewer: Sequence[Way]) 
     return DoesNotFit(what, "Close other programs that use it, or use the model demo.", shortfall, None)
 
 
-def _relaxed(job: Need, fewer: Sequence[Way]) -> Iterator[tuple[Need, str]]:
+def _relaxed(job: MemoryRequest, fewer: Sequence[WeightFormat]) -> Iterator[tuple[MemoryRequest, str]]:
     """Lesser songs, the least change first, with a sentence's beginning for each."""
-    for way in sorted(fewer, key=_rung, reverse=True):
+    for way in sorted(fewer, key=quality_rank, reverse=True):
         yield replace(job, ways1=(way,)), f"Stage 1 as {way}"
     most = (*job.ways1, *fewer)
     for takes in range(job.takes - 1, 0, -1):

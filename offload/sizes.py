@@ -92,7 +92,7 @@ class Shapes:
 
 
 @dataclass(frozen=True)
-class Way:
+class WeightFormat:
     """A way to hold a model. `bits` per weight of its layers, scales included where the format says so (EXL2)."""
 
     engine: str
@@ -128,12 +128,12 @@ def blocks(sizes: Iterable[int]) -> int:
     return taken
 
 
-def layer_bytes(shapes: Shapes, way: Way) -> int:
+def layer_bytes(shapes: Shapes, way: WeightFormat) -> int:
     """One layer's matrices as they are held."""
     return sum(sum(parts) for parts in _parts(shapes, way))
 
 
-def _parts(shapes: Shapes, way: Way) -> Iterator[tuple[int, ...]]:
+def _parts(shapes: Shapes, way: WeightFormat) -> Iterator[tuple[int, ...]]:
     """Bytes of the tensors that each matrix of a layer is held as: values, and scales where they are not counted among
     them."""
     for n in shapes.each:
@@ -149,14 +149,14 @@ def _parts(shapes: Shapes, way: Way) -> Iterator[tuple[int, ...]]:
         yield (shapes.outputs * 4,)
 
 
-def float_bytes(way: Way, device: str) -> int:
+def float_bytes(way: WeightFormat, device: str) -> int:
     """Bytes of the numbers that are computed with."""
     packed_on_cpu = way.weights not in FLOAT_BITS and device == "cpu"
     return 4 if way.weights == "float32" or packed_on_cpu else 2
 
 
 @functools.cache
-def weight_bytes(shapes: Shapes, way: Way, resident: int | None = None, device: str = "cuda") -> int:
+def weight_bytes(shapes: Shapes, way: WeightFormat, resident: int | None = None, device: str = "cuda") -> int:
     """Everything of a model that stays on the device while it is loaded. With `resident`, only so many of its layers
     do, and two more have a place to be streamed into."""
     config, size = shapes.config, float_bytes(way, device)
@@ -173,7 +173,7 @@ def weight_bytes(shapes: Shapes, way: Way, resident: int | None = None, device: 
     return body + whole * shapes.table * size + head + config.context * config.head_dim // 2 * 8
 
 
-def streamed_bytes(shapes: Shapes, way: Way, resident: int | None) -> int:
+def streamed_bytes(shapes: Shapes, way: WeightFormat, resident: int | None) -> int:
     """What goes to the card for every pass, because it does not stay there."""
     return 0 if resident is None else max(0, shapes.config.layers - resident) * layer_bytes(shapes, way)
 
@@ -183,7 +183,7 @@ def kv_per_id(shapes: Shapes, kv: str) -> Fraction:
     return sum(KV_BYTES[kv], Fraction(0)) * shapes.config.kv_values / 2
 
 
-def cache_bytes(shapes: Shapes, way: Way, rows: list[int]) -> int:
+def cache_bytes(shapes: Shapes, way: WeightFormat, rows: list[int]) -> int:
     """KV caches of rows with room for so many ids each, in whole pages. EXL2 unpacks a quantized cache of one layer at
     a time."""
     held = sum(-(-ids // PAGE) * PAGE for ids in rows)
@@ -197,7 +197,7 @@ def cache_bytes(shapes: Shapes, way: Way, rows: list[int]) -> int:
     return blocks([*tensors, *([held * width * 2] * 2 * (way.kv != "fp16"))])
 
 
-def scratch_bytes(shapes: Shapes, way: Way, ids: int, past: int, rows: int = 1, device: str = "cuda") -> int:
+def scratch_bytes(shapes: Shapes, way: WeightFormat, ids: int, past: int, rows: int = 1, device: str = "cuda") -> int:
     """Scratch of a pass over `ids` ids of each of `rows` rows, that look at `past` ids. Modelled: the residual stream
     and the gated MLP; room to unpack the largest matrix; on a CPU also one layer's attention scores."""
     c, size = shapes.config, float_bytes(way, device)

@@ -20,7 +20,7 @@ from yuegp.generation import pipeline, plan as planning
 from yuegp.errors import RequestError, YueGPError
 from yuegp.library.store import Take
 from yuegp.checkpoints.sets import ModelSet
-from yuegp.generation.plan import Watch
+from yuegp.generation.plan import ProgressCallback
 from yuegp.song.schema import Stage, TakeInfo
 
 from . import calibration_songs, rows
@@ -47,7 +47,7 @@ def folder_of(model: ModelSet) -> Path:
 
 
 def sample(
-    model: ModelSet, folder: Path, songs: int, seed: int, device: str = "auto", watch: Watch = lambda event: None
+    model: ModelSet, folder: Path, songs: int, seed: int, device: str = "auto", watch: ProgressCallback = lambda event: None
 ) -> Iterator[Take]:
     """The first `songs` songs of the recipe, made where they are not made yet. Each is yielded when it is done."""
     root = folder / "songs"

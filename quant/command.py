@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from yuegp.cli.arguments import print_json
 from yuegp.errors import RequestError
-from yuegp.cli.progress import Screen
+from yuegp.cli.progress import ProgressBar
 
 if TYPE_CHECKING:
     from .evaluate import Figures
@@ -25,7 +25,7 @@ def calibrate(arguments: argparse.Namespace) -> None:
     from yuegp.library import store
 
     model, folder = _model(arguments), _rows_folder(arguments)
-    with Screen(arguments.quiet or arguments.json) as screen:
+    with ProgressBar(arguments.quiet or arguments.json) as screen:
         if arguments.own_songs:
             takes, source = collecting.own_songs(store.songs_dir()), "own songs"
         else:
@@ -43,7 +43,7 @@ def calibrate(arguments: argparse.Namespace) -> None:
 
 def convert(arguments: argparse.Namespace) -> None:
     from . import quantize
-    from .exl2 import Job, check
+    from .exl2 import ConversionJob, check
     from .exl2 import convert as press_exl2
 
     model = _model(arguments)
@@ -53,7 +53,7 @@ def convert(arguments: argparse.Namespace) -> None:
     from yuegp.checkpoints.sets import models_dir
 
     target = Path(arguments.folder or models_dir() / f"{source.name}-{kind}").absolute()
-    with Screen(arguments.quiet or arguments.json) as screen:
+    with ProgressBar(arguments.quiet or arguments.json) as screen:
         if arguments.to == "exl2":
             folder = _rows_folder(arguments)
             files = [folder / f"{name}stage{arguments.stage}.safetensors" for name in ("", "held-")]
@@ -62,11 +62,11 @@ def convert(arguments: argparse.Namespace) -> None:
                     f"There are no rows to calibrate with: {folder} lacks {', '.join(missing)}.",
                     f"Run `yuegp quant calibrate --model {arguments.model}` first.",
                 )
-            job = Job(source, target, files[0], _judging_rows(model, files[1], arguments.stage, folder), arguments.bits)
+            job = ConversionJob(source, target, files[0], _judging_rows(model, files[1], arguments.stage, folder), arguments.bits)
             check(job, _free_vram())
             press_exl2(job, model.credit, _shown(screen))
         else:
-            quantize.press(source, target, arguments.to, model.credit, _shown(screen))
+            quantize.quantize(source, target, arguments.to, model.credit, _shown(screen))
     size = sum(path.stat().st_size for path in target.iterdir())
     if arguments.json:
         print_json({"folder": str(target), "bytes": size})
@@ -78,7 +78,7 @@ def measure(arguments: argparse.Namespace) -> None:
     from . import evaluate as judging
     from . import rows
 
-    from yuegp.lm import Setup, stored_as
+    from yuegp.lm import EngineConfig, stored_as
 
     model, folder = _model(arguments), _rows_folder(arguments)
     source = model.stage1 if arguments.stage == 1 else model.stage2
@@ -86,11 +86,11 @@ def measure(arguments: argparse.Namespace) -> None:
     device = _device(arguments)
     full = "float32" if device == "cpu" else "bfloat16"
     figures: dict[str, Figures] = {}
-    with Screen(arguments.quiet or arguments.json) as screen:
+    with ProgressBar(arguments.quiet or arguments.json) as screen:
         ask = functools.partial(
-            judging.ask, layout=model.layout, stage=arguments.stage, held=held, progress=_shown(screen)
+            judging.predict, layout=model.layout, stage=arguments.stage, held=held, progress=_shown(screen)
         )
-        original = ask(source, Setup(device=device, weights=full))
+        original = ask(source, EngineConfig(device=device, weights=full))
         figures[full] = judging.compare(original, original)
         for pressed in arguments.against:
             if pressed in ("int8", "nf4"):
@@ -99,7 +99,7 @@ def measure(arguments: argparse.Namespace) -> None:
                 where = Path(pressed)
                 weights = stored_as(where)
             engine = "exl2" if weights == "exl2" else "torch"
-            answers = ask(where, Setup(engine=engine, device=device, weights=weights))
+            answers = ask(where, EngineConfig(engine=engine, device=device, weights=weights))
             figures[where.name if where != source else weights] = judging.compare(original, answers)
     if arguments.json:
         about = {"model": model.id, "stage": arguments.stage, "rows": len(held), "device": device}
@@ -120,7 +120,7 @@ def _rows_folder(arguments: argparse.Namespace) -> Path:
     return Path(arguments.rows).absolute() if arguments.rows else folder_of(_model(arguments))
 
 
-def _shown(screen: Screen) -> Callable[[str, int, int], None]:
+def _shown(screen: ProgressBar) -> Callable[[str, int, int], None]:
     from yuegp.generation.plan import Event
 
     return lambda what, done, total: screen.show(Event("quant", what, done, total, "", done))
@@ -133,9 +133,9 @@ def _device(arguments: argparse.Namespace) -> str:
 
 
 def _free_vram() -> int | None:
-    from yuegp.system.environment import Card, cards
+    from yuegp.system.environment import CardReport, cards
 
-    found: tuple[Card, ...] = cards()
+    found: tuple[CardReport, ...] = cards()
     return max((card.free for card in found), default=None)
 
 

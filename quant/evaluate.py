@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from yuegp.lm import LMEngine, Setup, open_engine
+from yuegp.lm import LMEngine, EngineConfig, open_engine
 from yuegp.generation.stage2 import CHUNK, Chunk, chunk_ids, refine
 from yuegp.tokens.vocab import VocabLayout
 
@@ -23,7 +23,7 @@ Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
-class Answers:
+class Predictions:
     """What a model foretold: log probabilities of the ids that can be drawn, (positions, ids) float32, the ids that
     came, (positions,), and the greedy Stage-2 codes of the windows, where it is Stage 2."""
 
@@ -48,7 +48,7 @@ class Figures:
     ids_per_second: float
 
 
-def compare(original: Answers, pressed: Answers) -> Figures:
+def compare(original: Predictions, pressed: Predictions) -> Figures:
     """The pressed model's figures."""
     p, q = original.logs.astype(np.float64), pressed.logs.astype(np.float64)
     row = np.arange(len(p))
@@ -67,14 +67,14 @@ def compare(original: Answers, pressed: Answers) -> Figures:
     )
 
 
-def ask(
+def predict(
     folder: Path,
-    setup: Setup,
+    setup: EngineConfig,
     layout: VocabLayout,
     stage: int,
     held: np.ndarray,
     progress: Progress = lambda what, done, total: None,
-) -> Answers:
+) -> Predictions:
     """Load a model, let it read the held-out rows of its stage, and give it back."""
     engine = open_engine(folder, setup, progress)
     try:
@@ -84,7 +84,7 @@ def ask(
 
 
 @torch.inference_mode()
-def read_rows(engine: LMEngine, layout: VocabLayout, rows: np.ndarray, progress: Progress) -> Answers:
+def read_rows(engine: LMEngine, layout: VocabLayout, rows: np.ndarray, progress: Progress) -> Predictions:
     """Stage 1 reads rows (rows, length): asked wherever an audio id, or the end of audio, comes next."""
     keep = layout.stage1_ids
     place = np.full(engine.vocab_size, -1)
@@ -103,13 +103,13 @@ def read_rows(engine: LMEngine, layout: VocabLayout, rows: np.ndarray, progress:
                 came.append(comes[asked])
             progress("reading", t + 1, rows.shape[1] - 1)
     seconds = time.monotonic() - began
-    return Answers(
+    return Predictions(
         np.concatenate(logs), np.concatenate(came), None, engine.weight_bytes, rows.size / max(seconds, 1e-9)
     )
 
 
 @torch.inference_mode()
-def read_windows(engine: LMEngine, layout: VocabLayout, windows: np.ndarray, progress: Progress) -> Answers:
+def read_windows(engine: LMEngine, layout: VocabLayout, windows: np.ndarray, progress: Progress) -> Predictions:
     """Stage 2 reads windows (windows, 8, frames), asked for every residual code over its own codebook; then it refines
     them itself."""
     count, books, frames = windows.shape
@@ -134,7 +134,7 @@ def read_windows(engine: LMEngine, layout: VocabLayout, windows: np.ndarray, pro
             progress("reading", t + 1, frames)
     seconds = time.monotonic() - began
     total = count * (books - 1) * frames
-    return Answers(
+    return Predictions(
         np.concatenate(logs),
         np.concatenate(came),
         _refined(engine, layout, windows, progress),

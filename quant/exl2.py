@@ -42,7 +42,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 @dataclass(frozen=True)
-class Job:
+class ConversionJob:
     """What is pressed, from which rows (files of `rows.save`), to how many bits per weight."""
 
     source: Path
@@ -67,7 +67,7 @@ class Job:
         return hashlib.sha256(self.held.read_bytes()).hexdigest()[:8]
 
 
-def check(job: Job, free_vram: int | None) -> None:
+def check(job: ConversionJob, free_vram: int | None) -> None:
     """Refuse what cannot work, before anything is computed. `free_vram` in bytes, None without a card."""
     if not 2 <= job.bits <= 8:
         raise RequestError(f"{job.bits:g} bits per weight is outside 2 to 8.", "Choose 4, 5, 6 or 8.")
@@ -99,7 +99,7 @@ def check(job: Job, free_vram: int | None) -> None:
         )
 
 
-def convert(job: Job, credit: str = "", progress: Progress = lambda what, done, total: None) -> Path:
+def convert(job: ConversionJob, credit: str = "", progress: Progress = lambda what, done, total: None) -> Path:
     """Run both passes and complete the folder. A run with the same job goes on; bits may change between runs, for each
     has a target of its own, rows and source may not. `Cancelled` from `progress` stops the converter and keeps what it
     has done."""
@@ -128,7 +128,7 @@ def convert(job: Job, credit: str = "", progress: Progress = lambda what, done, 
     return job.target
 
 
-def _same_source(job: Job) -> None:
+def _same_source(job: ConversionJob) -> None:
     note, state = job.work / "job.json", [[p.name, p.stat().st_size] for p in weight_files(job.source)]
     rows = hashlib.sha256(job.rows.read_bytes()).hexdigest()
     content = {"source": str(job.source.resolve()), "state": state, "rows": rows}
@@ -140,7 +140,7 @@ def _same_source(job: Job) -> None:
     write_atomic(note, json.dumps(content).encode())
 
 
-def _run(job: Job, what: str, arguments: Sequence[str], progress: Progress) -> None:
+def _run(job: ConversionJob, what: str, arguments: Sequence[str], progress: Progress) -> None:
     command = [sys.executable, "-m", "quant.exl2_convert", str(job.rows), str(job.held), "--", *arguments, "-so"]
     environment = dict(os.environ, PYTHONPATH=os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]))
     environment.update(PYTHONUNBUFFERED="1", PYTHONUTF8="1")  # it prints names of folders, and reads JSON

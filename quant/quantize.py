@@ -34,7 +34,7 @@ Progress = Callable[[str, int, int], None]
 SHARD_BYTES = 1 << 30
 """Of original weights that go into one shard of the result."""
 
-NOTE = ".press.json"
+NOTE = ".quantize.json"
 """What a run that is not finished is about; gone when it is."""
 
 COPIED = ("tokenizer.model", "tokenizer.json", "tokenizer_config.json", "generation_config.json", "LICENSE", "NOTICE")
@@ -66,11 +66,11 @@ def pressed(name: str, weight: Tensor, kind: str) -> dict[str, Tensor]:
     """A matrix `X.weight` (out, in) as the tensors that stand for it in a folder of `kind`. One whose rows are no
     whole blocks of nf4, as in models far narrower than YuE's, stays as it is."""
     if kind == "int8":
-        values, scale = int8.press(weight)
+        values, scale = int8.quantize(weight)
         return {name: values, f"{name}.scale": scale}
     if weight.shape[1] % nf4.BLOCK:
         return {name: weight}
-    packed = nf4.Nf4.press(weight)
+    packed = nf4.Nf4.quantize(weight)
     state = {
         "quant_type": "nf4",
         "blocksize": nf4.BLOCK,
@@ -85,7 +85,7 @@ def pressed(name: str, weight: Tensor, kind: str) -> dict[str, Tensor]:
     }
 
 
-def press(
+def quantize(
     source: Path, target: Path, kind: str, credit: str = "", progress: Progress = lambda what, done, total: None
 ) -> Path:
     """Write the model in `source` to `target`, pressed to `kind`; what a broken-off run of the same has done is kept.

@@ -220,7 +220,7 @@ def test_pressing_writes_into_no_folder_that_holds_something(there: str, tmp_pat
 
 
 def test_a_work_folder_of_somebody_else_is_not_taken_for_the_converters(tmp_path: Path) -> None:
-    job = exl2.Job(tmp_path / "source", tmp_path / "out", put(tmp_path / "rows"), put(tmp_path / "held"), 4.0)
+    job = exl2.ConversionJob(tmp_path / "source", tmp_path / "out", put(tmp_path / "rows"), put(tmp_path / "held"), 4.0)
     put(tmp_path / "source" / "model.safetensors")
     kept = put(job.work / "thesis.txt")
     with pytest.raises(RequestError, match="holds something else"):

@@ -295,7 +295,7 @@ def test_models_are_downloaded_converted_used_and_removed(
 ) -> None:
     write_released(hub.root / "m-a-p", pth=True)
     shutil.copy(yue_tokenizer, hub.root / "m-a-p" / STAGE1 / "tokenizer.model")
-    folders = provision.carry_out(provision.order(SET))
+    folders = provision.execute(provision.order(SET))
     assert source_of(folders[2] / "final_ckpt" / "ckpt_00360000.safetensors")
     sets.check(sets.find("yue-en-cot"))
     assert scanner.refused["replace"] and left_over(locate.models_dir()) == []
@@ -308,11 +308,11 @@ def test_a_file_that_cannot_be_put_in_place_is_kept_as_it_arrived(hub: Hub, wind
     windows_rules.scan("model.safetensors", 1000)
     order = provision.order([SET[1]])
     with pytest.raises(ModelError, match=r"model\.safetensors cannot be written: another program has it open"):
-        provision.carry_out(order)
+        provision.execute(order)
     part = transfer.part_of(locate.own_folder(SET[1]) / "model.safetensors")
     assert part.read_bytes() == (hub.root / "m-a-p" / STAGE2 / "model.safetensors").read_bytes()
     windows_rules._scans.clear()
-    provision.carry_out(provision.order([SET[1]]))
+    provision.execute(provision.order([SET[1]]))
     assert hub.log.count("model.safetensors") <= 1 or not part.exists()
 
 
@@ -342,10 +342,10 @@ def test_a_codec_is_converted(tmp_path: Path, scanner: WindowsRules) -> None:
 @pytest.mark.parametrize("kind", ["int8", "nf4"])
 def test_a_model_is_pressed(tmp_path: Path, scanner: WindowsRules, kind: str) -> None:
     source = sets.find("demo").stage2
-    quantize.press(source, tmp_path / "pressed", kind)
+    quantize.quantize(source, tmp_path / "pressed", kind)
     assert sorted(path.name for path in (tmp_path / "pressed").iterdir() if path.name.startswith(".")) == []
     with pytest.raises(YueGPError, match="already holds a model"):
-        quantize.press(source, tmp_path / "pressed", kind)
+        quantize.quantize(source, tmp_path / "pressed", kind)
 
 
 # Songs
@@ -428,7 +428,7 @@ def test_queue_and_settings_are_kept(tmp_path: Path, scanner: WindowsRules) -> N
     song.new_take(TakeInfo(1, song.request))
     queue = jobs.Queue(tmp_path / "home")
     job = queue.add(song.folder, 1)
-    queue.save_progress(jobs.Progress(job.number, jobs.State.RUNNING, "writing"))
+    queue.save_progress(jobs.JobProgress(job.number, jobs.State.RUNNING, "writing"))
     with queue.work():
         assert [other.number for other in queue.jobs()] == [job.number]
     settings.save(settings.Settings("zh"))

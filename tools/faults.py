@@ -7,14 +7,14 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from yuegp.system.doctor import FAIL, WARN
-from yuegp.system.environment import Card, Facts, Package
+from yuegp.system.environment import CardReport, Environment, Package
 from yuegp.jobs.queue import Job
 
 GIB = 1 << 30
 NOW = datetime(2026, 6, 1, tzinfo=UTC)
 NEEDED = "torch soundfile soxr transformers safetensors sentencepiece gradio huggingface_hub"
 WHOLE = {name: Package("1.0") for name in NEEDED.split()}
-CPU = Facts(
+CPU = Environment(
     system="Linux 6, x86_64",
     python=(3, 12, 1),
     packages=WHOLE,
@@ -27,7 +27,7 @@ CPU = Facts(
     now=NOW,
     newest=NOW - timedelta(days=1),
 )
-CARD = Card("NVIDIA GeForce RTX 3060", 12 * GIB, 11 * GIB, "560.94")
+CARD = CardReport("NVIDIA GeForce RTX 3060", 12 * GIB, 11 * GIB, "560.94")
 GPU = replace(
     CPU,
     packages=WHOLE | dict.fromkeys(("exllamav2", "flash_attn", "bitsandbytes"), Package("1.0")),
@@ -48,7 +48,7 @@ class Fault:
     """What is wrong, the facts of such a machine, and the finding: its name, its state, words of its sentence."""
 
     story: str
-    facts: Facts
+    facts: Environment
     name: str
     state: str
     words: str

@@ -10,7 +10,7 @@ from . import assets
 from .pages.create import page as create_page
 from .pages import library, queue, setup
 from .pages.song import page as song_page
-from .context import Desk
+from .context import AppContext
 from .shell import PAGES, Shell
 from .texts import Texts
 
@@ -24,7 +24,7 @@ BUILD = {
 """What fills each of the tabs in `PAGES`."""
 
 
-def build(desk: Desk, t: Texts) -> gr.Blocks:
+def build(desk: AppContext, t: Texts) -> gr.Blocks:
     """The page, ready to be mounted with `look()`. Costs no model and no torch."""
     with gr.Blocks(title=t("shell.name"), analytics_enabled=False, delete_cache=(86400, 86400)) as blocks:
         shell = Shell(
@@ -54,7 +54,7 @@ def _remember(blocks: gr.Blocks, shell: Shell) -> None:
     )
 
 
-def look() -> dict[str, Any]:
+def page_options() -> dict[str, Any]:
     """What Gradio takes where the page is launched or mounted: theme, style, scripts."""
     fonts = ["system-ui", "sans-serif"]
     theme = gr.themes.Base(primary_hue="teal", neutral_hue="stone", font=fonts, font_mono=["ui-monospace", "monospace"])

@@ -12,21 +12,21 @@ from yuegp.library import catalog
 from yuegp.errors import LibraryError, YueGPError
 from yuegp.jobs.queue import OVER, Job, Queue, State
 from yuegp.library.store import Song, Take
-from yuegp.generation.options import ANY, Wishes
+from yuegp.generation.options import ANY, ModelOptions
 
 from . import machine
-from .processes.downloader import Getter
-from .processes.generator import Maker
+from .processes.downloader import DownloadProcess
+from .processes.generator import GeneratorProcess
 
 
 @dataclass(frozen=True)
-class Desk:
+class AppContext:
     """`root` holds the song folders. `worker` makes the queue's jobs; None when that is nobody's business here."""
 
     root: Path
     queue: Queue
-    worker: Maker | None = None
-    getter: Getter = field(default_factory=Getter)
+    worker: GeneratorProcess | None = None
+    getter: DownloadProcess = field(default_factory=DownloadProcess)
     """What gets models, once somebody asks it to."""
 
     def folder(self, name: str) -> Path:
@@ -66,7 +66,7 @@ class Desk:
         """The job that is being made, of whichever song."""
         return next((job for job in self.known_jobs() if job.state is State.RUNNING), None)
 
-    def make(self, song: Song, take: Take, device: str = "auto", wishes: Wishes = ANY) -> Job:
+    def make(self, song: Song, take: Take, device: str = "auto", wishes: ModelOptions = ANY) -> Job:
         """Put a take into the queue."""
         return self.queue.add(song.folder, take.info.number, device, wishes)
 
@@ -77,7 +77,7 @@ class Desk:
         jobs = self.jobs(song.folder.name)
         device, wishes = (jobs[-1].device, jobs[-1].wishes) if jobs else ("auto", ANY)
         try:
-            memory.allow(song.request.model, wishes, machine.look(), device)
+            memory.allow(song.request.model, wishes, machine.describe_machine(), device)
         except YueGPError:
             wishes = ANY
         together = tuple(take.info.number for take in takes) if len(takes) > 1 else ()

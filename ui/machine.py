@@ -22,7 +22,7 @@ _machine: tuple[float, Machine] | None = None
 _costs: dict[tuple[Path, str, str], tuple[float, eta.Costs]] = {}
 
 
-def look() -> Machine:
+def describe_machine() -> Machine:
     """The machine as it was at most `FRESH_SECONDS` ago."""
     global _machine
     with _guard:
@@ -36,14 +36,14 @@ def kind(device: str) -> str:
     """`cuda` or `cpu`: where a song asked for with `device` is made here."""
     if device != "auto":
         return device.split(":")[0]
-    return "cuda" if look().card else "cpu"
+    return "cuda" if describe_machine().card else "cpu"
 
 
 def seconds_needed(plan: SongPlan, root: Path, device: str) -> float | None:
     """Seconds that making a song will take, from what earlier songs took; None while nobody can say."""
     on = kind(device)
     info = TakeInfo(number=1, request=plan.request)
-    return eta.estimate(_learned(root, plan.models.id, on), eta.facts_of(info, plan.budget, on), eta.Seen())
+    return eta.estimate(_learned(root, plan.models.id, on), eta.facts_of(info, plan.budget, on), eta.Observed())
 
 
 def _learned(root: Path, model: str, on: str) -> eta.Costs:

@@ -16,7 +16,7 @@ from tools.make_set import make_set
 from yuegp.cli import main
 from yuegp.bench import exl2_noise, lm, reference
 from yuegp.errors import DeviceError, RequestError
-from yuegp.lm import LMEngine, Setup
+from yuegp.lm import LMEngine, EngineConfig
 from yuegp.lm.exl2.engine import Exl2LM
 
 
@@ -63,16 +63,16 @@ def test_lm_of_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
 
 def test_a_card_gets_the_real_sizes_and_a_processor_small_ones() -> None:
     for preset, weights in (("stage1", "bfloat16"), ("stage2", "float16")):
-        on_card = lm.job(preset, Setup(device="cuda", weights=weights))
+        on_card = lm.job(preset, EngineConfig(device="cuda", weights=weights))
         assert on_card.config == lm.SHAPES[preset] and on_card.contexts == lm.CONTEXTS[preset]
-        two = lm.job(preset, Setup(), layers=2)
+        two = lm.job(preset, EngineConfig(), layers=2)
         assert (two.config.hidden, two.config.layers) == (on_card.config.hidden, 2)
-        small = lm.job(preset, Setup())
+        small = lm.job(preset, EngineConfig())
         assert (small.config.hidden, small.config.layers) == (on_card.config.hidden // 8, 4)
 
 
 def test_the_floor_counts_every_byte_a_step_reads(monkeypatch: pytest.MonkeyPatch) -> None:
-    job = lm.job("stage2", Setup(), contexts=[50])
+    job = lm.job("stage2", EngineConfig(), contexts=[50])
     monkeypatch.setattr(lm, "copy_bandwidth", lambda device: 1e9)
     data = json.loads(lm.run(job, lambda text: None))
     c = job.config
@@ -84,7 +84,7 @@ def test_the_floor_counts_every_byte_a_step_reads(monkeypatch: pytest.MonkeyPatc
 
 def test_what_cannot_be_measured_is_said() -> None:
     with pytest.raises(RequestError, match="context of 99999 ids"):
-        lm.job("stage1", Setup(), contexts=[99999])
+        lm.job("stage1", EngineConfig(), contexts=[99999])
 
 
 @pytest.mark.parametrize("words", [("--ids", "7"), ("--ids", "0"), ("--rounds", "0")])
@@ -97,7 +97,7 @@ def test_random_exl2_weights_are_written_measured_and_removed(tmp_path: Path, mo
     """By the engine over a stand-in for ExLlamaV2, as on a card."""
     opened: list[Path] = []
 
-    def open_engine(folder: Path, setup: Setup, progress: Any) -> LMEngine:
+    def open_engine(folder: Path, setup: EngineConfig, progress: Any) -> LMEngine:
         opened.append(folder)
         assert setup.weights == "exl2" and folder.is_relative_to(tmp_path)
         return fake.engine(folder)
@@ -106,7 +106,7 @@ def test_random_exl2_weights_are_written_measured_and_removed(tmp_path: Path, mo
     monkeypatch.setattr(lm, "check_engine", lambda device: None)
     monkeypatch.setattr(lm, "open_engine", open_engine)
     monkeypatch.setattr(Exl2LM, "warmup", 2)
-    job = lm.job("stage1", Setup("exl2", weights="exl2"), contexts=[20], bits=4.5)
+    job = lm.job("stage1", EngineConfig("exl2", weights="exl2"), contexts=[20], bits=4.5)
     data = json.loads(lm.run(job, lambda text: None))
     assert data["random_weights"] and data["bits"] == 4.5 and data["setup"]["engine"] == "exl2"
     assert data["distinct_of_100"] == 1 and data["contexts"][0]["ms_per_step"] > 0

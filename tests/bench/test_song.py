@@ -33,7 +33,7 @@ def test_a_song_is_made_as_long_as_it_may_become_and_told_about(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     said: list[str] = []
-    row = json.loads(song.run(song.Job("demo", "cpu", None, None, 2, 1.0), said.append))
+    row = json.loads(song.run(song.SongBenchmark("demo", "cpu", None, None, 2, 1.0), said.append))
     assert row["song_seconds"] == 2.0 and set(row["seconds"]) == {"stage1", "stage2", "sound", "all"}
     assert row["models_brought"] >= 2 and row["planned"] > 0 and row["notes"] == []
     assert any(line.startswith("peak ") for line in said)
@@ -58,11 +58,11 @@ def test_the_plan_for_a_card_holds_it_so(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object() if "exllamav2" in name else real(name))
     folder = song.random_set(tmp_path / "set", "demo", bits)
     plan = pipeline.plan(SongRequest((Section("verse", "la"),), "pop", model=str(folder), seed=1))
-    job = song.Job("demo", "cuda", "10GB", engine="exl2")
+    job = song.SongBenchmark("demo", "cuda", "10GB", engine="exl2")
     here = Machine((imagined(10 * GIB),), 16 * GIB, 16 * GIB)
     found = memory.foresee(plan, here, "cuda", job.wishes)
-    assert (found.way1.engine, found.way1.bits, found.way2.engine) == ("exl2", bits, "torch")
-    assert song.Job("demo", "cuda").wishes == memory.ANY
+    assert (found.stage1_format.engine, found.stage1_format.bits, found.stage2_format.engine) == ("exl2", bits, "torch")
+    assert song.SongBenchmark("demo", "cuda").wishes == memory.ANY
 
 
 def test_a_song_with_exl2_and_what_is_told_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -77,7 +77,7 @@ def test_a_song_with_exl2_and_what_is_told_of_it(monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(Exl2LM, "load", load)
     said: list[str] = []
-    row = json.loads(song.run(song.Job("demo", "cpu", None, None, 2, 1.0, "exl2", 6), said.append))
+    row = json.loads(song.run(song.SongBenchmark("demo", "cpu", None, None, 2, 1.0, "exl2", 6), said.append))
     assert row["song_seconds"] == 2.0 and row["engine1"].startswith("EXL2 6 bit") and "EXL2" not in row["engine2"]
     assert {folder.name for folder in loaded} == {"stage1"}
     assert "EXL2 of 6 bits" in said[0]

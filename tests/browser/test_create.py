@@ -16,7 +16,7 @@ from browser import PATIENCE_SECONDS, PageServer
 from yuegp.library import store
 from yuegp.jobs.queue import Queue
 from yuegp.song.schema import Reference, Sampling, Section, SongRequest, Stage, TakeInfo
-from yuegp.generation.options import Wishes
+from yuegp.generation.options import ModelOptions
 
 pytestmark = pytest.mark.browser
 
@@ -373,7 +373,7 @@ def test_a_songs_settings_are_taken_over_with_its_reference_and_the_machines_are
     assert Path(str(copied.mix)).read_bytes() == (tmp_path / "theirs.wav").read_bytes()
     assert made.request.sampling == sampling and Path(str(copied.mix)).is_relative_to(made.folder)
     (job,) = (job for job in Queue(page_server.home).jobs() if job.song == str(made.folder))
-    assert job.wishes == Wishes(weights="nf4")
+    assert job.wishes == ModelOptions(weights="nf4")
     page.click("#running-stop")  # takes a job that has not begun off the list
 
 

@@ -14,7 +14,7 @@ import soundfile
 from browser import PageServer
 
 from ui.pages import library as library_page
-from ui.context import Desk
+from ui.context import AppContext
 from ui.pages.library import Listing
 from ui.texts import Texts
 from yuegp.library import export, store, catalog
@@ -209,8 +209,8 @@ def test_of_a_thousand_songs_only_those_are_read_again_that_have_changed(
     assert listing.entries() == [entry for entry in listing.entries() if entry in catalog.entries(tmp_path)]
 
 
-def act(desk: Desk, **wish: Any) -> dict[str, Any]:
-    return library_page.done(desk, wish, Texts())
+def act(desk: AppContext, **wish: Any) -> dict[str, Any]:
+    return library_page.handle_action(desk, wish, Texts())
 
 
 @pytest.mark.parametrize("do", ["rename", "rate", "trash", "restore", "hear"])
@@ -220,12 +220,12 @@ def act(desk: Desk, **wish: Any) -> dict[str, Any]:
 def test_no_name_from_a_browser_leads_out_of_the_songs_folder(tmp_path: Path, do: str, name: Any) -> None:
     (tmp_path / "songs").mkdir()
     (tmp_path / "song.json").write_text("{}")
-    assert act(Desk(tmp_path / "songs", Queue()), do=do, name=name, value="x")["error"]
+    assert act(AppContext(tmp_path / "songs", Queue()), do=do, name=name, value="x")["error"]
     assert sorted(path.name for path in tmp_path.iterdir() if path.name != "home") == ["song.json", "songs"]
 
 
 def test_a_song_that_is_being_made_is_not_thrown_away(tmp_path: Path) -> None:
-    song, desk = add_song(tmp_path, "One"), Desk(tmp_path, Queue())
+    song, desk = add_song(tmp_path, "One"), AppContext(tmp_path, Queue())
     desk.make(song, song.take(1))
     assert "being made" in act(desk, do="trash", name=song.folder.name)["error"]
     assert song.folder.is_dir()
@@ -235,7 +235,7 @@ def test_a_damaged_song_is_listed_with_the_reason_and_the_others_still_play(tmp_
     add_song(tmp_path, "Whole")
     broken = add_song(tmp_path, "Broken").folder
     (broken / "song.json").write_text("{")
-    answer = library_page.answer(Desk(tmp_path, Queue()), Listing(tmp_path), Listing(tmp_path / ".trash"), {}, Texts())
+    answer = library_page.render(AppContext(tmp_path, Queue()), Listing(tmp_path), Listing(tmp_path / ".trash"), {}, Texts())
     by_name = {row["name"]: row for row in answer["rows"]}
     assert by_name[broken.name]["broken"] and not by_name[broken.name]["heard"]
     assert [row["heard"] for row in answer["rows"] if not row["broken"]] == [True]
@@ -244,8 +244,8 @@ def test_a_damaged_song_is_listed_with_the_reason_and_the_others_still_play(tmp_
 @pytest.mark.parametrize("asked", [None, 7, [], {"rating": "5"}, {"rating": True}, {"sort": "x"}, {"text": 7}])
 def test_nonsense_from_a_browser_is_answered(tmp_path: Path, asked: Any) -> None:
     add_song(tmp_path, "One")
-    answer = library_page.answer(
-        Desk(tmp_path, Queue()), Listing(tmp_path), Listing(tmp_path / ".trash"), asked, Texts()
+    answer = library_page.render(
+        AppContext(tmp_path, Queue()), Listing(tmp_path), Listing(tmp_path / ".trash"), asked, Texts()
     )
     assert set(answer) == {"rows", "found", "all", "tags", "trash", "error"}
 

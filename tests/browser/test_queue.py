@@ -12,17 +12,17 @@ from browser import PageServer
 from test_library import add_song
 
 from ui.pages import queue as queue_page, progress
-from ui.context import Desk
+from ui.context import AppContext
 from ui.texts import Texts
-from yuegp.jobs.queue import Progress, Queue, State
+from yuegp.jobs.queue import JobProgress, Queue, State
 
 T = Texts()
 
 
 @pytest.fixture
-def desk(tmp_path: Path) -> Desk:
+def desk(tmp_path: Path) -> AppContext:
     """A desk with three jobs that wait."""
-    desk = Desk(tmp_path / "songs", Queue(tmp_path))
+    desk = AppContext(tmp_path / "songs", Queue(tmp_path))
     for title in ("One", "Two", "Three"):
         song = add_song(desk.root, title)
         desk.make(song, song.take(1))
@@ -33,16 +33,16 @@ def titles(answer: dict[str, Any]) -> list[str]:
     return [row["title"] for row in answer["now"]]
 
 
-def test_jobs_stand_in_order_with_their_place(desk: Desk) -> None:
-    answer = queue_page.answer(desk, T)
+def test_jobs_stand_in_order_with_their_place(desk: AppContext) -> None:
+    answer = queue_page.render(desk, T)
     assert titles(answer) == ["One", "Two", "Three"]
     assert [(row["place"], row["places"], row["here"]) for row in answer["now"]] == [(n, 3, True) for n in (1, 2, 3)]
     assert (answer["over"], answer["trouble"], answer["error"]) == ([], "", "")
 
 
-def test_what_is_clicked_is_done_and_answered_with_the_new_order(desk: Desk) -> None:
+def test_what_is_clicked_is_done_and_answered_with_the_new_order(desk: AppContext) -> None:
     def act(do: str, **values: Any) -> dict[str, Any]:
-        return queue_page.done(desk, {"do": do, **values}, T)
+        return queue_page.handle_action(desk, {"do": do, **values}, T)
 
     assert titles(act("move", number=3, value=1)) == ["Three", "One", "Two"]
     assert [row["state"] for row in act("pause", number=1)["now"]] == ["waiting", "paused", "waiting"]
@@ -57,45 +57,45 @@ def test_what_is_clicked_is_done_and_answered_with_the_new_order(desk: Desk) -> 
     [None, 7, {}, {"do": "claim"}, {"do": "jobs"}, {"do": "cancel"}, {"do": "cancel", "number": "1"},
      {"do": "move", "number": 1}, {"do": "cancel", "number": True}, {"do": ["pause"], "number": 1}],
 )  # fmt: skip
-def test_nonsense_from_a_browser_changes_nothing(desk: Desk, asked: Any) -> None:
-    assert queue_page.done(desk, asked, T)["error"]
-    assert titles(queue_page.answer(desk, T)) == ["One", "Two", "Three"]
+def test_nonsense_from_a_browser_changes_nothing(desk: AppContext, asked: Any) -> None:
+    assert queue_page.handle_action(desk, asked, T)["error"]
+    assert titles(queue_page.render(desk, T)) == ["One", "Two", "Three"]
 
 
-def test_a_song_that_is_gone_is_still_a_job_that_can_be_removed(desk: Desk) -> None:
+def test_a_song_that_is_gone_is_still_a_job_that_can_be_removed(desk: AppContext) -> None:
     folder = Path(desk.jobs()[0].song)
     folder.rename(folder.with_name("elsewhere"))
-    first = queue_page.answer(desk, T)["now"][0]
+    first = queue_page.render(desk, T)["now"][0]
     assert (first["title"], first["how"]) == (folder.name, T("queue.gone"))
-    assert titles(queue_page.done(desk, {"do": "cancel", "number": 1}, T)) == ["Two", "Three"]
+    assert titles(queue_page.handle_action(desk, {"do": "cancel", "number": 1}, T)) == ["Two", "Three"]
 
 
-def test_a_job_that_ran_when_the_program_ended_is_offered_again(desk: Desk) -> None:
+def test_a_job_that_ran_when_the_program_ended_is_offered_again(desk: AppContext) -> None:
     with desk.queue.work():
         desk.queue.claim()
-    assert queue_page.answer(desk, T)["now"][0]["state"] == "interrupted"
-    assert queue_page.done(desk, {"do": "resume", "number": 1}, T)["now"][0]["state"] == "waiting"
+    assert queue_page.render(desk, T)["now"][0]["state"] == "interrupted"
+    assert queue_page.handle_action(desk, {"do": "resume", "number": 1}, T)["now"][0]["state"] == "waiting"
 
 
-def test_why_a_job_failed_is_shown_and_cleared(desk: Desk) -> None:
+def test_why_a_job_failed_is_shown_and_cleared(desk: AppContext) -> None:
     with desk.queue.work():
         job = desk.queue.claim()
         assert job
         desk.queue.finish(replace(job, state=State.FAILED, what="The card is full.", hint="Close other programs."))
-    (over,) = queue_page.answer(desk, T)["over"]
+    (over,) = queue_page.render(desk, T)["over"]
     assert over["message"] == "The card is full. Close other programs."
-    assert queue_page.done(desk, {"do": "clear"}, T)["over"] == []
+    assert queue_page.handle_action(desk, {"do": "clear"}, T)["over"] == []
 
 
-def test_the_bar_of_the_queue_is_the_bar_of_the_song(desk: Desk) -> None:
+def test_the_bar_of_the_queue_is_the_bar_of_the_song(desk: AppContext) -> None:
     """Two pages that say different percentages of one song make both unbelievable."""
     with desk.queue.work():
         job = desk.queue.claim()
         assert job
         name = desk.name_of(job)
-        desk.queue.save_progress(Progress(job.number, State.RUNNING, "sound", "", 5, 10, "", None, 30.0, 90.0))
-        (row, *_) = queue_page.answer(desk, T)["now"]
-        assert row["share"] == pytest.approx(progress.look(desk, name, T)["share"], abs=1e-3) and row["share"] > 0.95
+        desk.queue.save_progress(JobProgress(job.number, State.RUNNING, "sound", "", 5, 10, "", None, 30.0, 90.0))
+        (row, *_) = queue_page.render(desk, T)["now"]
+        assert row["share"] == pytest.approx(progress.load(desk, name, T)["share"], abs=1e-3) and row["share"] > 0.95
 
 
 @pytest.mark.browser

@@ -17,15 +17,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ui.pages.song import actions, export, html as song_html, page as song_page, timeline, view as song_view
-from ui.context import Desk
+from ui.context import AppContext
 from ui.texts import Texts
 from yuegp.generation import edit, pipeline
 from yuegp.library import store
 from yuegp.errors import LibraryError, RequestError, YueGPError
-from yuegp.jobs.queue import Progress, Queue, State
+from yuegp.jobs.queue import JobProgress, Queue, State
 from yuegp.library.store import Song
 from yuegp.song.schema import Section, SongRequest, Span, Stage, TakeInfo
-from yuegp.generation.options import ANY, Wishes
+from yuegp.generation.options import ANY, ModelOptions
 
 T = Texts()
 
@@ -39,12 +39,12 @@ def finished(*lengths: int, words: str = "one\ntwo", **changes: Any) -> TakeInfo
 
 
 @pytest.fixture
-def desk(tmp_path: Path) -> Desk:
-    return Desk(tmp_path / "songs", Queue(tmp_path))
+def desk(tmp_path: Path) -> AppContext:
+    return AppContext(tmp_path / "songs", Queue(tmp_path))
 
 
 @pytest.fixture
-def song(desk: Desk) -> Song:
+def song(desk: AppContext) -> Song:
     """A song with one finished take of made-up codes: sections of 2, 3 and 1 s, and a second of sound."""
     info = finished(100, 150, 50)
     made = store.create(info.request, desk.root)
@@ -55,7 +55,7 @@ def song(desk: Desk) -> Song:
     return made
 
 
-def act(desk: Desk, song: Song, what: str, **values: object) -> actions.Done:
+def act(desk: AppContext, song: Song, what: str, **values: object) -> actions.Done:
     return actions.act(desk, song.folder.name, what, {"take": "1", **values})
 
 
@@ -102,45 +102,45 @@ def test_marks_of_time_are_few_and_inside(whole: float) -> None:
 # What is shown
 
 
-def test_a_damaged_take_is_named_and_hides_no_other(desk: Desk, song: Song) -> None:
+def test_a_damaged_take_is_named_and_hides_no_other(desk: AppContext, song: Song) -> None:
     act(desk, song, "trim", section=0, seconds=1)
     (song.folder / "takes" / "002" / "take.json").write_text("{", encoding="utf-8")
-    view = song_view.look(desk, song.folder.name, 2)
+    view = song_view.load(desk, song.folder.name, 2)
     assert [(row.number, row.state) for row in view.rows] == [(2, "damaged"), (1, "ready")]
     assert view.chosen == 1 and "damaged" in view.rows[0].broken
-    shown = song_page.answer(desk, {"song": song.folder.name, "take": 2, "section": 0}, True, T)
+    shown = song_page.render(desk, {"song": song.folder.name, "take": 2, "section": 0}, True, T)
     assert shown["state"] == "open" and "is damaged and was left as it is" in shown["parts"]["takes"]
 
 
-def test_a_damaged_song_is_a_sentence(desk: Desk, song: Song) -> None:
+def test_a_damaged_song_is_a_sentence(desk: AppContext, song: Song) -> None:
     (song.folder / "song.json").write_text("[]", encoding="utf-8")
-    shown = song_page.answer(desk, {"song": song.folder.name}, True, T)
+    shown = song_page.render(desk, {"song": song.folder.name}, True, T)
     assert shown["state"] == "broken" and "is damaged and was left as it is" in shown["parts"]["empty"]
     assert "Traceback" not in shown["parts"]["empty"]
 
 
-def test_versions_of_a_section_are_where_it_was_written(desk: Desk, song: Song) -> None:
+def test_versions_of_a_section_are_where_it_was_written(desk: AppContext, song: Song) -> None:
     act(desk, song, "redo", section="1", later="keep", count="2")
     act(desk, song, "trim", section=1, seconds=1)
-    view = song_view.look(desk, song.folder.name, None, 1)
+    view = song_view.load(desk, song.folder.name, None, 1)
     found = [(version.row.number, version.block is not None) for version in song_view.versions(view)]
     assert found == [(3, False), (2, False), (1, True)], "the trimmed one was written in take 1"
     assert view.shown and view.shown.number == 1 and song_view.rival(view) is None
 
 
-def test_nothing_from_a_song_becomes_html(desk: Desk) -> None:
+def test_nothing_from_a_song_becomes_html(desk: AppContext) -> None:
     evil = '"><script>alert(1)</script>'
     info = finished(100, words=evil)
     info = replace(info, request=replace(info.request, title=evil, tags=evil, sections=(Section(evil, evil),)))
     made = store.create(info.request, desk.root)
     made.new_take(replace(info, how=evil, parent=1), np.zeros((2, 1, 100), np.int16))
-    shown = song_page.answer(desk, {"song": made.folder.name}, True, T)
+    shown = song_page.render(desk, {"song": made.folder.name}, True, T)
     assert shown["state"] == "open"
     for part, html in shown["parts"].items():
         assert "<script" not in html and '"">' not in html, part
 
 
-def test_what_was_done_to_a_take_is_said_in_the_language_of_the_page(desk: Desk, song: Song) -> None:
+def test_what_was_done_to_a_take_is_said_in_the_language_of_the_page(desk: AppContext, song: Song) -> None:
     take = song.take(1)
     done = [
         edit.redo(song, take, 1, 5),
@@ -177,7 +177,7 @@ def test_every_sentence_of_the_page_is_there() -> None:
 # What is done
 
 
-def test_candidates_are_takes_in_the_queue_and_the_parent_stays(desk: Desk, song: Song) -> None:
+def test_candidates_are_takes_in_the_queue_and_the_parent_stays(desk: AppContext, song: Song) -> None:
     before = song.take(1).info
     done = act(desk, song, "redo", section="1", later="keep", count="3")
     assert done.values == {"take": "2, 3, 4"}
@@ -189,8 +189,8 @@ def test_candidates_are_takes_in_the_queue_and_the_parent_stays(desk: Desk, song
     assert song.take(1).info == before
 
 
-def test_an_edit_is_made_the_way_the_song_was_unless_that_is_not_possible_any_more(desk: Desk, song: Song) -> None:
-    for wishes, then in ((Wishes(weights="nf4"), Wishes(weights="nf4")), (Wishes(engine="exl2"), ANY)):
+def test_an_edit_is_made_the_way_the_song_was_unless_that_is_not_possible_any_more(desk: AppContext, song: Song) -> None:
+    for wishes, then in ((ModelOptions(weights="nf4"), ModelOptions(weights="nf4")), (ModelOptions(engine="exl2"), ANY)):
         desk.make(song, song.take(1), "cpu", wishes)
         act(desk, song, "redo", section="1", later="keep", count="1")
         job = desk.jobs(song.folder.name)[-1]
@@ -200,13 +200,13 @@ def test_an_edit_is_made_the_way_the_song_was_unless_that_is_not_possible_any_mo
 
 
 @pytest.mark.parametrize("later, kept", [("keep", 1), ("remake", 0), ("stop", 0)])
-def test_later_sections_are_kept_remade_or_left(desk: Desk, song: Song, later: str, kept: int) -> None:
+def test_later_sections_are_kept_remade_or_left(desk: AppContext, song: Song, later: str, kept: int) -> None:
     act(desk, song, "redo", section="1", later=later, count="1")
     info = song.take(2).info
     assert len(info.later) == kept and info.request.first_sections == (2 if later == "stop" else None)
 
 
-def test_the_song_goes_on_with_new_words_and_says_what_it_made_of_them(desk: Desk, song: Song) -> None:
+def test_the_song_goes_on_with_new_words_and_says_what_it_made_of_them(desk: AppContext, song: Song) -> None:
     done = act(desk, song, "continue", words="hello\n[outro]\nbye", count="")
     info = song.take(2).info
     assert [s.label for s in info.request.sections[3:]] == ["verse", "outro"] and info.how == "continued"
@@ -220,10 +220,10 @@ def test_the_song_goes_on_with_new_words_and_says_what_it_made_of_them(desk: Des
     assert song.take_numbers() == [1, 2, 3], "what cannot be sung begins no take"
 
 
-def test_muting_changes_no_sound_and_needs_no_work(desk: Desk, song: Song) -> None:
+def test_muting_changes_no_sound_and_needs_no_work(desk: AppContext, song: Song) -> None:
     assert act(desk, song, "mute", section="2").say == "done.ready"
     assert (
-        song_page.done(desk, {"song": song.folder.name, "do": "mute", "values": {"take": 2, "section": 0}}, True, T)[
+        song_page.handle_action(desk, {"song": song.folder.name, "do": "mute", "values": {"take": 2, "section": 0}}, True, T)[
             "front"
         ]
         == 3
@@ -234,7 +234,7 @@ def test_muting_changes_no_sound_and_needs_no_work(desk: Desk, song: Song) -> No
     assert song.take(4).info.muted == () and desk.jobs() == []
 
 
-def test_rewind_trim_rename_rate_and_pick(desk: Desk, song: Song) -> None:
+def test_rewind_trim_rename_rate_and_pick(desk: AppContext, song: Song) -> None:
     act(desk, song, "rewind", second="2.5", section="0")
     assert song.take(2).frames == 125 and song.take(2).info.spans[-1].open
     act(desk, song, "rewind", section="2")
@@ -250,30 +250,30 @@ def test_rewind_trim_rename_rate_and_pick(desk: Desk, song: Song) -> None:
     assert desk.song(song.folder.name).info.rating is None
 
 
-def test_stop_takes_off_the_queue_and_go_on_puts_back(desk: Desk, song: Song) -> None:
+def test_stop_takes_off_the_queue_and_go_on_puts_back(desk: AppContext, song: Song) -> None:
     act(desk, song, "trim", section="0", seconds="0.5")
     act(desk, song, "stop", take="2")
-    assert desk.jobs() == [] and song_view.look(desk, song.folder.name).rows[0].state == "stopped"
+    assert desk.jobs() == [] and song_view.load(desk, song.folder.name).rows[0].state == "stopped"
     act(desk, song, "resume", take="2")
     job = desk.jobs()[0]
     desk.queue.pause(job.number)
-    assert song_view.look(desk, song.folder.name).rows[0].state == "paused"
+    assert song_view.load(desk, song.folder.name).rows[0].state == "paused"
     act(desk, song, "resume", take="2")
     assert [job.state for job in desk.jobs()] == [State.WAITING]
 
 
-def test_how_far_a_take_is_and_why_it_failed(desk: Desk, song: Song) -> None:
+def test_how_far_a_take_is_and_why_it_failed(desk: AppContext, song: Song) -> None:
     act(desk, song, "redo", section="0", later="keep", count="2")
 
     def shown() -> dict[str, str]:
-        return song_page.answer(desk, {"song": song.folder.name}, True, T)["parts"]
+        return song_page.render(desk, {"song": song.folder.name}, True, T)["parts"]
 
     assert "Take 2 waits in the queue. 1 more to come." in shown()["jobs"]
     with desk.queue.work():
         job = desk.queue.claim()
         assert job and job.take == 2
         assert "getting ready" in shown()["jobs"]
-        desk.queue.save_progress(Progress(job.number, State.RUNNING, "writing", "section 1", 30, 120, "ids", eta=61.0))
+        desk.queue.save_progress(JobProgress(job.number, State.RUNNING, "writing", "section 1", 30, 120, "ids", eta=61.0))
         assert "Take 2: writing, 25 %, about 1:01 left." in shown()["jobs"]
         assert "writing, 25 %, about 1:01 left" in shown()["takes"]
         desk.queue.finish(replace(job, state=State.FAILED, what="The disk is <full>.", hint="Free some space."))
@@ -282,11 +282,11 @@ def test_how_far_a_take_is_and_why_it_failed(desk: Desk, song: Song) -> None:
 
 
 @pytest.mark.parametrize("name", ["..", "../songs", "/etc", ".trash", "", "C:\\songs", "a/b", "nothing", "\0"])
-def test_no_name_from_a_browser_is_a_path(desk: Desk, song: Song, name: str) -> None:
+def test_no_name_from_a_browser_is_a_path(desk: AppContext, song: Song, name: str) -> None:
     for what in actions.ACTIONS:
         with pytest.raises(YueGPError):
             actions.act(desk, name, what, {"take": 1, "section": 0, "count": 1, "later": "keep"})
-    assert song_page.answer(desk, {"song": name}, True, T)["state"] == ("broken" if name else "empty")
+    assert song_page.render(desk, {"song": name}, True, T)["state"] == ("broken" if name else "empty")
     assert song.take_numbers() == [1]
 
 
@@ -309,15 +309,15 @@ def test_no_name_from_a_browser_is_a_path(desk: Desk, song: Song, name: str) -> 
         ("delete-everything", {}),
     ],
 )
-def test_nonsense_is_refused_in_a_sentence(desk: Desk, song: Song, what: str, values: dict[str, Any]) -> None:
+def test_nonsense_is_refused_in_a_sentence(desk: AppContext, song: Song, what: str, values: dict[str, Any]) -> None:
     asked = {"song": song.folder.name, "do": what, "values": {"take": 1, **values}}
-    error = song_page.done(desk, asked, True, T)["error"]
+    error = song_page.handle_action(desk, asked, True, T)["error"]
     assert error.endswith(".") and "Traceback" not in error
     assert song.take_numbers() == [1] and desk.jobs() == []
-    assert song_page.done(desk, "nonsense", True, T)["error"] and song_page.answer(desk, 3, True, T)["state"] == "empty"
+    assert song_page.handle_action(desk, "nonsense", True, T)["error"] and song_page.render(desk, 3, True, T)["state"] == "empty"
 
 
-def test_export_is_found_by_its_name_and_nothing_else_is(desk: Desk, song: Song) -> None:
+def test_export_is_found_by_its_name_and_nothing_else_is(desk: AppContext, song: Song) -> None:
     name = song.folder.name
     done = act(desk, song, "export", kind="flac", mix="1", vocal="1", artist="  Me\nand you ")
     assert done.files == ("Sea song - mix.flac", "Sea song - vocal.flac", "Sea song.lrc")
@@ -330,26 +330,26 @@ def test_export_is_found_by_its_name_and_nothing_else_is(desk: Desk, song: Song)
         export.find(desk, name, "leak.flac")
 
 
-def test_the_trash_takes_the_song_and_its_waiting_jobs_and_gives_the_song_back(desk: Desk, song: Song) -> None:
+def test_the_trash_takes_the_song_and_its_waiting_jobs_and_gives_the_song_back(desk: AppContext, song: Song) -> None:
     act(desk, song, "trim", section="0", seconds="0.5")
-    name = song_page.done(desk, {"song": song.folder.name, "do": "trash", "values": {}}, True, T)["name"]
+    name = song_page.handle_action(desk, {"song": song.folder.name, "do": "trash", "values": {}}, True, T)["name"]
     assert not song.folder.exists() and desk.jobs() == []
-    by_title = song_page.done(desk, {"song": "Sea song", "do": "restore", "values": {}}, True, T)
+    by_title = song_page.handle_action(desk, {"song": "Sea song", "do": "restore", "values": {}}, True, T)
     assert "no longer in the trash" in by_title["error"]
-    assert song_page.done(desk, {"song": name, "do": "restore", "values": {}}, True, T)["name"] == song.folder.name
+    assert song_page.handle_action(desk, {"song": name, "do": "restore", "values": {}}, True, T)["name"] == song.folder.name
     assert desk.song(song.folder.name).take_numbers() == [1, 2]
 
 
-def test_a_folder_opens_only_on_the_machine_it_is_on(desk: Desk, song: Song, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_opens_only_on_the_machine_it_is_on(desk: AppContext, song: Song, monkeypatch: pytest.MonkeyPatch) -> None:
     opened: list[list[str]] = []
     monkeypatch.setattr(actions.subprocess, "Popen", lambda command, **_: opened.append(command))
     monkeypatch.setattr(actions.sys, "platform", "linux")
     asked = {"song": song.folder.name, "do": "open-folder", "values": {"folder": "/etc"}}
-    assert "another machine" in song_page.done(desk, asked, False, T)["error"] and not opened
-    assert "said" in song_page.done(desk, asked, True, T)
+    assert "another machine" in song_page.handle_action(desk, asked, False, T)["error"] and not opened
+    assert "said" in song_page.handle_action(desk, asked, True, T)
     assert opened == [["xdg-open", str(song.folder)]]
-    local = song_page.parts(song_view.look(desk, song.folder.name), True, T)["more"]
-    remote = song_page.parts(song_view.look(desk, song.folder.name), False, T)["more"]
+    local = song_page.parts(song_view.load(desk, song.folder.name), True, T)["more"]
+    remote = song_page.parts(song_view.load(desk, song.folder.name), False, T)["more"]
     assert "open-folder" in local and "open-folder" not in remote
 
 

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from yuegp.checkpoints import download, locate, transfer
 from yuegp.checkpoints import hub as hub_room
-from yuegp.checkpoints.download import Pace
+from yuegp.checkpoints.download import RateEstimator
 from yuegp.errors import Cancelled, ModelError
 from yuegp.checkpoints.hub import HubUnreachable
 from yuegp.checkpoints.registry import Checkpoint
@@ -473,7 +473,7 @@ def test_the_hub_librarys_cache_is_used_file_by_file(hub: Hub, repo: Path) -> No
 
 
 def test_pace_tells_rate_and_time_left_from_the_last_seconds() -> None:
-    pace = Pace(window=10)
+    pace = RateEstimator(window=10)
     pace.see(0, 0)
     assert pace.rate() is None and pace.left(100) is None
     for second in range(1, 31):

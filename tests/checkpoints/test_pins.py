@@ -289,7 +289,7 @@ def test_the_tokenizer_comes_from_whichever_repository_has_it(hub: Hub, original
     (hub.root / "me" / STAGE1 / "tokenizer.model").unlink()
     order = provision.order([registry.own(f"me/{STAGE1}", "mine", {})])
     assert order.plans[-1].checkpoint.repo == S2.repo
-    folders = provision.carry_out(order)
+    folders = provision.execute(order)
     assert sets.tokenizer_of(folders)
 
 

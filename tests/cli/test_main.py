@@ -18,9 +18,9 @@ from conftest import ROOT
 
 from yuegp.library import store
 from yuegp.cli.main import build_parser, main
-from yuegp.jobs.queue import Progress, State
+from yuegp.jobs.queue import JobProgress, State
 from yuegp.generation.plan import Event
-from yuegp.cli.progress import Screen
+from yuegp.cli.progress import ProgressBar
 from yuegp.song.schema import Stage
 
 TAGS = "inspiring female uplifting pop airy vocal electronic bright vocal"
@@ -265,10 +265,10 @@ def test_the_progress_line_has_stage_part_rate_and_time() -> None:
     class Gauge:
         def see(self, event: Event) -> None: ...
 
-        def progress(self) -> Progress:
-            return Progress(job=1, state=State.RUNNING, rate=100.0, eta=75.0)
+        def progress(self) -> JobProgress:
+            return JobProgress(job=1, state=State.RUNNING, rate=100.0, eta=75.0)
 
-    line = Screen(quiet=True, gauge=Gauge()).line(Event("writing", "section 2 of 4", 900, 2400, "ids", 300))
+    line = ProgressBar(quiet=True, gauge=Gauge()).line(Event("writing", "section 2 of 4", 900, 2400, "ids", 300))
     assert line.startswith("writing   section 2 of 4")
     assert "38%" in line and "100 ids/s" in line and "about 1:15 left" in line
 

@@ -104,7 +104,7 @@ def test_table_choice_plan_page_doctor_and_song_say_the_same(
     here(monkeypatch, card(size))
     said = table()[size]
     chosen = provision.choose("en", "cot", card(size))
-    assert chosen.plan is not None and (str(chosen.plan.way1), str(chosen.plan.way2)) == said
+    assert chosen.plan is not None and (str(chosen.plan.stage1_format), str(chosen.plan.stage2_format)) == said
 
     imaginary = provision.choose("en", "cot", imagined(size * GIB))
     assert imaginary.checkpoints == chosen.checkpoints, "a card that is not here gets what it would get here"
@@ -126,7 +126,7 @@ def test_table_choice_plan_page_doctor_and_song_say_the_same(
     ids = {places_id(found.stage1), places_id(found.stage2)}
     assert ids == {c.id for c in chosen.checkpoints[:2]}
     used = memory.foresee(song("yue-en-cot"), device.machine())
-    assert (used.way1.engine, str(used.way1).partition(",")[0]) == (chosen.plan.way1.engine, said[0])
+    assert (used.stage1_format.engine, str(used.stage1_format).partition(",")[0]) == (chosen.plan.stage1_format.engine, said[0])
     capsys.readouterr()
     assert main(["plan", "--json"]) == 0
     row = json.loads(capsys.readouterr().out)
@@ -167,8 +167,8 @@ def test_a_plan_is_of_what_is_fetched_for_every_set(language: str, mode: str, fa
         assert (first.language, first.mode) == (language, mode)
         assert (fast and that) or "exl2" not in (first.stored, second.stored)
         if found.plan:
-            assert found.plan.way1 in choice.ways(first, that) and found.plan.way2 in choice.ways(second, that)
-            assert str(found.plan.way1) in found.reason and str(found.plan.way2) in found.reason
+            assert found.plan.stage1_format in choice.ways(first, that) and found.plan.stage2_format in choice.ways(second, that)
+            assert str(found.plan.stage1_format) in found.reason and str(found.plan.stage2_format) in found.reason
 
 
 @pytest.mark.parametrize(
@@ -194,12 +194,12 @@ def test_an_engine_that_could_not_start_is_not_counted_on(
     assert (found.checkpoints[0].stored == "exl2") == (not lacks)
     assert lacks in found.reason and lacks in choice.lacking(that)
     profile = setup.profile(Texts())
-    assert profile and found.plan and str(found.plan.way1) in profile["text"] and lacks in " ".join(profile["reasons"])
+    assert profile and found.plan and str(found.plan.stage1_format) in profile["text"] and lacks in " ".join(profile["reasons"])
 
 
 def test_a_turing_card_is_given_what_it_can_compute_in() -> None:
     found = provision.choose("zh", "cot", card(24, (7, 5)), exl2=True)
-    assert found.plan and (found.plan.way1.weights, found.plan.way2.weights) == ("float16", "float16")
+    assert found.plan and (found.plan.stage1_format.weights, found.plan.stage2_format.weights) == ("float16", "float16")
     assert found.checkpoints[0].id == "s1-zh-cot"
 
 

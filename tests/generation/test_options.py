@@ -18,7 +18,7 @@ from yuegp.errors import DeviceError, RequestError
 from yuegp.library.store import create
 from yuegp.generation.plan import plan_for
 from yuegp.song.schema import Section, SongRequest, TakeInfo
-from yuegp.generation.options import ANY, Wishes
+from yuegp.generation.options import ANY, ModelOptions
 
 CARD = Card(0, "a card", 24 * GIB, 24 * GIB, (8, 6))
 HERE = Machine((CARD,), 64 * GIB, 48 * GIB)
@@ -53,7 +53,7 @@ def test_the_words_are_those_of_the_plan() -> None:
 @pytest.mark.parametrize("words", [{"engine": "exl3"}, {"weights": "int4"}, {"kv": "q2"}, {"kv": ""}])
 def test_unknown_words_are_refused_with_those_there_are(words: dict[str, str]) -> None:
     with pytest.raises(RequestError) as caught:
-        Wishes(**words)
+        ModelOptions(**words)
     assert repr(next(iter(words.values()))) in caught.value.what and "auto" in caught.value.hint
 
 
@@ -63,7 +63,7 @@ def test_unknown_words_are_refused_with_those_there_are(words: dict[str, str]) -
 )  # fmt: skip
 def test_what_cannot_go_together_anywhere_is_refused(words: dict[str, str]) -> None:
     with pytest.raises(RequestError, match="cannot go together") as caught:
-        Wishes(**words)
+        ModelOptions(**words)
     assert all(value in caught.value.what for value in words.values()) and caught.value.hint
 
 
@@ -75,7 +75,7 @@ def test_nothing_wished_for_is_what_the_plan_chooses_from(tiny_set: Path) -> Non
 @pytest.mark.parametrize(("weights", "card"), [("nf4", CARD), ("int8", CARD), ("nf4", None), ("int8", None)])
 def test_a_wish_narrows_how_the_large_model_is_held(tiny_set: Path, weights: str, card: Card | None) -> None:
     found = sets.find(str(tiny_set))
-    ways1, ways2 = memory.wished(found, card, Wishes(weights=weights))
+    ways1, ways2 = memory.wished(found, card, ModelOptions(weights=weights))
     assert [way.weights for way in ways1] == [weights] and ways1[0].converted
     assert ways2 == memory.ways(found.stage2, 2, card), "the small one is not asked to be smaller"
 
@@ -84,10 +84,10 @@ def test_an_exl2_model_is_held_with_the_wished_cache(
     tiny_set: Path, monkeypatch: pytest.MonkeyPatch, package: None
 ) -> None:
     exl2_set(monkeypatch, str(tiny_set))
-    ways1, ways2 = memory.wished(sets.find(str(tiny_set)), CARD, Wishes(engine="exl2", kv="q6"))
+    ways1, ways2 = memory.wished(sets.find(str(tiny_set)), CARD, ModelOptions(engine="exl2", kv="q6"))
     assert [(way.engine, way.kv) for way in ways1] == [("exl2", "q6")]
     assert {way.engine for way in ways2} == {"torch"}, "its files allow nothing else"
-    for refused in (Wishes(weights="nf4"), Wishes(engine="torch")):
+    for refused in (ModelOptions(weights="nf4"), ModelOptions(engine="torch")):
         with pytest.raises(RequestError, match="stored as exl2") as caught:
             memory.allow(str(tiny_set), refused, HERE)
         assert "auto" in caught.value.hint
@@ -101,14 +101,14 @@ def test_the_fast_engine_without_card_or_package_is_refused(
     for here, device, lacking in ((NO_CARD, "auto", "a graphics card"), (HERE, "cpu", "a graphics card"),
                                   (HERE, "auto", "the package exllamav2")):  # fmt: skip
         with pytest.raises(DeviceError, match=lacking) as caught:
-            memory.allow(model, Wishes(**wish), here, device)
+            memory.allow(model, ModelOptions(**wish), here, device)
         assert "auto" in caught.value.hint
 
 
 @pytest.mark.parametrize("wish", [{"engine": "exl2"}, {"kv": "q8"}])
 def test_the_fast_engine_does_not_read_other_models(tiny_set: Path, package: None, wish: dict[str, str]) -> None:
     with pytest.raises(RequestError, match=r"stored as (float32|bfloat16)") as caught:
-        memory.allow(str(tiny_set), Wishes(**wish), HERE)
+        memory.allow(str(tiny_set), ModelOptions(**wish), HERE)
     assert next(iter(wish.values())) in caught.value.what and "models list" in caught.value.hint
 
 
@@ -119,7 +119,7 @@ REQUEST = SongRequest((Section("verse", "la"),), "pop piano happy female vocal",
 def test_a_song_is_made_as_wished_and_says_so(tiny_set: Path, tmp_path: Path, weights: str) -> None:
     song = create(SongRequest(REQUEST.sections, REQUEST.tags, model=str(tiny_set), section_seconds=1), tmp_path)
     take = song.new_take(TakeInfo(0, song.request))
-    pipeline.run(plan_for(take), take, device="cpu", wishes=Wishes(weights=weights), previews=False)
+    pipeline.run(plan_for(take), take, device="cpu", wishes=ModelOptions(weights=weights), previews=False)
     assert take.info.made_with
     assert take.info.made_with.engine.split()[1] == {"float": "float32"}.get(weights, weights)
     assert take.mix.exists()
@@ -129,7 +129,7 @@ def test_what_became_impossible_is_refused_when_it_runs(tiny_set: Path, tmp_path
     song = create(SongRequest(REQUEST.sections, REQUEST.tags, model=str(tiny_set), section_seconds=1), tmp_path)
     take = song.new_take(TakeInfo(0, song.request))
     with pytest.raises(DeviceError, match="a graphics card"):
-        pipeline.run(plan_for(take), take, device="cpu", wishes=Wishes(kv="q8"))
+        pipeline.run(plan_for(take), take, device="cpu", wishes=ModelOptions(kv="q8"))
     assert take.frames == 0
 
 

@@ -16,7 +16,7 @@ from yuegp.errors import Cancelled, GenerationError, RequestError
 from yuegp.lm.llama.engine import TorchLM
 from yuegp.tokens.prompts import Prompts, budget_ids, build, prompt_limit
 from yuegp.song.schema import Sampling, Section
-from yuegp.generation.stage1 import Score, SectionCodes, write_candidates, write_sections
+from yuegp.generation.stage1 import Stage1Input, SectionCodes, write_candidates, write_sections
 from yuegp.tokens.tokenizer import ByteTokenizer
 from yuegp.tokens.vocab import VocabLayout, interleave
 
@@ -47,7 +47,7 @@ def prompts() -> Prompts:
 def song(engine: TorchLM, prompts: Prompts, **changes: Any) -> list[SectionCodes]:
     score = {name: changes.pop(name) for name in ("sampling", "budget", "drawable", "muted") if name in changes}
     options: dict[str, Any] = {"seed": 3, "sections": range(3)}
-    played = Score(prompts, **{"sampling": EAGER, "budget": 60, **score})
+    played = Stage1Input(prompts, **{"sampling": EAGER, "budget": 60, **score})
     return list(write_sections(engine, played, **options | changes))
 
 
@@ -184,12 +184,12 @@ def test_a_section_gone_on_with_from_anywhere_ends_the_same(engine: TorchLM, pro
 def test_candidates_in_one_batch_equal_one_at_a_time(engine: TorchLM, prompts: Prompts) -> None:
     past = [song(engine, prompts)[0].codes]
     seeds = [4, 5, 6, 7]
-    score = Score(prompts, EAGER, 60)
+    score = Stage1Input(prompts, EAGER, 60)
     batch = write_candidates(engine, score, seeds, 1, past)
     alone = [next(write_sections(engine, score, seed, [1], past)) for seed in seeds]
     assert as_lists(batch) == as_lists(alone)
     assert len({codes.codes.shape for codes in batch}) > 1, "they end at different times"
-    assert as_lists([next(write_sections(engine, Score(prompts, EAGER, 60), 4, [0]))]) == as_lists(
+    assert as_lists([next(write_sections(engine, Stage1Input(prompts, EAGER, 60), 4, [0]))]) == as_lists(
         write_candidates(engine, score, [4], 0)
     )
 
@@ -207,7 +207,7 @@ def test_a_muted_section_is_not_in_the_context(engine: TorchLM, prompts: Prompts
 def test_two_songs_at_once_share_nothing(engine: TorchLM, prompts: Prompts) -> None:
     """Inherited fault: two tabs share one request."""
     alone = [as_lists(song(engine, prompts, seed=seed)) for seed in (1, 2)]
-    first, second = (write_sections(engine, Score(prompts, EAGER, 60), seed, range(3)) for seed in (1, 2))
+    first, second = (write_sections(engine, Stage1Input(prompts, EAGER, 60), seed, range(3)) for seed in (1, 2))
     turns = list(itertools.chain.from_iterable(zip(first, second, strict=True)))
     assert [as_lists(turns[0::2]), as_lists(turns[1::2])] == alone
 
@@ -248,7 +248,7 @@ def test_stopping_ends_at_the_next_frame_and_keeps_finished_sections(engine: Tor
 
     kept = []
     with pytest.raises(Cancelled):
-        for section in write_sections(engine, Score(prompts, EAGER, 60), 3, range(3), progress=stop_in_section_2):
+        for section in write_sections(engine, Stage1Input(prompts, EAGER, 60), 3, range(3), progress=stop_in_section_2):
             kept.append(section)
     assert as_lists(kept) == as_lists(whole[:1])
     assert events[-1] == ("section 2", 2)

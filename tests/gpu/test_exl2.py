@@ -16,12 +16,12 @@ from test_contract import LAYOUT, refined, sections
 from tools.make_exl2 import make_plain, make_random
 from tools.make_set import LM, write_lm
 from yuegp.errors import Cancelled, DeviceError
-from yuegp.lm import Setup, open_engine
+from yuegp.lm import EngineConfig, open_engine
 from yuegp.lm.exl2.attention import PagedAttention, sight
 from yuegp.lm.exl2.self_test import disagreement
 from yuegp.lm.exl2.format import look_into
 from yuegp.lm.exl2.engine import WHOLE_STEP, Exl2LM
-from yuegp.lm.exl2.package import take_in
+from yuegp.lm.exl2.package import load_package
 from yuegp.lm.exl2.flash_probe import probe
 from yuegp.lm.llama.engine import TorchLM
 
@@ -36,7 +36,7 @@ CAPACITIES = [2000, 300, 2000]
 def _exllamav2() -> None:
     if torch.cuda.is_available():
         try:
-            take_in(0)
+            load_package(0)
         except DeviceError as exc:
             pytest.skip(exc.what)
 
@@ -53,14 +53,14 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 
 def load(folder: Path, weights: str = "exl2", kv: str = "same") -> Exl2LM:
-    engine = open_engine(folder, Setup("exl2", "cuda", weights, kv))
+    engine = open_engine(folder, EngineConfig("exl2", "cuda", weights, kv))
     assert isinstance(engine, Exl2LM)
     return engine
 
 
 @pytest.fixture(scope="module")
 def reference(pair: tuple[Path, Path]) -> Iterator[TorchLM]:
-    engine = TorchLM.load(pair[1], Setup("torch", "cuda", "float32"))
+    engine = TorchLM.load(pair[1], EngineConfig("torch", "cuda", "float32"))
     yield engine
     engine.unload()
 
@@ -86,7 +86,7 @@ def worst(ours: list[torch.Tensor], theirs: list[torch.Tensor]) -> float:
 def test_packed_weights_are_what_we_unpack(tmp_path: Path, bits: float) -> None:
     """The kernels' reading of every width against ours, through whole models."""
     packed, plain = folders(tmp_path, bits)
-    engine, reference = load(packed), TorchLM.load(plain, Setup("torch", "cuda", "float32"))
+    engine, reference = load(packed), TorchLM.load(plain, EngineConfig("torch", "cuda", "float32"))
     with engine.open(CAPACITIES, KEEP) as ours, reference.open(CAPACITIES, KEEP) as theirs:
         assert worst(play(ours), play(theirs)) < 0.03
 
@@ -195,7 +195,7 @@ def test_our_attention_on_the_card(n: int) -> None:
 def test_a_wrong_attention_is_refused_at_load(pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     import exllamav2.attn as attn
 
-    package = take_in(0)
+    package = load_package(0)
     right = attn.flash_attn_with_kvcache
 
     def shifted(**given: Any) -> torch.Tensor:

@@ -15,7 +15,7 @@ from offload.sizes import blocks
 from tools.make_set import make_set
 from yuegp.library import store
 from yuegp.generation import pipeline
-from yuegp.lm import Setup
+from yuegp.lm import EngineConfig
 from yuegp.lm.llama import cache
 from yuegp.lm.llama.engine import TorchLM
 from yuegp.song.schema import Section, SongRequest, Stage, TakeInfo
@@ -29,7 +29,7 @@ def test_logits_on_the_card_equal_those_of_the_processor(tmp_path: Path, kv_head
     ids = some_ids(60)
     logits = []
     for device in ("cpu", "cuda"):
-        with TorchLM.load(tmp_path, Setup(device=device)).open([80, 40]) as lm:
+        with TorchLM.load(tmp_path, EngineConfig(device=device)).open([80, 40]) as lm:
             lm.prefill(0, ids[:50]), lm.prefill(1, ids[:3])
             for t in range(50, 60):
                 last = lm.step(torch.tensor([ids[t], ids[t]]))
@@ -45,7 +45,7 @@ def test_played_back_steps_equal_the_plain_way(tmp_path: Path, weights: str, mon
     ids = torch.tensor(some_ids(600)).view(-1, 3)
     ways = []
     for fixed in (False, True):
-        engine = TorchLM.load(tmp_path, Setup(device="cuda", weights=weights))
+        engine = TorchLM.load(tmp_path, EngineConfig(device="cuda", weights=weights))
         assert engine.fixed
         engine.fixed = fixed
         heard = []
@@ -66,7 +66,7 @@ def test_played_back_steps_equal_the_plain_way(tmp_path: Path, weights: str, mon
 @pytest.mark.parametrize("weights", ["float32", "float16", "bfloat16", "int8", "nf4"])
 def test_a_step_repeats_exactly_100_times(tmp_path: Path, weights: str) -> None:
     released(tmp_path, tiny_llama())
-    with TorchLM.load(tmp_path, Setup(device="cuda", weights=weights)).open([300, 100]) as lm:
+    with TorchLM.load(tmp_path, EngineConfig(device="cuda", weights=weights)).open([300, 100]) as lm:
         lm.prefill(0, some_ids(200)), lm.prefill(1, some_ids(5))
         seen = set()
         for _ in range(100):
@@ -82,7 +82,7 @@ def test_packed_weights_on_the_card_equal_those_of_the_processor(tmp_path: Path,
     int8_folder(folder, source) if weights == "int8" else bitsandbytes(folder, source, 8 if weights == "bnb8" else 4)
     logits = []
     for device in ("cpu", "cuda"):
-        with TorchLM.load(folder, Setup(device=device, weights=weights)).open([80]) as lm:
+        with TorchLM.load(folder, EngineConfig(device=device, weights=weights)).open([80]) as lm:
             lm.prefill(0, some_ids(60))
             logits.append(lm.step(torch.tensor([5])).float().cpu())
     assert float((logits[0] - logits[1]).norm() / logits[0].norm()) < 0.05
@@ -92,7 +92,7 @@ def test_packed_weights_on_the_card_equal_those_of_the_processor(tmp_path: Path,
 def test_streamed_layers_give_the_same_numbers(tmp_path: Path, resident: int) -> None:
     save_llama(tmp_path, 2)
     logits = []
-    for setup in (Setup(device="cuda"), Setup(device="cuda", resident=resident)):
+    for setup in (EngineConfig(device="cuda"), EngineConfig(device="cuda", resident=resident)):
         engine = TorchLM.load(tmp_path, setup)
         engine.fixed = False
         with engine.open([80, 40]) as lm:
@@ -107,7 +107,7 @@ def test_streamed_layers_give_the_same_numbers(tmp_path: Path, resident: int) ->
 def test_a_model_that_waits_in_ram_leaves_the_card_and_comes_back_equal(tmp_path: Path, caches: bool) -> None:
     """Its recorded steps too: they refer to places that are given away meanwhile."""
     released(tmp_path, tiny_llama(hidden_size=1024, intermediate_size=4096, num_hidden_layers=8, head_dim=64))
-    engine, ids = TorchLM.load(tmp_path, Setup(device="cuda", weights="float16")), some_ids(20)
+    engine, ids = TorchLM.load(tmp_path, EngineConfig(device="cuda", weights="float16")), some_ids(20)
     heard: list[list[torch.Tensor]] = [[], []]
     for turns, logits in zip((False, True), heard, strict=True):
         with engine.open([400]) as lm:
@@ -137,7 +137,7 @@ def test_five_loads_leave_nothing_on_the_card(tmp_path: Path) -> None:
     released(tmp_path, tiny_llama(hidden_size=1024, intermediate_size=4096, num_hidden_layers=8, head_dim=64))
     left = []
     for _ in range(5):
-        engine = TorchLM.load(tmp_path, Setup(device="cuda", weights="bfloat16"))
+        engine = TorchLM.load(tmp_path, EngineConfig(device="cuda", weights="bfloat16"))
         with engine.open([512, 512]) as lm:
             lm.prefill(0, some_ids(100)), lm.prefill(1, some_ids(1))
             for t in range(10):

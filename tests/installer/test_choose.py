@@ -14,7 +14,7 @@ import pytest
 
 from installer import builds, choose, install, probe, main, own_folders, record, steps
 from installer.choose import Plan, decide
-from installer.probe import Card, Interpreter
+from installer.probe import ProbedCard, Interpreter
 from installer.pretend import pretend
 from installer.console import SetupError
 
@@ -271,10 +271,10 @@ def test_the_door_is_readable_by_old_pythons() -> None:
 def test_cards_are_read_from_what_the_driver_says() -> None:
     text = "NVIDIA GeForce RTX 4090, 560.35.03, 8.9, 24564\r\nNVIDIA GB10, 580.95.05, 12.1, [N/A]\r\n"
     assert probe.parse_cards(text) == [
-        Card("NVIDIA GeForce RTX 4090", "560.35.03", (8, 9), 24564 / 1024),
-        Card("NVIDIA GB10", "580.95.05", (12, 1), None),
+        ProbedCard("NVIDIA GeForce RTX 4090", "560.35.03", (8, 9), 24564 / 1024),
+        ProbedCard("NVIDIA GB10", "580.95.05", (12, 1), None),
     ]
-    assert probe.parse_cards("GeForce GTX 1060, 390.157\n") == [Card("GeForce GTX 1060", "390.157", None)]
+    assert probe.parse_cards("GeForce GTX 1060, 390.157\n") == [ProbedCard("GeForce GTX 1060", "390.157", None)]
     assert probe.parse_cards('Field "compute_cap" is not a valid field to query.\n') == []
     failed = "NVIDIA-SMI has failed because it couldn't communicate with the NVIDIA driver.\n"
     assert probe.parse_cards(failed) == []
@@ -305,7 +305,7 @@ def test_a_driver_too_old_to_name_the_capability_is_asked_again(
     monkeypatch.setattr(shutil, "which", lambda name, path=None: "nvidia-smi")
     monkeypatch.setattr(probe, "ask", answer)
     cards = probe.find_cards()
-    assert cards == [Card(name, "390.157", None)]
+    assert cards == [ProbedCard(name, "390.157", None)]
     choice = builds.choose_build("auto", pretend("linux")._replace(cards=cards), "x86_64")
     assert choice.build == "cpu" and why in choice.reason and name in choice.reason
 
@@ -319,7 +319,7 @@ def test_the_release_of_macos_is_believed_unless_it_is_the_one_for_old_programs(
     monkeypatch.setattr(probe.platform, "mac_ver", lambda: (said, ("", "", ""), "arm64"))
     monkeypatch.setattr(probe, "find_pythons", lambda commands: [])
     monkeypatch.setattr(probe, "find_cards", lambda: [])
-    assert probe.look({}, tmp_path / ".venv").release == release
+    assert probe.probe_machine({}, tmp_path / ".venv").release == release
 
 
 @pytest.mark.parametrize(
@@ -337,13 +337,13 @@ def test_the_kernel_tells_windows_beneath_and_jetsons(
     monkeypatch.setattr(probe.platform, "release", lambda: kernel)
     monkeypatch.setattr(probe, "find_pythons", lambda commands: [])
     monkeypatch.setattr(probe, "find_cards", lambda: [])
-    found = probe.look({}, tmp_path / ".venv")
+    found = probe.probe_machine({}, tmp_path / ".venv")
     assert (found.wsl, found.jetson) == (wsl, jetson)
 
 
 def test_a_card_without_code_beside_one_with_is_hidden_from_the_program(monkeypatch: pytest.MonkeyPatch) -> None:
     """It would be the first card, and the first card is taken: `no kernel image is available`."""
-    old, new = Card("GTX 1080", "580.65", (6, 1)), Card("RTX 4090", "580.65", (8, 9))
+    old, new = ProbedCard("GTX 1080", "580.65", (6, 1)), ProbedCard("RTX 4090", "580.65", (8, 9))
     monkeypatch.setattr(main, "find_cards", lambda: [old, new, old])
     monkeypatch.setattr(main.platform, "machine", lambda: "AMD64")
     plan = plan_for("windows,gtx1080,rtx4090")

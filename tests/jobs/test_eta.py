@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from yuegp.jobs import eta
 from yuegp.library import store
-from yuegp.jobs.eta import Costs, Facts, Line, Seen, estimate, facts_of, learn, refining_passes
+from yuegp.jobs.eta import Costs, Workload, LinearCost, Observed, estimate, facts_of, learn, refining_passes
 from yuegp.generation.plan import Event
 from yuegp.song.schema import MadeWith, Section, SongRequest, Span, Stage, TakeInfo
 
@@ -28,11 +28,11 @@ class Speeds:
     sound: float = 0.004
     load: float = 0.0
 
-    def costs(self, **changes: Line) -> Costs:
+    def costs(self, **changes: LinearCost) -> Costs:
         lines = {
-            "writing": Line(self.load, self.write),
-            "refining": Line(self.load, self.refine),
-            "sound": Line(self.load, self.sound),
+            "writing": LinearCost(self.load, self.write),
+            "refining": LinearCost(self.load, self.refine),
+            "sound": LinearCost(self.load, self.sound),
         }
         return Costs({**lines, **changes})
 
@@ -89,16 +89,16 @@ def song_by_sections(lengths: Sequence[int], speeds: Speeds, budget: int) -> Ite
         yield now + done / 4 * speeds.sound, Event("sound", "vocal stem", done, 4 * written, "frames", done)
 
 
-def estimates(events: Sequence[tuple[float, Event]], costs: Costs, facts: Facts) -> list[tuple[float, float | None]]:
+def estimates(events: Sequence[tuple[float, Event]], costs: Costs, facts: Workload) -> list[tuple[float, float | None]]:
     """(time, estimate) after each event."""
-    seen, out = Seen(), []
+    seen, out = Observed(), []
     for now, event in events:
         seen = seen.after(event, now)
         out.append((now, estimate(costs, facts, seen)))
     return out
 
 
-def worst(events: Sequence[tuple[float, Event]], costs: Costs, facts: Facts, start: float = 0.2) -> float:
+def worst(events: Sequence[tuple[float, Event]], costs: Costs, facts: Workload, start: float = 0.2) -> float:
     """The largest error of the estimated whole, as a share of the song's true seconds, after `start` of it."""
     end = events[-1][0]
     return max(
@@ -116,7 +116,7 @@ speeds = st.builds(Speeds, speed, speed, speed, st.floats(0, 20))
 def test_an_estimate_is_never_negative(
     lengths: list[int], real: Speeds, believed: Speeds, first: bool, device: str
 ) -> None:
-    facts = Facts(600, len(lengths), device=device)
+    facts = Workload(600, len(lengths), device=device)
     for _, left in estimates(list(song(lengths, real, 600, device)), Costs() if first else believed.costs(), facts):
         assert left is None or left >= 0
 
@@ -126,7 +126,7 @@ def test_an_estimate_is_never_negative(
 def test_an_estimate_is_exact_and_falls_when_speeds_are_those_learned(count: int, length: int, speeds: Speeds) -> None:
     events = list(song([length] * count, speeds, length))
     end, before = events[-1][0], float("inf")
-    for now, left in estimates(events, speeds.costs(), Facts(length, count, device="cuda")):
+    for now, left in estimates(events, speeds.costs(), Workload(length, count, device="cuda")):
         assert left == pytest.approx(end - now, rel=1e-6, abs=1e-6 * end)
         assert left <= before + 1e-9 * end
         before = left
@@ -135,7 +135,7 @@ def test_an_estimate_is_exact_and_falls_when_speeds_are_those_learned(count: int
 def test_in_a_first_song_the_estimate_of_a_stage_falls_at_constant_speed() -> None:
     events = list(song([600] * 4, Speeds(), 600))
     by_stage: dict[str, list[float]] = {}
-    for (_, event), (_, left) in zip(events, estimates(events, Costs(), Facts(600, 4, device="cuda")), strict=True):
+    for (_, event), (_, left) in zip(events, estimates(events, Costs(), Workload(600, 4, device="cuda")), strict=True):
         if left is not None:
             by_stage.setdefault(event.stage, []).append(left)
     for _guess, *values in by_stage.values():
@@ -149,19 +149,19 @@ def test_a_song_on_a_large_card_is_foreseen_within_a_quarter_after_a_fifth() -> 
     sizes = {"short": [1800] * 2, "long": [2000, 2600, 2400, 2800, 2200, 2400, 2000, 2600]}
     costs = learn([take(lengths, real, growth=0.4) for lengths in sizes.values()], "cuda")
     events = list(song([1500, 2600, 2400, 2700, 1900, 2300], real, 3000, growth=0.4))
-    assert worst(events, costs, Facts(3000, 6, device="cuda")) < 0.15
+    assert worst(events, costs, Workload(3000, 6, device="cuda")) < 0.15
 
 
 def test_a_song_on_a_busy_machine_is_still_foreseen() -> None:
     """Everything takes a third longer than learned."""
     slow = Speeds(write=0.026, refine=0.0234, sound=0.0052)
     events = list(song([600] * 6, slow, 600))
-    assert worst(events, Speeds().costs(), Facts(600, 6, device="cuda")) < 0.25
+    assert worst(events, Speeds().costs(), Workload(600, 6, device="cuda")) < 0.25
 
 
 def test_sections_that_end_early_shorten_the_rest() -> None:
     events = [(now, event) for now, event in song([200] * 6, Speeds(), 1000) if event.stage == "writing"]
-    facts = Facts(1000, 6, device="cuda")
+    facts = Workload(1000, 6, device="cuda")
     first, second = (
         next(
             left
@@ -178,7 +178,7 @@ def test_a_song_refined_section_by_section_is_foreseen_too() -> None:
     """What was learned from songs made this way holds for them; in a first song the stages to come are guessed."""
     lengths = [1800, 2600, 2400, 2700, 1900, 2300]
     events = list(song_by_sections(lengths, Speeds(load=3.0), 3000))
-    facts = Facts(3000, 6, device="cuda")
+    facts = Workload(3000, 6, device="cuda")
     ends = [0.0, 0.0, 0.0]
     for (before, _), (now, event) in zip([(0.0, None), *events], events, strict=False):
         ends[("writing", "refining", "sound").index(event.stage)] += now - before
@@ -192,11 +192,11 @@ def test_a_song_refined_section_by_section_is_foreseen_too() -> None:
 
 
 def test_nothing_is_said_before_anything_is_known() -> None:
-    assert estimate(Costs(), Facts(600, 2), Seen()) is None
-    assert estimate(Speeds(load=1).costs(), Facts(600, 2), Seen()) == pytest.approx(
+    assert estimate(Costs(), Workload(600, 2), Observed()) is None
+    assert estimate(Speeds(load=1).costs(), Workload(600, 2), Observed()) == pytest.approx(
         3 + 1200 * 0.02 + refining_passes(600, 16, "cpu") * 0.018 + 600 * 0.004
     )
-    assert estimate(Speeds().costs(), Facts(600, 0, (600,), 0, 300), Seen()) == pytest.approx(300 * 0.004)
+    assert estimate(Speeds().costs(), Workload(600, 0, (600,), 0, 300), Observed()) == pytest.approx(300 * 0.004)
 
 
 def test_passes_depend_on_batches_and_not_on_the_length_of_a_song() -> None:
@@ -269,11 +269,11 @@ def test_kept_sections_cost_nothing_to_write() -> None:
 def test_facts_of_takes_that_are_new_half_written_redone_or_refined() -> None:
     info = take([600] * 3, Speeds())
     new = replace(info, spans=(), stage=Stage.NEW)
-    assert facts_of(new, 3000, "cpu") == Facts(3000, 3)
+    assert facts_of(new, 3000, "cpu") == Workload(3000, 3)
     half = replace(info, spans=info.spans[:2], stage=Stage.STAGE1)
-    assert facts_of(half, 3000, "cpu") == Facts(3000, 1, (600, 600), 600, 600, 2)
+    assert facts_of(half, 3000, "cpu") == Workload(3000, 1, (600, 600), 600, 600, 2)
     redone = replace(half, number=2, spans=info.spans[:1], later=info.spans[2:])
-    assert facts_of(redone, 3000, "cpu") == Facts(3000, 1, (600, 600), 0, 600, 1)
+    assert facts_of(redone, 3000, "cpu") == Workload(3000, 1, (600, 600), 0, 600, 1)
     opened = replace(half, spans=(info.spans[0], replace(info.spans[1], stop=400, open=True)))
     assert facts_of(opened, 3000, "cpu").todo == 2
     assert facts_of(replace(info, stage=Stage.STAGE2), 3000, "cpu").fresh == 0

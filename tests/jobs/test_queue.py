@@ -23,10 +23,10 @@ from yuegp.jobs import eta, queue as jobs
 from yuegp.library import store
 from yuegp.jobs import worker as working
 from yuegp.errors import Cancelled, LibraryError, RequestError
-from yuegp.jobs.queue import Job, Progress, Queue, State
-from yuegp.generation.plan import Event, Watch
+from yuegp.jobs.queue import Job, JobProgress, Queue, State
+from yuegp.generation.plan import Event, ProgressCallback
 from yuegp.song.schema import Section, SongRequest, Stage, TakeInfo
-from yuegp.generation.options import ANY, Wishes
+from yuegp.generation.options import ANY, ModelOptions
 from yuegp.jobs.worker import Feed, Worker
 
 PATIENCE = 30.0
@@ -55,7 +55,7 @@ def event(done: int, section: int = 1, stage: str = "writing") -> Event:
     return Event(stage, f"section {section} of 2", done, 1200, "ids", done)
 
 
-def quick(job: Job, watch: Watch) -> None:
+def quick(job: Job, watch: ProgressCallback) -> None:
     watch(event(100))
     watch(event(700, section=2))
 
@@ -75,7 +75,7 @@ class Stepwise:
         self.begun = threading.Semaphore(0)
         self.go = threading.Semaphore(0)
 
-    def __call__(self, job: Job, watch: Watch) -> None:
+    def __call__(self, job: Job, watch: ProgressCallback) -> None:
         watch(event(2))
         self.begun.release()
         for done in itertools.count(4, 2):
@@ -194,7 +194,7 @@ def test_all_jobs_can_be_paused_and_resumed(queue: Queue, song: Callable[[], Pat
     for _ in range(2):
         queue.add(song(), 1)
 
-    def pause_all(job: Job, watch: Watch) -> None:
+    def pause_all(job: Job, watch: ProgressCallback) -> None:
         queue.pause_all()
         watch(event(2))
 
@@ -208,7 +208,7 @@ def test_all_jobs_can_be_paused_and_resumed(queue: Queue, song: Callable[[], Pat
 def test_a_wish_to_pause_can_be_taken_back(queue: Queue, song: Callable[[], Path]) -> None:
     queue.add(song(), 1)
 
-    def undecided(job: Job, watch: Watch) -> None:
+    def undecided(job: Job, watch: ProgressCallback) -> None:
         queue.pause(1)
         queue.resume(1)
         watch(event(2))
@@ -221,7 +221,7 @@ def test_a_wish_to_pause_can_be_taken_back(queue: Queue, song: Callable[[], Path
 
 
 def test_a_failing_job_is_written_down_and_the_next_one_runs(queue: Queue, song: Callable[[], Path]) -> None:
-    def failing(job: Job, watch: Watch) -> None:
+    def failing(job: Job, watch: ProgressCallback) -> None:
         if job.number == 1:
             raise RequestError("The tags are empty.", "Add tags.")
         if job.number == 2:
@@ -301,7 +301,7 @@ def test_a_damaged_or_newer_queue_is_named_and_left_alone(queue: Queue, content:
 
 
 def test_wishes_are_kept_with_the_job(queue: Queue, song: Callable[[], Path]) -> None:
-    wishes = Wishes("torch", "nf4")
+    wishes = ModelOptions("torch", "nf4")
     folder = song()
     queue.add(folder, 1, "cpu", wishes, (1, 2))
     (job,) = Queue(queue.folder.parent).jobs()
@@ -489,15 +489,15 @@ class Clock:
 
 def test_events_carry_rate_elapsed_time_and_what_is_left(queue: Queue, song: Callable[[], Path]) -> None:
     clock = Clock()
-    lines = {"writing": eta.Line(0, 0.05), "refining": eta.Line(0, 0.0), "sound": eta.Line(0, 0.02)}
+    lines = {"writing": eta.LinearCost(0, 0.05), "refining": eta.LinearCost(0, 0.0), "sound": eta.LinearCost(0, 0.02)}
 
-    def steady(job: Job, watch: Watch) -> None:
+    def steady(job: Job, watch: ProgressCallback) -> None:
         for done in range(20, 1201, 20):
             clock.now += 1
             watch(event(done, section=1 + (done > 600)))
 
     queue.add(song(), 1)
-    crew = Worker(queue, steady, lambda job: (eta.Costs(lines), eta.Facts(600, 2)), clock)
+    crew = Worker(queue, steady, lambda job: (eta.Costs(lines), eta.Workload(600, 2)), clock)
     feed = crew.subscribe(size=1000)
     crew.run()
     half = next(progress for progress in feed if progress.done == 620)
@@ -514,7 +514,7 @@ def test_progress_is_saved_at_most_twice_a_second(
 ) -> None:
     clock, saved, told = Clock(), [], 0
 
-    def fast(job: Job, watch: Watch) -> None:
+    def fast(job: Job, watch: ProgressCallback) -> None:
         for done in range(2, 602, 2):
             clock.now += 1 / 128
             watch(event(done))
@@ -532,7 +532,7 @@ def test_progress_is_saved_at_most_twice_a_second(
 def test_a_listener_that_does_not_keep_up_hears_the_newest_and_holds_nobody_up() -> None:
     feed = Feed(size=3)
     for done in range(1000):
-        feed.put(Progress(1, State.RUNNING, done=done))
+        feed.put(JobProgress(1, State.RUNNING, done=done))
     assert [feed.get(0).done for _ in range(3)] == [997, 998, 999]  # type: ignore[union-attr]
     assert feed.get(0) is None
     feed.close()

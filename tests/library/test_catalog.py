@@ -20,7 +20,7 @@ from yuegp.library import catalog
 from yuegp.errors import LibraryError, RequestError
 from yuegp.library.store import Song, create, open_song
 from yuegp.locks import LOCK, song_lock
-from yuegp.library.catalog import TRASH, Entry, entries, find, get, pick, rate, rename, restore, search, trash, trashed
+from yuegp.library.catalog import TRASH, SongSummary, entries, find, get, pick, rate, rename, restore, search, trash, trashed
 from yuegp.song.schema import Section, SongRequest, Span, Stage, TakeInfo
 
 REQUEST = SongRequest((Section("verse", "paper lanterns"), Section("chorus", "over the bay")), "pop, airy vocal")
@@ -45,7 +45,7 @@ def damage(song: Song, **cover: Any) -> None:
     path.write_text(json.dumps(data), "utf-8")
 
 
-def names(found: list[Entry]) -> list[str]:
+def names(found: list[SongSummary]) -> list[str]:
     return [entry.title for entry in found]
 
 
@@ -58,7 +58,7 @@ def test_a_song_is_listed_as_it_is(tmp_path: Path) -> None:
     rate(song, 4)
     pick(song, 1)
     (entry,) = entries(tmp_path)
-    assert entry == Entry(
+    assert entry == SongSummary(
         song.folder,
         "Rain",
         "pop, airy vocal",
@@ -197,14 +197,14 @@ def test_a_link_within_a_song_is_fine(tmp_path: Path) -> None:
 
 @given(st.text())
 def test_the_shown_name_is_one_plain_line(title: str) -> None:
-    name = Entry(Path("folder"), title).name
+    name = SongSummary(Path("folder"), title).name
     assert name and "\n" not in name and "\x1b" not in name and "\u202e" not in name
 
 
 def test_names_keep_emoji_and_every_script() -> None:
     for title in ("👩‍👩‍👧 family", "夜曲", "שיר", "R&B/Soul: a?"):
-        assert Entry(Path("folder"), title).name == title
-    assert Entry(Path("folder"), "\u202eabc\x1b[2J\n d").name == "abc[2J d"
+        assert SongSummary(Path("folder"), title).name == title
+    assert SongSummary(Path("folder"), "\u202eabc\x1b[2J\n d").name == "abc[2J d"
 
 
 # Searching

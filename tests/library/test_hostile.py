@@ -25,7 +25,7 @@ import pytest
 from ui.pages import library as library_page, queue as queue_page, progress
 from ui import settings
 from ui.pages.song import page
-from ui.context import Desk
+from ui.context import AppContext
 from ui.shell import sendable
 from ui.texts import Texts
 from yuegp.audio import files
@@ -66,16 +66,16 @@ def make(root: Path, title: str = "Tune", takes: int = 2) -> Song:
     return song
 
 
-def look_everywhere(root: Path) -> dict[str, catalog.Entry]:
+def look_everywhere(root: Path) -> dict[str, catalog.SongSummary]:
     """What every part of the program makes of the songs folder. Raises whatever any of them raises."""
-    desk, listing = Desk(root, Queue()), library_page.Listing(root)
+    desk, listing = AppContext(root, Queue()), library_page.Listing(root)
     found = {entry.folder.name: entry for entry in catalog.entries(root)}
     catalog.search(found.values(), "la", rating=2, tag="piano", language="en", sort="length")
     for model in ("demo", "x"):
-        eta.estimate(eta.learn(eta.earlier_takes(root, model, "cpu"), "cpu"), eta.Facts(3000, 2), eta.Seen())
-    answers: list[Any] = [library_page.answer(desk, listing, listing, {}, T), queue_page.answer(desk, T)]
+        eta.estimate(eta.learn(eta.earlier_takes(root, model, "cpu"), "cpu"), eta.Workload(3000, 2), eta.Observed())
+    answers: list[Any] = [library_page.render(desk, listing, listing, {}, T), queue_page.render(desk, T)]
     for name in found:
-        answers += [page.answer(desk, {"song": name}, True, T), progress.look(desk, name, T)]
+        answers += [page.render(desk, {"song": name}, True, T), progress.load(desk, name, T)]
     for answer in answers:
         json.dumps(sendable(answer), ensure_ascii=False, allow_nan=False).encode()
     environment._songs()
@@ -113,7 +113,7 @@ def test_a_damaged_take_is_passed_over_and_named(root: Path) -> None:
     (song.folder / "takes" / "002" / "take.json").write_text("{")
     entry = look_everywhere(root)[song.folder.name]
     assert entry.stage is Stage.RENDERED and entry.broken is None and "002" in entry.damaged
-    (row,) = library_page.answer(Desk(root, Queue()), library_page.Listing(root), None, {}, T)["rows"]  # type: ignore[arg-type]
+    (row,) = library_page.render(AppContext(root, Queue()), library_page.Listing(root), None, {}, T)["rows"]  # type: ignore[arg-type]
     assert row["heard"] and row["state"] and "is damaged" in row["damaged"]
     assert [name for name, _ in environment._songs()[1]] == [song.folder.name]
     assert song.chosen().info.number == 1

@@ -11,7 +11,7 @@ import torch
 
 from yuegp.checkpoints.config import LlamaConfig, parse_config, read_config
 from yuegp.errors import ModelError
-from yuegp.lm import Setup
+from yuegp.lm import EngineConfig
 from yuegp.lm.llama.engine import PREFILL, TorchLM
 
 VOCAB = 300
@@ -162,7 +162,7 @@ def test_bfloat16_stays_close_to_float32(pair: tuple[Any, TorchLM], tmp_path: Pa
     model.save_pretrained(tmp_path)
     ids = some_ids(30, 9)
     wanted = theirs(model, ids)[-1]
-    with TorchLM.load(tmp_path, Setup(weights="bfloat16")).open([32]) as lm:
+    with TorchLM.load(tmp_path, EngineConfig(weights="bfloat16")).open([32]) as lm:
         lm.prefill(0, ids[:29])
         ours = lm.step(torch.tensor(ids[29:]))[0].float()
     assert float((ours - wanted).norm() / wanted.norm()) < 0.05

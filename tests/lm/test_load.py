@@ -14,7 +14,7 @@ from layouts import VOCAB, adapter, bitsandbytes, released, tiny_llama
 from safetensors.torch import load_file, save_file
 
 from yuegp.errors import Cancelled, ModelError
-from yuegp.lm import Setup, stored_as
+from yuegp.lm import EngineConfig, stored_as
 from yuegp.lm.weights import reader
 from yuegp.lm.llama.engine import TorchLM
 
@@ -22,7 +22,7 @@ IDS = torch.randint(0, VOCAB, (40,), generator=torch.Generator().manual_seed(3))
 RECORDED = Path(__file__).resolve().parents[1] / "fixtures" / "lora"
 
 
-def logits(folder: Path, setup: Setup | None = None) -> torch.Tensor:
+def logits(folder: Path, setup: EngineConfig | None = None) -> torch.Tensor:
     with TorchLM.load(folder, setup).open([64]) as lm:
         return lm.prefill(0, IDS)
 
@@ -41,15 +41,15 @@ def test_a_released_folder_in_shards_of_either_style(tmp_path: Path, style: int)
         model = LlamaForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
         wanted = model(torch.tensor([IDS])).logits[0, -1]
     assert off(logits(tmp_path), wanted) < 1e-5
-    assert off(logits(tmp_path, Setup(weights="bfloat16")).float(), wanted) < 0.1
+    assert off(logits(tmp_path, EngineConfig(weights="bfloat16")).float(), wanted) < 0.1
 
 
 def test_pieces_smaller_than_a_tensor_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     released(tmp_path, tiny_llama())
-    wanted = [logits(tmp_path, Setup(weights=weights)) for weights in ("float32", "bfloat16", "int8")]
+    wanted = [logits(tmp_path, EngineConfig(weights=weights)) for weights in ("float32", "bfloat16", "int8")]
     monkeypatch.setattr(reader, "PIECE", 1000)
     for weights, expected in zip(("float32", "bfloat16", "int8"), wanted, strict=True):
-        assert torch.equal(logits(tmp_path, Setup(weights=weights)), expected)
+        assert torch.equal(logits(tmp_path, EngineConfig(weights=weights)), expected)
 
 
 def test_progress_counts_bytes_and_can_stop(tmp_path: Path) -> None:
@@ -146,7 +146,7 @@ def test_an_adapter_is_merged_like_peft_does(tmp_path: Path, strength: float, mo
             layer.scaling = {key: value * strength for key, value in layer.scaling.items()}
     with torch.inference_mode():
         wanted = theirs(torch.tensor([IDS])).logits[0, -1]
-    setup = Setup(adapters=((str(folder), strength),))
+    setup = EngineConfig(adapters=((str(folder), strength),))
     assert off(logits(tmp_path / "base", setup), wanted) < 1e-5
     assert (off(logits(tmp_path / "base"), wanted) > 0.01) is (strength > 0)
 
@@ -169,7 +169,7 @@ def test_ranks_of_its_own_and_weights_trained_whole(tmp_path: Path, strength: fl
     trained.save_pretrained(tmp_path / "lora")
     with torch.inference_mode():
         wanted = trained(torch.tensor([IDS])).logits[0, -1]
-    ours = logits(tmp_path / "base", Setup(adapters=((str(tmp_path / "lora"), strength),)))
+    ours = logits(tmp_path / "base", EngineConfig(adapters=((str(tmp_path / "lora"), strength),)))
     assert (off(ours, wanted) < 1e-5) is (strength == 1.0)
     assert off(logits(tmp_path / "base"), wanted) > 0.01
 
@@ -182,11 +182,11 @@ def test_weights_trained_whole_are_taken_by_strength(tmp_path: Path) -> None:
     file, head = folder / "adapter_model.safetensors", model.lm_head.weight.detach()
     trained = torch.randn(head.shape, generator=torch.Generator().manual_seed(2)).to(head.dtype)
     save_file(load_file(file) | {"base_model.model.lm_head.weight": trained}, file)
-    engine = TorchLM.load(tmp_path / "base", Setup(adapters=((str(folder), 0.25),)))
+    engine = TorchLM.load(tmp_path / "base", EngineConfig(adapters=((str(folder), 0.25),)))
     assert torch.allclose(engine._network.head.t(), head.float() * 0.75 + trained.float() * 0.25, atol=1e-6)
     save_file(load_file(file) | {"base_model.model.lm_head.weight": trained[1:].contiguous()}, file)
     with pytest.raises(ModelError, match=r"changes lm_head\.weight by .* but the model has the shape"):
-        logits(tmp_path / "base", Setup(adapters=((str(folder), 1.0),)))
+        logits(tmp_path / "base", EngineConfig(adapters=((str(folder), 1.0),)))
 
 
 @pytest.mark.parametrize("begun", ["pissa", "pissa_niter_16", "olora", "OLoRA"])
@@ -208,19 +208,19 @@ def test_what_peft_does_to_the_base_is_why_it_is_refused(tmp_path: Path, begun: 
     with torch.inference_mode():
         wanted = trained(torch.tensor([IDS])).logits[0, -1]
     with pytest.raises(ModelError, match=r"was begun with (PiSSA|OLoRA), which changes the model's own weights"):
-        logits(tmp_path / "base", Setup(adapters=((str(tmp_path / "lora"), 1.0),)))
+        logits(tmp_path / "base", EngineConfig(adapters=((str(tmp_path / "lora"), 1.0),)))
     trained.save_pretrained(tmp_path / "plain", path_initial_model_for_weight_conversion=str(tmp_path / "before"))
-    ours = logits(tmp_path / "base", Setup(adapters=((str(tmp_path / "plain"), 1.0),)))
+    ours = logits(tmp_path / "base", EngineConfig(adapters=((str(tmp_path / "plain"), 1.0),)))
     assert off(ours, wanted) < 1e-4
     changed = json.loads((tmp_path / "lora" / "adapter_config.json").read_text()) | {"init_lora_weights": True}
     (tmp_path / "lora" / "adapter_config.json").write_text(json.dumps(changed))
-    assert off(logits(tmp_path / "base", Setup(adapters=((str(tmp_path / "lora"), 1.0),))), wanted) > 0.01
+    assert off(logits(tmp_path / "base", EngineConfig(adapters=((str(tmp_path / "lora"), 1.0),))), wanted) > 0.01
 
 
 def test_recorded_logits_of_peft(tmp_path: Path) -> None:
     """What PEFT 0.21.2 answered, for machines without it. Made by `PYTHONPATH=tests:. python tests/lm/test_load.py`."""
     tiny_llama().save_pretrained(tmp_path)
-    ours = logits(tmp_path, Setup(adapters=((str(RECORDED), 1.0),)))
+    ours = logits(tmp_path, EngineConfig(adapters=((str(RECORDED), 1.0),)))
     assert off(ours, load_file(RECORDED / "logits.safetensors")["logits"]) < 1e-5
 
 
@@ -237,7 +237,7 @@ def test_an_adapter_on_packed_weights_is_merged_before_pressing(tmp_path: Path) 
 
 def _down(folder: Path, weights: str, lora: Path | None) -> torch.Tensor:
     """A matrix as the engine holds it, (out, in)."""
-    engine = TorchLM.load(folder, Setup(weights=weights, adapters=((str(lora), 1.0),) if lora else ()))
+    engine = TorchLM.load(folder, EngineConfig(weights=weights, adapters=((str(lora), 1.0),) if lora else ()))
     weight = engine._network.layers[0].down
     return weight.t() if isinstance(weight, torch.Tensor) else weight.floats(torch.float32)
 
@@ -246,8 +246,8 @@ def test_two_adapters_add_up(tmp_path: Path) -> None:
     model = tiny_llama()
     model.save_pretrained(tmp_path / "base")
     folder = str(adapter(tmp_path / "lora", _lora(model)))
-    halves = logits(tmp_path / "base", Setup(adapters=((folder, 0.25), (folder, 0.75))))
-    assert off(halves, logits(tmp_path / "base", Setup(adapters=((folder, 1.0),)))) < 1e-5
+    halves = logits(tmp_path / "base", EngineConfig(adapters=((folder, 0.25), (folder, 0.75))))
+    assert off(halves, logits(tmp_path / "base", EngineConfig(adapters=((folder, 1.0),)))) < 1e-5
 
 
 @pytest.mark.parametrize(
@@ -288,7 +288,7 @@ def test_an_adapter_of_another_kind_is_refused(tmp_path: Path, change: dict[str,
     model.save_pretrained(tmp_path / "base")
     folder = adapter(tmp_path / "lora", _lora(model), **change)
     with pytest.raises(ModelError, match=said):
-        logits(tmp_path / "base", Setup(adapters=((str(folder), 1.0),)))
+        logits(tmp_path / "base", EngineConfig(adapters=((str(folder), 1.0),)))
 
 
 def test_an_adapter_for_another_model_or_with_more_in_it_is_refused(tmp_path: Path) -> None:
@@ -296,12 +296,12 @@ def test_an_adapter_for_another_model_or_with_more_in_it_is_refused(tmp_path: Pa
     model.save_pretrained(tmp_path / "base")
     wide = adapter(tmp_path / "wide", _lora(tiny_llama(hidden_size=128)))
     with pytest.raises(ModelError, match=r"changes model\.layers\.0\..* by .* but the model has the shape"):
-        logits(tmp_path / "base", Setup(adapters=((str(wide), 1.0),)))
+        logits(tmp_path / "base", EngineConfig(adapters=((str(wide), 1.0),)))
     more = adapter(tmp_path / "more", _lora(model))
     path = more / "adapter_model.safetensors"
     save_file(load_file(path) | {"base_model.model.lm_head.weight": torch.zeros(VOCAB, 64)}, path)
     with pytest.raises(ModelError, match=r"no LoRA pairs: base_model\.model\.lm_head\.weight"):
-        logits(tmp_path / "base", Setup(adapters=((str(more), 1.0),)))
+        logits(tmp_path / "base", EngineConfig(adapters=((str(more), 1.0),)))
 
 
 # Memory

@@ -10,7 +10,7 @@ import pytest
 import torch
 from layouts import VOCAB, bitsandbytes, int8_folder, released, tiny_llama
 
-from yuegp.lm import Setup
+from yuegp.lm import EngineConfig
 from yuegp.lm.weights import nf4, nf4_kernels
 from yuegp.lm.llama import engine
 from yuegp.lm.weights.nf4 import Nf4
@@ -142,7 +142,7 @@ def test_a_trusted_one_multiplies_and_gives_our_numbers(tmp_path: Path, monkeypa
     put(tmp_path, RIGHT, monkeypatch)
     import bitsandbytes as library
 
-    weight, x = Nf4.press(torch.randn(48, 128)), torch.randn(2, 3, 128)
+    weight, x = Nf4.quantize(torch.randn(48, 128)), torch.randn(2, 3, 128)
     ours = weight.times(x)
     used: list[int] = []
     product = library.matmul_4bit
@@ -155,7 +155,7 @@ def test_loading_says_once_why_it_is_slow(tmp_path: Path, monkeypatch: pytest.Mo
     folder = released(tmp_path, tiny_llama())
     monkeypatch.setattr(engine, "missing", lambda *what: "bitsandbytes does not work here: OSError")
     said: list[str] = []
-    TorchLM.load(folder, Setup(weights="nf4"), lambda what, done, total: said.append(what))
+    TorchLM.load(folder, EngineConfig(weights="nf4"), lambda what, done, total: said.append(what))
     words = "bitsandbytes does not work here: OSError. Four-bit weights are multiplied by our own way, which is slower"
     assert said.count(words) == 1
 
@@ -168,5 +168,5 @@ def test_a_broken_one_is_in_nobodys_way(tmp_path: Path, monkeypatch: pytest.Monk
     put(tmp_path, SETUP_FAILED, monkeypatch)
     ids = torch.randint(0, VOCAB, (20,), generator=torch.Generator().manual_seed(3)).tolist()
     for stored in (folder, source):
-        with TorchLM.load(stored, Setup(weights=weights)).open([64]) as lm:
+        with TorchLM.load(stored, EngineConfig(weights=weights)).open([64]) as lm:
             assert bool(lm.prefill(0, ids).isfinite().all())

@@ -13,8 +13,8 @@ from layouts import VOCAB, bitsandbytes, int8_folder, released, tiny_llama
 from yuegp.checkpoints import sets
 from yuegp.checkpoints.config import read_config
 from yuegp.errors import ModelError
-from yuegp.lm import Setup, open_engine, stored_as
-from yuegp.lm.weights.int8 import Int8, press
+from yuegp.lm import EngineConfig, open_engine, stored_as
+from yuegp.lm.weights.int8 import Int8, quantize
 from yuegp.lm.weights.nf4 import Nf4
 from yuegp.lm.weights.reader import Reader
 from yuegp.lm.llama.engine import TorchLM
@@ -28,7 +28,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def logits(folder: Path, weights: str = "float32", **setup: Any) -> torch.Tensor:
-    with TorchLM.load(folder, Setup(weights=weights, **setup)).open([64]) as lm:
+    with TorchLM.load(folder, EngineConfig(weights=weights, **setup)).open([64]) as lm:
         lm.prefill(0, IDS[:-1])
         return lm.step(torch.tensor(IDS[-1:]))[0]
 
@@ -43,7 +43,7 @@ def off(ours: torch.Tensor, wanted: torch.Tensor) -> float:
 def test_pressed_to_int8_no_weight_is_off_by_more_than_half_a_scale() -> None:
     weight = torch.randn(50, 70) * torch.logspace(-4, 1, 50)[:, None]
     weight[7] = 0
-    values, scale = press(weight)
+    values, scale = quantize(weight)
     assert values.dtype == torch.int8 and scale.dtype == torch.float16 and scale.shape == (50,)
     error = (values * scale.float()[:, None] - weight).abs()
     # Half a scale for rounding; a scale rounded down to 16 bits moves the largest weights by another 127/2048 of one.
@@ -56,7 +56,7 @@ def test_nf4_equals_what_bitsandbytes_presses() -> None:
     weight = torch.randn(96, 192) * 0.05
     weight[3, :64] = 0
     packed, state = functional.quantize_4bit(weight, quant_type="nf4")
-    ours = Nf4.press(weight)
+    ours = Nf4.quantize(weight)
     assert torch.equal(ours.codes.view(-1), packed.view(-1)) and torch.equal(ours.peaks.view(-1), state.absmax)
     assert torch.equal(ours.floats(torch.float32), functional.dequantize_4bit(packed, state))
 
@@ -64,7 +64,7 @@ def test_nf4_equals_what_bitsandbytes_presses() -> None:
 @pytest.mark.parametrize("kind", [Int8, Nf4])
 def test_a_packed_matrix_is_the_product_of_its_floats(kind: Any) -> None:
     a, b = torch.randn(24, 128), torch.randn(8, 128)
-    packed = kind.press(a).under(kind.press(b))
+    packed = kind.quantize(a).under(kind.quantize(b))
     order = torch.randperm(32)
     plain = packed.floats(torch.float32)
     x = torch.randn(2, 3, 128)
@@ -78,7 +78,7 @@ def test_large_inputs_do_not_overflow_in_half_precision() -> None:
     weight = torch.full((8, 4096), 0.02)
     x = torch.full((1, 4096), 30.0)
     for kind in (Int8, Nf4):
-        assert off(kind.press(weight).times(x.half()).float(), x @ weight.t()) < 0.01
+        assert off(kind.quantize(weight).times(x.half()).float(), x @ weight.t()) < 0.01
 
 
 # Folders
@@ -101,7 +101,7 @@ def test_an_nf4_folder_gives_the_logits_of_bitsandbytes(source: Path, tmp_path: 
         wanted = decoded(torch.tensor([IDS])).logits[0, -1]
     assert off(logits(tmp_path, "nf4"), wanted) < 1e-5
     assert off(logits(tmp_path, "float32"), wanted) < 1e-5
-    engine = TorchLM.load(tmp_path, Setup(weights="nf4"))
+    engine = TorchLM.load(tmp_path, EngineConfig(weights="nf4"))
     assert isinstance(engine._network.layers[0].qkv, Nf4)
 
 
@@ -140,7 +140,7 @@ def test_our_int8_folder_equals_pressing_at_load(source: Path, tmp_path: Path) -
     folder = int8_folder(tmp_path / "int8", source)
     assert torch.equal(logits(folder, "int8"), logits(source, "int8"))
     assert 0 < off(logits(folder, "int8"), logits(source)) < 0.15
-    engine = open_engine(folder, Setup(weights="int8"))
+    engine = open_engine(folder, EngineConfig(weights="int8"))
     assert engine.setup.weights == "int8"
     assert engine.weight_bytes < 0.5 * TorchLM.load(folder).weight_bytes  # the embedding stays as it is
 
@@ -163,7 +163,7 @@ def test_a_packed_tensor_of_another_model_is_refused(source: Path, tmp_path: Pat
         config = json.loads((folder / "config.json").read_text())
         (folder / "config.json").write_text(json.dumps(config | {"intermediate_size": 192}))
         with pytest.raises(ModelError, match="come from different models"):
-            TorchLM.load(folder, Setup(weights=kind))
+            TorchLM.load(folder, EngineConfig(weights=kind))
 
 
 # What it costs, on the built-in set
@@ -186,7 +186,7 @@ def test_fewer_bits_never_measure_better_on_the_built_in_songs() -> None:
     losses, errors = [], []
     reference: list[torch.Tensor] = []
     for weights in ("float32", "int8", "nf4"):
-        with TorchLM.load(found.stage1, Setup(weights=weights)).open([400], codes) as lm:
+        with TorchLM.load(found.stage1, EngineConfig(weights=weights)).open([400], codes) as lm:
             rows = [lm.prefill(0, start)]
             rows += [lm.step(torch.tensor([id_]))[0] for id_ in heard[:-1]]
         spoken = torch.stack(rows).log_softmax(-1)

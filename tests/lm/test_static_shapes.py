@@ -12,7 +12,7 @@ import pytest
 import torch
 from layouts import VOCAB, tiny_llama
 
-from yuegp.lm import Setup
+from yuegp.lm import EngineConfig
 from yuegp.lm.llama import cache
 from yuegp.lm.llama.graph import Decoder
 from yuegp.lm.llama.engine import TorchLM
@@ -63,8 +63,8 @@ def test_every_step_equals_the_plain_way(
 
 def test_few_shapes_are_recorded_however_long_the_song(both: tuple[TorchLM, TorchLM]) -> None:
     _, engine = both
-    wide = [cache.KVBank(engine._network.config, 64, 2703, torch.zeros(1), fixed=True)]
-    narrow = [cache.KVBank(engine._network.config, 2, 2000, torch.zeros(1), fixed=True)]
+    wide = [cache.KVCache(engine._network.config, 64, 2703, torch.zeros(1), fixed=True)]
+    narrow = [cache.KVCache(engine._network.config, 2, 2000, torch.zeros(1), fixed=True)]
     seen: dict[int, set[tuple[int, ...]]] = {64: set(), 2: set()}
     for length in range(1998):
         for bank in (wide, narrow):
@@ -101,7 +101,7 @@ def test_half_precision_stays_close(tmp_path: Path) -> None:
     ids = some_ids(60, 9)
     logits = []
     for weights, is_fixed in (("float32", False), ("float16", True), ("bfloat16", True)):
-        engine = TorchLM.load(tmp_path, Setup(weights=weights))
+        engine = TorchLM.load(tmp_path, EngineConfig(weights=weights))
         engine.fixed = is_fixed
         with engine.open([80, 64]) as lm:
             lm.prefill(0, ids[:50]), lm.prefill(1, ids[:9])

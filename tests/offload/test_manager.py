@@ -15,21 +15,21 @@ import pytest
 import torch
 from torch import Tensor
 
-from offload.parking import Aside
+from offload.parking import ParkedTensors
 from offload.device import GIB
-from offload.plan import MemoryPlan, Need, plan
-from offload.sizes import Shapes, Sound, Way
-from offload.manager import Cast, Parks
+from offload.plan import MemoryPlan, MemoryRequest, plan
+from offload.sizes import Shapes, Sound, WeightFormat
+from offload.manager import ModelManager, Offloadable
 from yuegp.checkpoints.config import read_config
 from yuegp.errors import DeviceError
-from yuegp.lm import LMEngine, LMSession, Setup, open_engine
+from yuegp.lm import LMEngine, LMSession, EngineConfig, open_engine
 
-FLOAT = Way("torch", "float32", Fraction(32), "float32")
+FLOAT = WeightFormat("torch", "float32", Fraction(32), "float32")
 
 
 def memory(tiny_set: Path, **changes: Any) -> MemoryPlan:
     shapes = (Shapes(read_config(tiny_set / f"stage{n}"), drawn) for n, drawn in ((1, 1025), (2, 7168)))
-    need = Need(*shapes, Sound(1, 1), (FLOAT,), (FLOAT,), 6, 3000, 4000)
+    need = MemoryRequest(*shapes, Sound(1, 1), (FLOAT,), (FLOAT,), 6, 3000, 4000)
     return replace(plan(need, None, 2 * GIB), **changes)
 
 
@@ -68,15 +68,15 @@ class Waiting(Watched):
         self.log.append(f"back {self.name}")
 
 
-def cast(tiny_set: Path, kind: type[Watched], **changes: Any) -> tuple[Cast, list[str]]:
+def cast(tiny_set: Path, kind: type[Watched], **changes: Any) -> tuple[ModelManager, list[str]]:
     log: list[str] = []
-    return Cast(
+    return ModelManager(
         memory(tiny_set, **changes), Folders(tiny_set), None, 2 * GIB,
         lambda folder, setup: kind(open_engine(folder, setup), log),  # type: ignore[return-value]
     ), log  # fmt: skip
 
 
-def take_turns(cast: Cast, turns: Sequence[int] = (1, 2, 1, 2)) -> None:
+def take_turns(cast: ModelManager, turns: Sequence[int] = (1, 2, 1, 2)) -> None:
     with cast:
         for stage in turns:
             with cast.engine(stage) as engine, engine.open([8]) as session:
@@ -137,7 +137,7 @@ def test_five_times_loaded_and_unloaded_leaves_nothing(tiny_set: Path) -> None:
     """Inherited fault: models that stay on the card after they were unloaded."""
     left: list[weakref.ref[Any]] = []
 
-    def remember(folder: Path, setup: Setup) -> LMEngine:
+    def remember(folder: Path, setup: EngineConfig) -> LMEngine:
         engine = open_engine(folder, setup)
         left.append(weakref.ref(engine))
         left.append(weakref.ref(engine._network))  # type: ignore[attr-defined]
@@ -145,7 +145,7 @@ def test_five_times_loaded_and_unloaded_leaves_nothing(tiny_set: Path) -> None:
         return engine
 
     for _ in range(5):
-        take_turns(Cast(memory(tiny_set, together=False), Folders(tiny_set), None, 2 * GIB, remember))
+        take_turns(ModelManager(memory(tiny_set, together=False), Folders(tiny_set), None, 2 * GIB, remember))
     gc.collect()
     assert len(left) > 50 and not [ref for ref in left if ref() is not None]
 
@@ -159,7 +159,7 @@ def test_running_out_of_memory_steps_the_plan_down_and_says_how(tiny_set: Path) 
     with actors:
         with actors.engine(1), actors.engine(2):
             pass
-        said = actors.step_down(2)
+        said = actors.fall_back(2)
         assert log[-2:] == ["drop stage1", "drop stage2"]
         assert actors.plan.stage2_batch < before
         assert said.startswith("Memory ran out in Stage 2. Going on with ")
@@ -171,7 +171,7 @@ def test_stepping_down_ends_with_a_sentence_and_never_goes_up_again(tiny_set: Pa
     batches = []
     with pytest.raises(DeviceError, match="nothing that it holds can be made smaller") as caught:
         for _ in range(200):
-            actors.step_down(2)
+            actors.fall_back(2)
             batches.append(actors.plan.stage2_batch)
     assert "resume" in caught.value.hint
     assert batches == sorted(batches, reverse=True) and batches[-1] == 1
@@ -179,9 +179,9 @@ def test_stepping_down_ends_with_a_sentence_and_never_goes_up_again(tiny_set: Pa
 
 def test_both_stages_limits_are_kept_in_mind(tiny_set: Path) -> None:
     actors, _ = cast(tiny_set, Watched)
-    actors.step_down(2)
+    actors.fall_back(2)
     refining = actors.plan.steps[1].bytes
-    actors.step_down(1)
+    actors.fall_back(1)
     assert actors.plan.steps[1].bytes <= refining
 
 
@@ -191,7 +191,7 @@ def test_both_stages_limits_are_kept_in_mind(tiny_set: Path) -> None:
 def test_tensors_that_leave_come_back_as_they_were() -> None:
     weight, cache = torch.randn(40, 30), torch.randn(7)
     view, same = weight[3:9].t(), weight.clone()
-    aside, before = Aside([weight, view]), cache.clone()
+    aside, before = ParkedTensors([weight, view]), cache.clone()
     for _ in range(2):
         aside.leave([cache])
         assert weight.untyped_storage().nbytes() == cache.untyped_storage().nbytes() == 0
@@ -204,7 +204,7 @@ def test_tensors_that_leave_come_back_as_they_were() -> None:
 
 def test_leaving_twice_is_an_error_and_coming_back_half_way_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
     first, second = torch.ones(10), torch.full((20,), 2.0)
-    aside = Aside([first, second])
+    aside = ParkedTensors([first, second])
     aside.leave()
     with pytest.raises(RuntimeError, match="already"):
         aside.leave()
@@ -229,11 +229,11 @@ def test_leaving_twice_is_an_error_and_coming_back_half_way_goes_on(monkeypatch:
 
 def test_the_torch_engine_goes_on_after_it_waited(tiny_set: Path) -> None:
     """Its open session too: with its caches left in place, and with them aside."""
-    engine = open_engine(tiny_set / "stage1", Setup())
+    engine = open_engine(tiny_set / "stage1", EngineConfig())
     with engine.open([40]) as undisturbed:
         undisturbed.prefill(0, list(range(1, 21)))
         wanted = [undisturbed.step(torch.tensor([t])) for t in range(3)]
-    assert isinstance(engine, Parks)
+    assert isinstance(engine, Offloadable)
     for caches in (False, True):
         with engine.open([40]) as session:
             session.prefill(0, list(range(1, 21)))

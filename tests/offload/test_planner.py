@@ -13,13 +13,13 @@ from hypothesis import strategies as st
 
 from offload import cost
 from offload.device import GIB, MIB, Card, imagined
-from offload.plan import RAM_SHARE, DoesNotFit, MemoryPlan, Need, plan, within
+from offload.plan import RAM_SHARE, DoesNotFit, MemoryPlan, MemoryRequest, plan, within
 from offload.sizes import (
     RELEASED_SOUND,
     RELEASED_STAGE1,
     RELEASED_STAGE2,
     Shapes,
-    Way,
+    WeightFormat,
     blocks,
     cache_bytes,
     kv_per_id,
@@ -28,20 +28,20 @@ from offload.sizes import (
 )
 from yuegp.generation import memory
 from yuegp.checkpoints.config import read_config
-from yuegp.lm import Setup, open_engine
+from yuegp.lm import EngineConfig, open_engine
 from yuegp.generation.stage2 import chunk_ids
 
-FLOAT16 = Way("torch", "float16", Fraction(16))
-BFLOAT16 = Way("torch", "bfloat16", Fraction(16))
-TORCH = (BFLOAT16, Way("torch", "int8", Fraction(8)), Way("torch", "nf4", Fraction(4)))
+FLOAT16 = WeightFormat("torch", "float16", Fraction(16))
+BFLOAT16 = WeightFormat("torch", "bfloat16", Fraction(16))
+TORCH = (BFLOAT16, WeightFormat("torch", "int8", Fraction(8)), WeightFormat("torch", "nf4", Fraction(4)))
 
-LIBRARY2 = (FLOAT16, Way("exl2", "exl2", Fraction(8)), Way("exl2", "exl2", Fraction(8), "q8"))
-SONG = Need(RELEASED_STAGE1, RELEASED_STAGE2, RELEASED_SOUND, memory.LIBRARY, LIBRARY2, 6, 3000, 16384)
+LIBRARY2 = (FLOAT16, WeightFormat("exl2", "exl2", Fraction(8)), WeightFormat("exl2", "exl2", Fraction(8), "q8"))
+SONG = MemoryRequest(RELEASED_STAGE1, RELEASED_STAGE2, RELEASED_SOUND, memory.LIBRARY, LIBRARY2, 6, 3000, 16384)
 """Six sections of up to half a minute, in the whole context, with guidance."""
 
 
-def exl2(bits: str, kv: str = "fp16") -> Way:
-    return Way("exl2", "exl2", Fraction(bits), kv)
+def exl2(bits: str, kv: str = "fp16") -> WeightFormat:
+    return WeightFormat("exl2", "exl2", Fraction(bits), kv)
 
 
 # Sizes
@@ -93,8 +93,8 @@ def test_a_loaded_engine_is_as_large_as_foretold(tiny_set: Path, weights: str) -
     """The plan counts the rows of the output layer that a session takes and the rotations as well."""
     config = read_config(tiny_set / "stage1")
     shapes = Shapes(config, 1025)
-    engine = open_engine(tiny_set / "stage1", Setup(weights=weights))
-    way = Way("torch", weights, Fraction(8))
+    engine = open_engine(tiny_set / "stage1", EngineConfig(weights=weights))
+    way = WeightFormat("torch", weights, Fraction(8))
     extra = 1025 * config.hidden * (2 if weights == "bfloat16" else 4) + config.context * config.head_dim // 2 * 8
     foretold = weight_bytes(shapes, way, device="cpu") - extra
     if weights == "nf4":  # matrices narrower than a block stay floats; these all are
@@ -106,7 +106,7 @@ def test_a_loaded_engine_is_as_large_as_foretold(tiny_set: Path, weights: str) -
 # Profiles
 
 
-def profile(gigabytes: float, ways: tuple[Way, ...] = memory.LIBRARY, display: bool = True) -> MemoryPlan:
+def profile(gigabytes: float, ways: tuple[WeightFormat, ...] = memory.LIBRARY, display: bool = True) -> MemoryPlan:
     return plan(replace(SONG, ways1=ways), imagined(int(gigabytes * GIB), display), 16 * GIB)
 
 
@@ -118,8 +118,8 @@ def test_what_a_song_of_six_sections_gets_on_common_cards(capsys: pytest.Capture
         for size, p in found.items():
             turns = "together" if p.together else "in turns"
             sizes = f"{p.peak / GIB:.2f} of {p.budget / GIB:.2f} GB"
-            print(f"\n{size:>3} GB: {p.way1}, Stage 2 {p.way2} x {p.stage2_batch}, {p.hear}, {turns}, {sizes}", end="")
-    assert {size: str(p.way1) for size, p in found.items()} == {
+            print(f"\n{size:>3} GB: {p.stage1_format}, Stage 2 {p.stage2_format} x {p.stage2_batch}, {p.hear}, {turns}, {sizes}", end="")
+    assert {size: str(p.stage1_format) for size, p in found.items()} == {
         6: "EXL2 4.25 bit", 8: "EXL2 6 bit", **dict.fromkeys((10, 12, 16, 24), "EXL2 8 bit")
     }  # fmt: skip
     assert all(p.need.rows[0] == 16384 for p in found.values())
@@ -127,7 +127,7 @@ def test_what_a_song_of_six_sections_gets_on_common_cards(capsys: pytest.Capture
 
 
 def test_without_a_desktop_small_cards_hold_more() -> None:
-    assert [str(profile(size, display=False).way1) for size in (6, 8)] == ["EXL2 5 bit", "EXL2 8 bit"]
+    assert [str(profile(size, display=False).stage1_format) for size in (6, 8)] == ["EXL2 5 bit", "EXL2 8 bit"]
 
 
 def test_a_model_too_large_for_the_card_is_streamed_and_says_so() -> None:
@@ -158,17 +158,17 @@ def test_caches_wait_where_that_is_cheapest() -> None:
 def test_an_engine_that_reads_its_weights_again_keeps_its_caches(size: int, caches: str) -> None:
     """Else a song of 16,384 ids would be read again at every turn."""
     p = profile(size)
-    assert p.way1.engine == "exl2" and not p.together and 1 not in p.parked and p.hear != "stages"
+    assert p.stage1_format.engine == "exl2" and not p.together and 1 not in p.parked and p.hear != "stages"
     assert p.caches == caches
     aside = dict(p.steps[1].aside).get("Stage 1's caches", 0)
     assert (aside > 0) == (caches == "parked")
 
 
 def test_on_a_processor_nothing_is_parked_or_streamed(tiny_set: Path) -> None:
-    way = Way("torch", "float32", Fraction(32), "float32")
+    way = WeightFormat("torch", "float32", Fraction(32), "float32")
     shapes = Shapes(read_config(tiny_set / "stage1"), 1025), Shapes(read_config(tiny_set / "stage2"), 7168)
-    p = plan(Need(*shapes, RELEASED_SOUND, (way,), (way,), 6, 600, 4000), None, 8 * GIB)
-    assert p.device == "cpu" and not p.parked and p.resident is None and p.stage1 == Setup()
+    p = plan(MemoryRequest(*shapes, RELEASED_SOUND, (way,), (way,), 6, 600, 4000), None, 8 * GIB)
+    assert p.device == "cpu" and not p.parked and p.resident is None and p.stage1 == EngineConfig()
     assert "CUDA" not in p.table()
 
 
@@ -199,7 +199,7 @@ needs = st.builds(
 @settings(max_examples=25, deadline=None)
 @given(needs, cards, st.integers(1 * GIB, 64 * GIB), st.integers(0, 8 * GIB), st.integers(0, 16 * GIB))
 def test_more_memory_never_gives_a_worse_plan_and_no_plan_takes_more_than_there_is(
-    need: Need, card: Card, ram: int, more: int, more_ram: int
+    need: MemoryRequest, card: Card, ram: int, more: int, more_ram: int
 ) -> None:
     try:
         small = plan(need, card, ram)
@@ -207,22 +207,22 @@ def test_more_memory_never_gives_a_worse_plan_and_no_plan_takes_more_than_there_
         assert exc.shortfall > 0
         if exc.nearest:
             other, found = exc.nearest
-            assert plan(other, card, ram).goodness == found.goodness
+            assert plan(other, card, ram).rank == found.rank
             assert found.peak <= found.budget <= card.free
         return
     assert small.peak <= small.budget <= card.free
     assert small.ram <= ram * RAM_SHARE
     assert small.reasons and "peak" in small.table()
     large = plan(need, replace(card, free=card.free + more), ram + more_ram)
-    assert large.goodness >= small.goodness
+    assert large.rank >= small.rank
 
 
 def test_what_does_not_fit_says_how_much_is_missing_and_what_would() -> None:
     with pytest.raises(DoesNotFit, match=r"are missing") as caught:
         plan(replace(SONG, ways1=(exl2("8"),)), imagined(6 * GIB), 16 * GIB, memory.LIBRARY)
     assert caught.value.nearest is not None
-    assert str(caught.value.nearest[1].way1) == "EXL2 4.25 bit" and "4.25 bit" in caught.value.hint
-    least = min(replace(caught.value.nearest[1], way1=exl2("8"), stage2_batch=1).peak, 1 << 60)
+    assert str(caught.value.nearest[1].stage1_format) == "EXL2 4.25 bit" and "4.25 bit" in caught.value.hint
+    least = min(replace(caught.value.nearest[1], stage1_format=exl2("8"), stage2_batch=1).peak, 1 << 60)
     assert caught.value.shortfall == least - int(imagined(6 * GIB).free * 0.96) > 0
     enough = replace(imagined(6 * GIB), free=-(-(least + 100) * 100 // 95))
     plan(replace(SONG, ways1=(exl2("8"),)), enough, 16 * GIB)

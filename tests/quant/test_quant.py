@@ -17,7 +17,7 @@ from yuegp.checkpoints import sets
 from yuegp.library import catalog
 from yuegp.cli.main import main
 from yuegp.errors import Cancelled, DeviceError, LibraryError, ModelError, RequestError
-from yuegp.lm import Setup, open_engine, stored_as
+from yuegp.lm import EngineConfig, open_engine, stored_as
 from yuegp.checkpoints.sets import ModelSet
 
 SHORT = (
@@ -131,9 +131,9 @@ def test_too_few_songs_are_refused_with_a_next_step(demo: ModelSet, tmp_path: Pa
 def test_fewer_bits_never_measure_better(collected: Path, demo: ModelSet, stage: int) -> None:
     source = demo.stage1 if stage == 1 else demo.stage2
     read = held(collected, demo, stage)
-    original = evaluate.ask(source, Setup(), demo.layout, stage, read)
+    original = evaluate.predict(source, EngineConfig(), demo.layout, stage, read)
     same, eight, four = (
-        evaluate.compare(original, evaluate.ask(source, Setup(weights=kind), demo.layout, stage, read))
+        evaluate.compare(original, evaluate.predict(source, EngineConfig(weights=kind), demo.layout, stage, read))
         for kind in ("float32", "int8", "nf4")
     )
     assert same.divergence == 0 == same.rise and same.agreement == 1
@@ -150,7 +150,7 @@ def test_fewer_bits_never_measure_better(collected: Path, demo: ModelSet, stage:
 
 def test_the_original_is_what_generation_would_hear(collected: Path, demo: ModelSet) -> None:
     """A trained model foretells held-out songs of its own far better than chance, log(1,025)."""
-    original = evaluate.ask(demo.stage1, Setup(), demo.layout, 1, held(collected, demo, 1))
+    original = evaluate.predict(demo.stage1, EngineConfig(), demo.layout, 1, held(collected, demo, 1))
     nats = -original.logs[np.arange(len(original.came)), original.came].mean()
     assert nats < 2
     np.testing.assert_allclose(np.exp(original.logs).sum(1), 1, atol=1e-4)
@@ -161,7 +161,7 @@ def test_the_original_is_what_generation_would_hear(collected: Path, demo: Model
 
 @pytest.mark.parametrize("kind", ["int8", "nf4"])
 def test_a_pressed_folder_is_a_complete_model(demo: ModelSet, tmp_path: Path, kind: str) -> None:
-    folder = quantize.press(demo.stage1, tmp_path / kind, kind, "Somebody")
+    folder = quantize.quantize(demo.stage1, tmp_path / kind, kind, "Somebody")
     assert stored_as(folder) == kind
     names = {path.name for path in folder.iterdir()}
     assert {"config.json", "README.md", "model.safetensors.index.json"} <= names and quantize.NOTE not in names
@@ -169,7 +169,7 @@ def test_a_pressed_folder_is_a_complete_model(demo: ModelSet, tmp_path: Path, ki
     ids = list(range(100, 160))
     answers = []
     for where in (folder, demo.stage1):
-        with open_engine(where, Setup(weights=kind)).open([100]) as session:
+        with open_engine(where, EngineConfig(weights=kind)).open([100]) as session:
             answers.append(session.prefill(0, ids))
     torch.testing.assert_close(*answers, rtol=1e-5, atol=1e-5)
     assert (
@@ -181,7 +181,7 @@ def test_a_pressed_folder_is_a_complete_model(demo: ModelSet, tmp_path: Path, ki
 def test_bitsandbytes_reads_our_nf4(demo: ModelSet, tmp_path: Path) -> None:
     functional = pytest.importorskip("bitsandbytes").functional
     name = "model.layers.0.mlp.up_proj.weight"
-    folder = quantize.press(demo.stage1, tmp_path / "nf4", "nf4")
+    folder = quantize.quantize(demo.stage1, tmp_path / "nf4", "nf4")
     (file,) = folder.glob("*.safetensors")
     stored = load_file(file)
     parts = {key.removeprefix(name + "."): value for key, value in stored.items() if key.startswith(name + ".")}
@@ -190,14 +190,14 @@ def test_bitsandbytes_reads_our_nf4(demo: ModelSet, tmp_path: Path) -> None:
     from yuegp.lm.weights.nf4 import Nf4
 
     original = load_file(demo.stage1 / "model.safetensors")[name]
-    torch.testing.assert_close(theirs.float(), Nf4.press(original).floats(theirs.dtype).float(), rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(theirs.float(), Nf4.quantize(original).floats(theirs.dtype).float(), rtol=1e-3, atol=1e-5)
 
 
 def test_a_broken_off_press_goes_on_and_ends_the_same(
     demo: ModelSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(quantize, "SHARD_BYTES", 500_000)
-    whole = quantize.press(demo.stage1, tmp_path / "whole", "int8")
+    whole = quantize.quantize(demo.stage1, tmp_path / "whole", "int8")
 
     def stop(what: str, done: int, total: int) -> None:
         if done > total // 2:
@@ -205,35 +205,35 @@ def test_a_broken_off_press_goes_on_and_ends_the_same(
 
     broken = tmp_path / "broken"
     with pytest.raises(Cancelled):
-        quantize.press(demo.stage1, broken, "int8", progress=stop)
+        quantize.quantize(demo.stage1, broken, "int8", progress=stop)
     done = {path.name: path.stat().st_mtime_ns for path in broken.glob("*.safetensors")}
     assert len(done) > 1 and not (broken / "config.json").exists(), "not to be mistaken for a finished model"
     with pytest.raises(RequestError, match="another kind"):
-        quantize.press(demo.stage1, broken, "nf4")
+        quantize.quantize(demo.stage1, broken, "nf4")
     with pytest.raises(RequestError, match="another source"):
         shutil.copytree(demo.stage1, tmp_path / "copy")
-        quantize.press(tmp_path / "copy", broken, "int8")
+        quantize.quantize(tmp_path / "copy", broken, "int8")
     note = (broken / quantize.NOTE).read_bytes()
     (broken / quantize.NOTE).write_text("{")
     with pytest.raises(RequestError, match="does not say"):
-        quantize.press(demo.stage1, broken, "int8")
+        quantize.quantize(demo.stage1, broken, "int8")
     (broken / quantize.NOTE).write_bytes(note)
-    quantize.press(demo.stage1, broken, "int8")
+    quantize.quantize(demo.stage1, broken, "int8")
     for path in whole.glob("*.safetensors"):
         assert path.read_bytes() == (broken / path.name).read_bytes()
         assert done.get(path.name, 0) in (0, (broken / path.name).stat().st_mtime_ns), (
             "a finished shard was written again"
         )
     with pytest.raises(RequestError, match="already holds a model"):
-        quantize.press(demo.stage1, broken, "int8")
+        quantize.quantize(demo.stage1, broken, "int8")
 
 
 def test_pressing_twice_and_pressing_nonsense_are_refused(demo: ModelSet, tmp_path: Path) -> None:
-    folder = quantize.press(demo.stage1, tmp_path / "a", "int8")
+    folder = quantize.quantize(demo.stage1, tmp_path / "a", "int8")
     with pytest.raises(RequestError, match="pressed already"):
-        quantize.press(folder, tmp_path / "b", "nf4")
+        quantize.quantize(folder, tmp_path / "b", "nf4")
     with pytest.raises(RequestError, match="no format"):
-        quantize.press(demo.stage1, tmp_path / "c", "int3")
+        quantize.quantize(demo.stage1, tmp_path / "c", "int3")
     assert not (tmp_path / "c").exists()
 
 
@@ -242,18 +242,18 @@ def test_a_full_disk_is_seen_before_anything_is_written(
 ) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda path: types.SimpleNamespace(free=10))
     with pytest.raises(LibraryError, match="are free"):
-        quantize.press(demo.stage1, tmp_path / "a", "int8")
+        quantize.quantize(demo.stage1, tmp_path / "a", "int8")
     assert not list((tmp_path / "a").glob("*.safetensors"))
 
 
 def test_a_folder_in_use_is_left_alone(demo: ModelSet, tmp_path: Path) -> None:
     def second(what: str, done: int, total: int) -> None:
         with pytest.raises(LibraryError, match="Another program"):
-            quantize.press(demo.stage1, tmp_path / "a", "int8")
+            quantize.quantize(demo.stage1, tmp_path / "a", "int8")
         raise Cancelled
 
     with pytest.raises(Cancelled):
-        quantize.press(demo.stage1, tmp_path / "a", "int8", progress=second)
+        quantize.quantize(demo.stage1, tmp_path / "a", "int8", progress=second)
 
 
 # EXL2: the converter needs a card, so a stand-in with its command line proves how ours drives it.
@@ -301,9 +301,9 @@ def converter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "calls"
 
 
-def job(demo: ModelSet, collected: Path, target: Path, bits: float = 6.0) -> exl2.Job:
+def job(demo: ModelSet, collected: Path, target: Path, bits: float = 6.0) -> exl2.ConversionJob:
     files = (collected / "stage1.safetensors", collected / "held-stage1.safetensors")
-    return exl2.Job(demo.stage1, target, *files, bits)
+    return exl2.ConversionJob(demo.stage1, target, *files, bits)
 
 
 def test_the_converter_reads_our_rows_and_measures_once_for_all_bitrates(
@@ -343,7 +343,7 @@ def test_stopping_ends_the_converter_and_other_rows_may_not_take_over(
 
     with pytest.raises(Cancelled):
         exl2.convert(job(demo, collected, tmp_path / "m"), progress=stop)
-    other = exl2.Job(
+    other = exl2.ConversionJob(
         demo.stage1, tmp_path / "m", collected / "stage2.safetensors", collected / "held-stage1.safetensors", 6.0
     )
     with pytest.raises(RequestError, match="another rows"):

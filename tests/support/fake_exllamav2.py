@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from yuegp.checkpoints.config import read_config
-from yuegp.lm import Setup
+from yuegp.lm import EngineConfig
 from yuegp.lm.exl2.attention import PagedAttention
 from yuegp.lm.exl2.format import PARTS, look_into, unpack
 from yuegp.lm.exl2.engine import Exl2LM
@@ -271,7 +271,7 @@ def package(own_attention: bool = True, attend: Any = None) -> Package:
 def engine(folder: Path, kv: str = "same", own_attention: bool = True, record: Any = None, **faults: Any) -> Exl2LM:
     """The exl2 engine over the stand-in, on the CPU."""
     weights = "exl2" if stored_as(folder) == "exl2" else "float16"
-    setup = Setup("exl2", "cpu", weights, kv)
+    setup = EngineConfig("exl2", "cpu", weights, kv)
     if record:
         faults["caches"] = {"fp16": CacheOfZeros}
     taken = dataclasses.replace(package(own_attention), **faults)

@@ -83,7 +83,7 @@ def int8_folder(folder: Path, source: Path) -> Path:
     for path in sorted(source.glob("*.safetensors")):
         tensors |= load_file(path)
     for name in [name for name in tensors if "_proj." in name]:
-        tensors[name], tensors[name + ".scale"] = int8.press(tensors[name])
+        tensors[name], tensors[name + ".scale"] = int8.quantize(tensors[name])
     folder.mkdir(parents=True)
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
     config = json.loads((source / "config.json").read_text())

@@ -18,7 +18,7 @@ from tools.write_troubleshooting import PAGE, page
 from yuegp.cli import main
 from yuegp.system import doctor, environment as facts
 from yuegp.system.doctor import FAIL, OK, WARN, Finding, judge
-from yuegp.system.environment import Card, Facts
+from yuegp.system.environment import CardReport, Environment
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=[fault.story for fault in FAULTS])
@@ -29,7 +29,7 @@ def test_every_fault_is_named_with_a_next_step(fault: Fault) -> None:
 
 
 @pytest.mark.parametrize("check", doctor.CHECKS)
-def test_every_check_finds_some_fault(check: Callable[[Facts], Iterator[Finding]]) -> None:
+def test_every_check_finds_some_fault(check: Callable[[Environment], Iterator[Finding]]) -> None:
     assert any(finding.state != OK for fault in FAULTS for finding in check(fault.facts))
 
 
@@ -38,7 +38,7 @@ def test_the_troubleshooting_page_is_up_to_date() -> None:
 
 
 @pytest.mark.parametrize("facts", [CPU, GPU, replace(GPU, page="yuegp")], ids=["cpu", "gpu", "page open"])
-def test_nothing_is_wrong_with_a_machine_that_is_well(facts: Facts) -> None:
+def test_nothing_is_wrong_with_a_machine_that_is_well(facts: Environment) -> None:
     assert {finding.state for finding in judge(facts)} == {OK}
 
 
@@ -119,7 +119,7 @@ def test_nvidia_smi_is_read_with_who_holds_the_memory(tmp_path: Path, monkeypatc
     monkeypatch.setenv("PATH", str(tmp_path))
     (card,) = facts.cards()
     held = (("game", 9000 << 20), ("maya", 50 << 20))
-    assert card == Card("NVIDIA GeForce RTX 3060", 12 * GIB, 2 * GIB, "560.94", held)
+    assert card == CardReport("NVIDIA GeForce RTX 3060", 12 * GIB, 2 * GIB, "560.94", held)
 
 
 @pytest.mark.parametrize(

@@ -72,7 +72,7 @@ def test_a_whole_set_comes_from_the_hub_and_is_usable(stocked: Hub, yue_tokenize
     assert order.here == () and len(order.plans) == 3
     assert order.missing == sum(plan.total for plan in order.plans)
     seen: list[tuple[str, str, int, int]] = []
-    folders = provision.carry_out(order, lambda *report: seen.append(report))
+    folders = provision.execute(order, lambda *report: seen.append(report))
     assert [folder.name for folder in folders] == [STAGE1, STAGE2, SOUND]
     assert {doing for doing, *_ in seen} == {"download", "convert"}
     assert source_of(folders[2] / "final_ckpt" / "ckpt_00360000.safetensors")
@@ -89,12 +89,12 @@ def test_stopping_and_going_on(stocked: Hub) -> None:
             raise Cancelled
 
     with pytest.raises(Cancelled):
-        provision.carry_out(provision.order(SET), stop)
+        provision.execute(provision.order(SET), stop)
     with pytest.raises(ModelError, match=r"download of s1-en-cot, .* was not finished"):
         sets.find("yue-en-cot")
     order = provision.order(SET)
     assert order.missing < sum(plan.total for plan in order.plans)
-    provision.carry_out(order)
+    provision.execute(order)
     assert locate.locate(SET[0]) is not None
 
 
@@ -106,7 +106,7 @@ def test_what_other_programs_have_is_used_and_not_downloaded(stocked: Hub, origi
     order = provision.order(SET)
     assert [plan.checkpoint.id for plan in order.plans] == ["s1-en-cot"]
     assert dict((c.id, folder) for c, folder in order.here) == {"s2": theirs / STAGE2, "codec": theirs / SOUND}
-    provision.carry_out(order)
+    provision.execute(order)
     assert sets.find("yue-en-cot").stage2 == theirs / STAGE2
     assert before == {path: path.stat().st_mtime_ns for path in theirs.rglob("*")}
 
@@ -124,7 +124,7 @@ def test_another_programs_damaged_copy_is_left_and_downloaded_instead(
     data = (theirs / "model.safetensors").read_bytes()[:-100]
     (theirs / "model.safetensors").write_bytes(data)
     registry.remember({"s2": str(theirs)})
-    provision.carry_out(provision.order([SET[1]]))
+    provision.execute(provision.order([SET[1]]))
     assert locate.locate(SET[1]) == registry.models_dir() / STAGE2
     assert (theirs / "model.safetensors").read_bytes() == data
 
@@ -137,7 +137,7 @@ def test_a_set_without_a_tokenizer_gets_one_by_itself(stocked: Hub, originals: P
     (stocked.root / "me" / STAGE1 / "tokenizer.model").unlink()
     order = provision.order([registry.own(f"me/{STAGE1}", "mine", {}), stage2, SET[2]])
     assert order.plans[-1].checkpoint.id == "tokenizer"
-    folders = provision.carry_out(order)
+    folders = provision.execute(order)
     assert sets.tokenizer_of(folders) == folders[-1] / "tokenizer.model"
 
 
@@ -155,9 +155,9 @@ def test_who_asks_for_the_copy_without_pickles_gets_it_and_sets_use_it(
     safe = write_released(tmp_path / "safe", pth=False) / SOUND
     shutil.copytree(safe, stocked.root / "SceneWorks" / "xcodec-mini-infer")
     provision.add_folder(originals)
-    provision.settle(provision.Choice("yue-en-cot", tuple(SET), ""), provision.Order((), (), 0))
+    provision.remember_choice(provision.Choice("yue-en-cot", tuple(SET), ""), provision.DownloadPlan((), (), 0))
     assert sets.find("yue-en-cot").codec == originals / SOUND
-    (folder,) = provision.carry_out(provision.order([CHECKPOINTS["codec-safetensors"]]))
+    (folder,) = provision.execute(provision.order([CHECKPOINTS["codec-safetensors"]]))
     assert sets.find("yue-en-cot").codec == folder == registry.models_dir() / "xcodec-mini-infer"
 
 
@@ -177,10 +177,10 @@ def test_the_copy_without_pickles_is_chosen_once_it_is_pinned(originals: Path, m
 
 def test_pickles_that_are_in_our_folder_already_are_converted(stocked: Hub, originals: Path) -> None:
     ours = shutil.copytree(originals / SOUND, registry.models_dir() / SOUND)
-    provision.carry_out(provision.order(SET[2:]))
+    provision.execute(provision.order(SET[2:]))
     assert len(list(ours.rglob("*.safetensors"))) == 3 and stocked.log == []
     seen: list[str] = []
-    provision.carry_out(provision.order(SET[2:]), lambda doing, *rest: seen.append(doing))
+    provision.execute(provision.order(SET[2:]), lambda doing, *rest: seen.append(doing))
     assert seen == []  # 1.4 GB are not read again
 
 
@@ -195,7 +195,7 @@ def test_no_room_beside_the_pickles_stops_nothing(
         replace(source, target)
 
     monkeypatch.setattr(os, "replace", full)
-    (folder,) = provision.carry_out(provision.order(SET[2:]))
+    (folder,) = provision.execute(provision.order(SET[2:]))
     assert not list(folder.rglob("*.safetensors")) and not list(folder.rglob("*.tmp"))
     provision.examine(SET[2], folder)
 
@@ -223,7 +223,7 @@ def test_every_weight_of_the_sound_model_is_read_before_it_is_used(
 
 @pytest.mark.parametrize(("damage", "words"), [("nan", "not numbers"), ("bit", "not the file that was downloaded")])
 def test_reading_everything_finds_what_headers_do_not_show(stocked: Hub, damage: str, words: str) -> None:
-    (folder,) = provision.carry_out(provision.order([SET[1]]))
+    (folder,) = provision.execute(provision.order([SET[1]]))
     path = folder / "model.safetensors"
     data = bytearray(path.read_bytes())
     data[-2:] = b"\x80\x7f" if damage == "nan" else bytes([data[-2] ^ 1, data[-1]])
@@ -243,7 +243,7 @@ def test_a_stage_2_model_under_a_stage_1_name_is_refused_after_download(stocked:
     shutil.copytree(originals / STAGE2, stocked.root / "me" / STAGE1)
     entry = registry.own(f"me/{STAGE1}", "mine", {})
     with pytest.raises(ModelError, match="holds a Stage-2 model"):
-        provision.carry_out(provision.order([entry]))
+        provision.execute(provision.order([entry]))
 
 
 def test_a_model_for_another_vocabulary_is_refused(tmp_path: Path) -> None:
@@ -306,7 +306,7 @@ def test_an_empty_folder_is_refused(tmp_path: Path) -> None:
 
 
 def test_removing_deletes_ours_and_forgets_theirs(stocked: Hub, originals: Path, tmp_path: Path) -> None:
-    (ours,) = provision.carry_out(provision.order([SET[1]]))
+    (ours,) = provision.execute(provision.order([SET[1]]))
     size = sum(path.stat().st_size for path in ours.rglob("*") if path.is_file())
     assert provision.remove(SET[1]) == size and not ours.exists()
     theirs = Path(shutil.copytree(originals / STAGE2, tmp_path / STAGE2))
@@ -320,6 +320,6 @@ def test_removing_what_links_to_another_programs_file_leaves_that(
     theirs = tmp_path / "nobody" / "ComfyUI" / "models" / "yue"
     theirs.mkdir(parents=True)
     shutil.copy(originals / STAGE2 / "model.safetensors", theirs)
-    provision.carry_out(provision.order([SET[1]]))
+    provision.execute(provision.order([SET[1]]))
     provision.remove(SET[1])
     assert (theirs / "model.safetensors").read_bytes() == (originals / STAGE2 / "model.safetensors").read_bytes()

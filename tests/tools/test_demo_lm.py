@@ -19,7 +19,7 @@ sys.path.insert(0, str(ROOT))
 from tools.demo import train as train_demo  # noqa: E402
 from tools.demo import lessons, listen, lm, network, phrasebook, pictures, songs, syllables, text  # noqa: E402
 from tools.demo.trainer import Plan, Trainer, meet  # noqa: E402
-from yuegp.lm import Setup, open_engine  # noqa: E402
+from yuegp.lm import EngineConfig, open_engine  # noqa: E402
 from yuegp.tokens.prompts import build  # noqa: E402
 from yuegp.song.schema import Section  # noqa: E402
 from yuegp.tokens.tokenizer import SentencePieceTokenizer  # noqa: E402
@@ -248,7 +248,7 @@ def test_an_exported_model_answers_as_in_training(tmp_path: Path, layout: VocabL
         model = network.Llama(network.stage_config(layout, stage, hidden=16, ffn=24, layers=2, heads=4, kv_heads=2))
         network.export(model, tmp_path / str(stage), 512, torch.float32)
         ids = [5, 9, 700, layout.soa, layout.code_start + 3]
-        engine = open_engine(tmp_path / str(stage), Setup())
+        engine = open_engine(tmp_path / str(stage), EngineConfig())
         with engine.open([64], None) as session:
             answered = session.prefill(0, ids)
         hidden, _ = model(torch.tensor([ids]))

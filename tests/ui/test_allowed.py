@@ -15,7 +15,7 @@ import uvicorn
 from starlette.types import Receive, Scope, Send
 
 from ui.server import allowed, guard, serve
-from ui.context import Desk
+from ui.context import AppContext
 from ui.texts import LANGUAGES
 from yuegp.jobs.queue import Queue
 
@@ -72,7 +72,7 @@ PROBES = (
 def registered(tmp_path_factory: pytest.TempPathFactory) -> set[tuple[str, str]]:
     """Method and path of every route in the application, those that Gradio mounts among them."""
     folder = tmp_path_factory.mktemp("routes")
-    return set(walk(serve.application(Desk(folder / "songs", Queue(folder))).router.routes))
+    return set(walk(serve.application(AppContext(folder / "songs", Queue(folder))).router.routes))
 
 
 def walk(routes: Any, before: str = "") -> Iterator[tuple[str, str]]:
@@ -258,5 +258,5 @@ def test_answers_that_are_not_pages_are_shut_in_and_have_types_of_ours(server: t
 def test_the_calls_on_the_list_are_those_of_the_interface(tmp_path: Path) -> None:
     from ui.server import api
 
-    named = {fn.api_name for fn in api.build(Desk(tmp_path, Queue(tmp_path))).fns.values()}
+    named = {fn.api_name for fn in api.build(AppContext(tmp_path, Queue(tmp_path))).fns.values()}
     assert named == set(allowed.CALLS)

@@ -16,7 +16,7 @@ from released import as_trained
 from tools.make_set import make_set
 from ui.pages.create import model, page, plan as create_plan, reference as create_reference, tags, words, fields
 from ui import machine
-from ui.context import Desk
+from ui.context import AppContext
 from ui.texts import LANGUAGES, Texts
 from yuegp.library import store
 from yuegp.song import lyrics
@@ -24,7 +24,7 @@ from yuegp.checkpoints import sets
 from yuegp.errors import DeviceError, LibraryError, ModelError, RequestError
 from yuegp.jobs.queue import Queue, State
 from yuegp.song.schema import Reference
-from yuegp.generation.options import Wishes
+from yuegp.generation.options import ModelOptions
 
 T = Texts("en")
 WORDS = "[verse]\nhold the light\n\n[chorus]\nlet it go\n"
@@ -37,8 +37,8 @@ def values(**changes: Any) -> dict[str, Any]:
 
 
 @pytest.fixture
-def desk() -> Desk:
-    return Desk(store.songs_dir().absolute(), Queue())
+def desk() -> AppContext:
+    return AppContext(store.songs_dir().absolute(), Queue())
 
 
 def tone(path: Path, seconds: float, loud: float = 0.3, rate: int = 22050) -> str:
@@ -65,7 +65,7 @@ def test_the_page_is_built_without_torch() -> None:
 @pytest.mark.parametrize(
     "name", ["", ".", "..", "../x", "a/b", "a\\b", "/etc", "C:x", ".trash", "x\0y", "no such song"]
 )
-def test_a_browser_names_songs_and_never_paths(desk: Desk, name: str) -> None:
+def test_a_browser_names_songs_and_never_paths(desk: AppContext, name: str) -> None:
     desk.root.mkdir(parents=True)
     (desk.root / "song.json").write_text("{}")
     with pytest.raises(LibraryError):
@@ -156,7 +156,7 @@ def test_a_wish_is_followed_or_refused(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_a_reference_is_drawn(tmp_path: Path) -> None:
-    seen = create_reference.look({"mix": tone(tmp_path / "a.wav", 4), "vocal": None, "instrumental": None}, T)
+    seen = create_reference.load({"mix": tone(tmp_path / "a.wav", 4), "vocal": None, "instrumental": None}, T)
     (file,) = seen["files"]
     assert seen["error"] == "" and seen["seconds"] == pytest.approx(4)
     assert (file["role"], file["name"], len(file["peaks"])) == ("mix", "a.wav", create_reference.PEAKS)
@@ -165,8 +165,8 @@ def test_a_reference_is_drawn(tmp_path: Path) -> None:
 
 def test_a_pair_shares_the_shorter_length_and_half_of_one_is_asked_to_be_completed(tmp_path: Path) -> None:
     vocal, band = tone(tmp_path / "v.wav", 4), tone(tmp_path / "b.wav", 3)
-    assert create_reference.look({"vocal": vocal, "instrumental": band}, T)["seconds"] == pytest.approx(3)
-    assert "belong together" in create_reference.look({"vocal": vocal}, T)["error"]
+    assert create_reference.load({"vocal": vocal, "instrumental": band}, T)["seconds"] == pytest.approx(3)
+    assert "belong together" in create_reference.load({"vocal": vocal}, T)["error"]
     with pytest.raises(RequestError):
         create_reference.reference({"vocal": vocal}, None)
 
@@ -175,7 +175,7 @@ def test_a_pair_shares_the_shorter_length_and_half_of_one_is_asked_to_be_complet
     ("seconds", "loud", "part"), [(0.5, 0.3, "at least 1 s"), (4, 0.0, "silent"), (1300, 0.1, "22 minutes")]
 )
 def test_a_bad_reference_is_named_without_its_path(tmp_path: Path, seconds: float, loud: float, part: str) -> None:
-    error = create_reference.look({"mix": tone(tmp_path / "mine.wav", seconds, loud, 8000)}, T)["error"]
+    error = create_reference.load({"mix": tone(tmp_path / "mine.wav", seconds, loud, 8000)}, T)["error"]
     assert part in error and str(tmp_path) not in error
 
 
@@ -188,7 +188,7 @@ def test_the_window_goes_into_the_reference() -> None:
 # The plan in words, and the click
 
 
-def test_the_plan_says_what_will_happen(desk: Desk) -> None:
+def test_the_plan_says_what_will_happen(desk: AppContext) -> None:
     plan = create_plan.describe(values(takes=2), desk.root, T)
     rows = {row["name"]: row["text"] for row in plan["rows"]}
     assert plan["error"] == "" and plan["details"]
@@ -201,12 +201,12 @@ def test_the_plan_says_what_will_happen(desk: Desk) -> None:
     [({"tags": ""}, "no tags"), ({"temperature": 9}, "temperature is 9"), ({"first_sections": 7}, "number of sections"),
      ({"words": "[verse]\n\x07"}, "control character"), ({"model": "gone"}, "no model")],
 )  # fmt: skip
-def test_what_cannot_be_made_is_said_instead_of_a_plan(desk: Desk, changes: dict[str, Any], part: str) -> None:
+def test_what_cannot_be_made_is_said_instead_of_a_plan(desk: AppContext, changes: dict[str, Any], part: str) -> None:
     plan = create_plan.describe(values(**changes), desk.root, T)
     assert part in plan["error"] and plan["rows"] == []
 
 
-def test_a_sound_model_that_cannot_be_read_is_said_instead_of_a_plan(desk: Desk, tmp_path: Path) -> None:
+def test_a_sound_model_that_cannot_be_read_is_said_instead_of_a_plan(desk: AppContext, tmp_path: Path) -> None:
     folder = make_set(tmp_path / "set", "tiny", pth=True)
     as_trained(folder / "codec")
     assert create_plan.describe(values(model=str(folder)), desk.root, T)["error"] == ""
@@ -216,13 +216,13 @@ def test_a_sound_model_that_cannot_be_read_is_said_instead_of_a_plan(desk: Desk,
     assert "decoder_131000.pth lacks 1 tensors: head.out.bias" in error and "models get codec-safetensors" in error
 
 
-def test_an_empty_page_is_no_error(desk: Desk) -> None:
+def test_an_empty_page_is_no_error(desk: AppContext) -> None:
     plan = create_plan.describe(values(words=" \n"), desk.root, T)
     assert plan["error"] == "" and plan["empty"]
     assert create_plan.describe(values(words="", instrumental=True), desk.root, T)["rows"]
 
 
-def test_no_memory_is_said_before_the_click(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_memory_is_said_before_the_click(desk: AppContext, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "look", lambda: machine.Machine((), 1 << 20, 1 << 20))
     assert create_plan.describe(values(), desk.root, T)["error"]
 
@@ -234,7 +234,7 @@ def test_a_song_without_a_title_is_named_by_its_first_line() -> None:
     assert create_plan.asked(values(words="[verse]\n", instrumental=True), T).request.title == "Instrumental"
 
 
-def test_every_version_is_a_take_with_its_own_seed(desk: Desk) -> None:
+def test_every_version_is_a_take_with_its_own_seed(desk: AppContext) -> None:
     name = page.begin(desk, create_plan.asked(values(takes=3, seed=7, title="Three"), T))
     song = desk.song(name)
     assert [song.take(n).info.request.seed for n in song.take_numbers()] == [7, 8, 9]
@@ -243,13 +243,13 @@ def test_every_version_is_a_take_with_its_own_seed(desk: Desk) -> None:
     assert song.request.section_seconds == 24
 
 
-def test_nothing_is_written_for_a_song_that_is_refused(desk: Desk) -> None:
+def test_nothing_is_written_for_a_song_that_is_refused(desk: AppContext) -> None:
     with pytest.raises(RequestError):
         page.begin(desk, create_plan.asked(values(tags="[pop]"), T))
     assert not desk.root.exists() and desk.jobs() == []
 
 
-def test_a_songs_settings_come_back_as_they_were(desk: Desk) -> None:
+def test_a_songs_settings_come_back_as_they_were(desk: AppContext) -> None:
     name = page.begin(desk, create_plan.asked(values(seed=7, temperature=0.8, title="Again"), T))
     shown = page._shown(desk.take(name, 1).info.request)
     assert (shown["words"], shown["tags"], shown["seed"]) == (WORDS, values()["tags"], 7)
@@ -259,7 +259,7 @@ def test_a_songs_settings_come_back_as_they_were(desk: Desk) -> None:
 # How the models are held, and what is taken over from another song
 
 
-def test_one_section_is_one_section_in_every_language(desk: Desk) -> None:
+def test_one_section_is_one_section_in_every_language(desk: AppContext) -> None:
     for language in LANGUAGES:
         t = Texts(language)
         plan = create_plan.describe(values(words="[verse]\nhold the light\n"), desk.root, t)
@@ -268,7 +268,7 @@ def test_one_section_is_one_section_in_every_language(desk: Desk) -> None:
         assert "1 sections" not in words.read("[verse]\nla\n", t)["total"]
 
 
-def test_the_plan_says_how_the_models_are_held_and_follows_the_wish(desk: Desk) -> None:
+def test_the_plan_says_how_the_models_are_held_and_follows_the_wish(desk: AppContext) -> None:
     def held(**wishes: str) -> str:
         plan = create_plan.describe(values(device="cpu", **wishes), desk.root, T)
         return next((row["text"] for row in plan["rows"] if row["name"] == "Held as"), plan["error"])
@@ -277,9 +277,9 @@ def test_the_plan_says_how_the_models_are_held_and_follows_the_wish(desk: Desk) 
     assert "need a graphics card" in held(engine="exl2") and "cannot go together" in held(engine="torch", kv="q8")
 
 
-def test_wishes_go_with_the_jobs_and_impossible_ones_leave_nothing_behind(desk: Desk) -> None:
+def test_wishes_go_with_the_jobs_and_impossible_ones_leave_nothing_behind(desk: AppContext) -> None:
     name = page.begin(desk, create_plan.asked(values(takes=2, device="cpu", weights="int8"), T))
-    assert [job.wishes for job in desk.jobs(name)] == [Wishes(weights="int8")] * 2
+    assert [job.wishes for job in desk.jobs(name)] == [ModelOptions(weights="int8")] * 2
     assert "int8" not in (desk.root / name / "song.json").read_text()
     before = list(desk.root.iterdir())
     with pytest.raises(DeviceError):
@@ -288,7 +288,7 @@ def test_wishes_go_with_the_jobs_and_impossible_ones_leave_nothing_behind(desk: 
 
 
 def test_a_songs_reference_is_lent_as_a_copy_with_its_window(
-    desk: Desk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    desk: AppContext, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "uploads"))
     reference = Reference(mix=tone(tmp_path / "a.wav", 8), start=2, end=5)

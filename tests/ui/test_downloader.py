@@ -14,8 +14,8 @@ from hub_server import Hub
 from released import STAGE2, write_released
 
 from ui.pages import setup
-from ui.context import Desk
-from ui.processes.downloader import Getter, Getting
+from ui.context import AppContext
+from ui.processes.downloader import DownloadProcess, Getting
 from ui.texts import Texts
 from yuegp.checkpoints import sets, registry
 from yuegp.system import provision
@@ -47,13 +47,13 @@ def stocked(hub: Hub, originals: Path, tmp_path: Path, monkeypatch: pytest.Monke
 
 
 @pytest.fixture
-def desk(tmp_path: Path) -> Iterator[Desk]:
-    desk = Desk(tmp_path / "songs", Queue(tmp_path))
+def desk(tmp_path: Path) -> Iterator[AppContext]:
+    desk = AppContext(tmp_path / "songs", Queue(tmp_path))
     yield desk
     desk.getter.stop()
 
 
-def wait(getter: Getter, until: Callable[[Getting], Any]) -> Getting:
+def wait(getter: DownloadProcess, until: Callable[[Getting], Any]) -> Getting:
     """Look until it is so."""
     end = time.monotonic() + PATIENCE
     while not until(now := getter.look()):
@@ -62,7 +62,7 @@ def wait(getter: Getter, until: Callable[[Getting], Any]) -> Getting:
     return now
 
 
-def click(desk: Desk, do: str, name: str = NAME) -> dict[str, Any]:
+def click(desk: AppContext, do: str, name: str = NAME) -> dict[str, Any]:
     return setup.get(desk, {"do": do, "name": name}, T)
 
 
@@ -70,7 +70,7 @@ def over(now: Getting) -> bool:
     return now.state in ("done", "failed", "stopped")
 
 
-def test_nothing_is_downloaded_before_somebody_agreed_to_its_size_and_then_it_is_here(desk: Desk, stocked: Hub) -> None:
+def test_nothing_is_downloaded_before_somebody_agreed_to_its_size_and_then_it_is_here(desk: AppContext, stocked: Hub) -> None:
     assert click(desk, "ask")["state"] == "asking" and "Asking" in click(desk, "go")["text"]
     offered = wait(desk.getter, lambda now: now.state != "asking")
     assert offered.state == "offered" and offered.missing > 0 and offered.free > 0, offered
@@ -84,7 +84,7 @@ def test_nothing_is_downloaded_before_somebody_agreed_to_its_size_and_then_it_is
     assert {row["name"]: row["here"] for row in setup.model_rows(T)}[NAME]
 
 
-def test_a_download_is_cancelled_and_goes_on_later(desk: Desk, stocked: Hub) -> None:
+def test_a_download_is_cancelled_and_goes_on_later(desk: AppContext, stocked: Hub) -> None:
     stocked.slow = threading.Event()
     click(desk, "ask")
     whole = wait(desk.getter, lambda now: now.state == "offered").missing
@@ -103,7 +103,7 @@ def test_a_download_is_cancelled_and_goes_on_later(desk: Desk, stocked: Hub) -> 
     assert wait(desk.getter, lambda now: now.state == "offered").missing < whole
 
 
-def test_what_the_hub_refuses_is_said_with_a_next_step(desk: Desk, stocked: Hub) -> None:
+def test_what_the_hub_refuses_is_said_with_a_next_step(desk: AppContext, stocked: Hub) -> None:
     stocked.refuse = {"m-a-p/YuE-s1-7B-anneal-en-cot": (401, "GatedRepo"), "m-a-p/YuE-s2-1B-general": (404, "")}
     click(desk, "ask")
     failed = wait(desk.getter, over)
@@ -114,7 +114,7 @@ def test_what_the_hub_refuses_is_said_with_a_next_step(desk: Desk, stocked: Hub)
     assert wait(desk.getter, lambda now: now.state != "asking").state == "offered", "it can be tried again"
 
 
-def test_what_is_taken_in_the_place_of_something_is_said_with_the_offer(desk: Desk, stocked: Hub) -> None:
+def test_what_is_taken_in_the_place_of_something_is_said_with_the_offer(desk: AppContext, stocked: Hub) -> None:
     shutil.move(stocked.root / "m-a-p" / STAGE2, stocked.root / "Alissonerdx" / f"{STAGE2}-int8")
     click(desk, "ask")
     offered = wait(desk.getter, lambda now: now.state != "asking")
@@ -122,7 +122,7 @@ def test_what_is_taken_in_the_place_of_something_is_said_with_the_offer(desk: De
     assert "s2-int8" in offered.parts and "s2-int8 is taken in the place of s2." in said and "MB to download" in said
 
 
-def test_an_offer_that_nobody_takes_is_given_up_for_another(desk: Desk, stocked: Hub) -> None:
+def test_an_offer_that_nobody_takes_is_given_up_for_another(desk: AppContext, stocked: Hub) -> None:
     click(desk, "ask")
     wait(desk.getter, lambda now: now.state == "offered")
     first = desk.getter._process
@@ -133,6 +133,6 @@ def test_an_offer_that_nobody_takes_is_given_up_for_another(desk: Desk, stocked:
 
 @pytest.mark.parametrize("asked", [None, {}, {"do": "ask"}, {"do": "ask", "name": "../x"}, {"do": "look"},
                                    {"do": "ask", "name": "demo"}, {"do": "ask", "name": ["yue-en-cot"]}])  # fmt: skip
-def test_nonsense_from_a_browser_starts_nothing(desk: Desk, asked: Any) -> None:
+def test_nonsense_from_a_browser_starts_nothing(desk: AppContext, asked: Any) -> None:
     assert setup.get(desk, asked, T)["error"]
     assert desk.getter.look() == Getting()

@@ -26,7 +26,7 @@ from starlette.routing import Route
 from starlette.testclient import TestClient
 
 from ui.server import guard, serve, sound
-from ui.context import Desk
+from ui.context import AppContext
 from yuegp.library import store
 from yuegp.errors import RequestError
 from yuegp.jobs.queue import Queue, State
@@ -264,7 +264,7 @@ def test_the_sounds_of_a_take_are_found(songs: Path) -> None:
 
 def test_sound_is_sent_in_ranges_and_paths_that_climb_lead_nowhere(songs: Path) -> None:
     app = Starlette(routes=[Route("/sound/{song}/{take}/{file:path}", sound.answer)])
-    app.state.desk = Desk(songs, Queue())
+    app.state.desk = AppContext(songs, Queue())
     client = TestClient(app)
     part = client.get("/sound/song/1/mix.flac", headers={"range": "bytes=10-19"})
     assert (part.status_code, part.content) == (206, bytes(range(10, 20)))

@@ -24,10 +24,10 @@ from yuegp.song import lyrics
 from yuegp.checkpoints import sets
 from yuegp.codec import load_codec
 from yuegp.codec.layout import SAMPLE_RATE
-from yuegp.lm import Setup, open_engine
+from yuegp.lm import EngineConfig, open_engine
 from yuegp.tokens.prompts import budget_ids, build
 from yuegp.song.schema import Sampling, Section
-from yuegp.generation.stage1 import Score, SectionCodes, write_sections
+from yuegp.generation.stage1 import Stage1Input, SectionCodes, write_sections
 from yuegp.generation.stage2 import CHUNK, Chunk, refine
 from yuegp.tokens.tokenizer import open_tokenizer
 from yuegp.tokens.vocab import FRAMES_PER_SECOND
@@ -144,12 +144,12 @@ class Product:
         self.set = sets.find(str(folder))
         sets.check(self.set)
         self.tokenizer = open_tokenizer(self.set.tokenizer_kind, self.set.tokenizer_path, self.set.layout)
-        self.stage1 = open_engine(self.set.stage1, Setup())
-        self.stage2 = open_engine(self.set.stage2, Setup())
+        self.stage1 = open_engine(self.set.stage1, EngineConfig())
+        self.stage2 = open_engine(self.set.stage2, EngineConfig())
 
     def write(self, case: Case, sampling: Sampling, seed: int | None = None) -> list[SectionCodes]:
         made = build(self.tokenizer, self.set.layout, case.tags, case.sections, case.reference)
-        score = Score(made, sampling, budget_ids(BUDGET_SECONDS), self.set.drawable)
+        score = Stage1Input(made, sampling, budget_ids(BUDGET_SECONDS), self.set.drawable)
         return list(write_sections(self.stage1, score, case.seed if seed is None else seed, range(case.count)))
 
     def sound(self, takes: Sequence[np.ndarray]) -> list[tuple[np.ndarray, np.ndarray]]:

@@ -18,10 +18,10 @@ from yuegp.library import export, catalog
 from yuegp.checkpoints import sets
 from yuegp.song import tags
 from yuegp.errors import LibraryError, RequestError, YueGPError
-from yuegp.library.catalog import Entry
+from yuegp.library.catalog import SongSummary
 from yuegp.song.schema import Stage, to_dict
 
-from ui.context import Desk
+from ui.context import AppContext
 from ui.shell import Shell, goto, plain, sendable
 from ui.texts import Texts
 
@@ -43,9 +43,9 @@ class Listing:
     def __init__(self, root: Path) -> None:
         self.root = root
         self._guard = Lock()
-        self._known: dict[str, tuple[tuple[int, ...], Entry | None]] = {}
+        self._known: dict[str, tuple[tuple[int, ...], SongSummary | None]] = {}
 
-    def entries(self) -> list[Entry]:
+    def entries(self) -> list[SongSummary]:
         """As `shelf.entries`, in no order. LibraryError when the folder cannot be read."""
         with self._guard:
             try:
@@ -78,15 +78,15 @@ def _times(folder: str) -> tuple[int, ...]:
     return tuple(times)
 
 
-def build(desk: Desk, shell: Shell, t: Texts) -> None:
+def build(desk: AppContext, shell: Shell, t: Texts) -> None:
     """Put the page into the tab that is being built."""
     here, trash = Listing(desk.root), Listing(desk.root / catalog.TRASH)
 
     def library_look(asked: Any) -> dict[str, Any]:
-        return sendable(answer(desk, here, trash, asked, t))
+        return sendable(render(desk, here, trash, asked, t))
 
     def library_act(asked: Any) -> dict[str, Any]:
-        return sendable(done(desk, asked, t))
+        return sendable(handle_action(desk, asked, t))
 
     with gr.Column(elem_classes="y-stack"):
         page = gr.HTML(
@@ -126,7 +126,7 @@ def _opened(event: gr.EventData) -> tuple[str, gr.Tabs]:
 # Rows
 
 
-def answer(desk: Desk, here: Listing, trash: Listing, asked: Any, t: Texts) -> dict[str, Any]:
+def render(desk: AppContext, here: Listing, trash: Listing, asked: Any, t: Texts) -> dict[str, Any]:
     """The rows that fit what is asked for (`text`, `rating`, `tag`, `language`, `sort`, `trash`), how many there are,
     and what could be filtered by."""
     asked = asked if isinstance(asked, dict) else {}
@@ -154,7 +154,7 @@ def answer(desk: Desk, here: Listing, trash: Listing, asked: Any, t: Texts) -> d
     }
 
 
-def row(entry: Entry, busy: str, t: Texts) -> dict[str, Any]:
+def row(entry: SongSummary, busy: str, t: Texts) -> dict[str, Any]:
     """A song as the script draws it."""
     if entry.broken or entry.damaged:
         state = t("library.state.broken")
@@ -177,7 +177,7 @@ def row(entry: Entry, busy: str, t: Texts) -> dict[str, Any]:
     }
 
 
-def common(entries: list[Entry]) -> list[str]:
+def common(entries: list[SongSummary]) -> list[str]:
     """The tags that most of some songs have, in alphabetical order."""
     count = Counter(tag for entry in entries for tag in _known_tags(entry.tags))
     return sorted(tag for tag, _ in count.most_common(TAGS))
@@ -201,7 +201,7 @@ def _stars(value: Any) -> int | None:
 # What is done to them
 
 
-def done(desk: Desk, asked: Any, t: Texts) -> dict[str, Any]:
+def handle_action(desk: AppContext, asked: Any, t: Texts) -> dict[str, Any]:
     """Do what was clicked: `do` is rename, rate, trash, restore or hear, `name` the song's folder, `value` the title or
     the stars. Answers what to say of it, and for `hear` the take to be heard."""
     asked = asked if isinstance(asked, dict) else {}
@@ -234,13 +234,13 @@ def _said(text: str, **values: Any) -> dict[str, Any]:
     return {"error": "", "said": text, **values}
 
 
-def refuse_working(desk: Desk, name: str, t: Texts) -> None:
+def refuse_working(desk: AppContext, name: str, t: Texts) -> None:
     """LibraryError when a song is being made, or is going to be."""
     if any(desk.name_of(job) == name and job.state in ("running", "waiting") for job in desk.known_jobs()):
         raise LibraryError(t("library.working"), t("library.working_hint"))
 
 
-def _in_trash(desk: Desk, name: str) -> str:
+def _in_trash(desk: AppContext, name: str) -> str:
     """A folder's name in the trash; anything else is refused, as `Desk.folder` does."""
     if not any(entry.folder.name == name for entry in catalog.trashed(desk.root)):
         raise LibraryError(f"There is no song {name[:80]!r} in the trash.", "Choose one from the list.")

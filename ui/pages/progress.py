@@ -10,19 +10,19 @@ from typing import Any
 
 from yuegp.library import catalog
 from yuegp.errors import YueGPError
-from yuegp.jobs.queue import OVER, Job, Progress, State
+from yuegp.jobs.queue import OVER, Job, JobProgress, State
 from yuegp.library.store import Song, Take
 from yuegp.song.schema import Stage
 from yuegp.tokens.vocab import FRAMES_PER_SECOND
 
-from ui.context import Desk
+from ui.context import AppContext
 from ui.texts import Texts
 
 WRITING, REFINING = 0.6, 0.35
 """Shares of a song's time that the stages take, when no better is known; what is left is for the sound."""
 
 
-def look(desk: Desk, name: str, t: Texts) -> dict[str, Any]:
+def load(desk: AppContext, name: str, t: Texts) -> dict[str, Any]:
     """What to show of the song called `name`; with an empty name, of a song that somebody else is making."""
     if not name:
         running = desk.running()
@@ -32,7 +32,7 @@ def look(desk: Desk, name: str, t: Texts) -> dict[str, Any]:
             "name": running and desk.name_of(running),
         }
     if not (desk.root / Path(name).name).is_dir():  # put into the trash since: nothing to worry anybody with
-        return look(desk, "", t)
+        return load(desk, "", t)
     try:
         song = desk.song(name)
         jobs = desk.known_jobs()
@@ -55,7 +55,7 @@ def _shown(own: list[Job]) -> Job | None:
 
 
 def _view(
-    desk: Desk, song: Song, take: Take, job: Job | None, jobs: list[Job], own: list[Job], t: Texts
+    desk: AppContext, song: Song, take: Take, job: Job | None, jobs: list[Job], own: list[Job], t: Texts
 ) -> dict[str, Any]:
     info = take.info
     state = "done" if info.stage is Stage.RENDERED else str(job.state) if job else "idle"
@@ -91,7 +91,7 @@ def _view(
     return view
 
 
-def _sections(take: Take, progress: Progress | None) -> list[dict[str, Any]]:
+def _sections(take: Take, progress: JobProgress | None) -> list[dict[str, Any]]:
     """Label, state and what can be heard of each section that is to be made."""
     info = take.info
     count = info.request.first_sections or len(info.request.sections)
@@ -128,7 +128,7 @@ def _sections(take: Take, progress: Progress | None) -> list[dict[str, Any]]:
     return rows
 
 
-def share(take: Take, progress: Progress) -> float:
+def share(take: Take, progress: JobProgress) -> float:
     """How much of the work on a running take is done, 0 to 1. Not of the time: what is left of that is a guess that
     may grow, and a bar that goes back is worse than one that goes unevenly."""
     if progress.stage == "sound":
@@ -165,14 +165,14 @@ def _title(folder: Path) -> str:
     return entry.name if entry else folder.name
 
 
-def stop(desk: Desk, name: str) -> None:
+def stop(desk: AppContext, name: str) -> None:
     """Stop making a song, all its versions; what is finished stays."""
     for job in desk.jobs(name):
         if job.state not in OVER:
             desk.queue.cancel(job.number)
 
 
-def go_on(desk: Desk, name: str) -> None:
+def go_on(desk: AppContext, name: str) -> None:
     """Make what a stopped, failed or interrupted song still lacks."""
     song = desk.song(name)
     for take in song.takes()[0]:

@@ -13,7 +13,7 @@ from yuegp.errors import YueGPError
 from yuegp.jobs.queue import OVER, TO_COME, Job, State
 from yuegp.library.store import Take
 
-from ui.context import Desk
+from ui.context import AppContext
 from .progress import share
 from ui.shell import Shell, goto, sendable
 from ui.texts import Texts
@@ -22,14 +22,14 @@ ONE = ("cancel", "pause", "resume")
 """What can be done to one job, besides moving it."""
 
 
-def build(desk: Desk, shell: Shell, t: Texts) -> None:
+def build(desk: AppContext, shell: Shell, t: Texts) -> None:
     """Put the page into the tab that is being built."""
 
     def queue_look(asked: Any) -> dict[str, Any]:
-        return sendable(answer(desk, t))
+        return sendable(render(desk, t))
 
     def queue_act(asked: Any) -> dict[str, Any]:
-        return sendable(done(desk, asked, t))
+        return sendable(handle_action(desk, asked, t))
 
     page = gr.HTML(
         "",
@@ -47,7 +47,7 @@ def _opened(event: gr.EventData) -> tuple[str, gr.Tabs]:
     return str(event._data.get("name") or ""), goto("song")
 
 
-def answer(desk: Desk, t: Texts) -> dict[str, Any]:
+def render(desk: AppContext, t: Texts) -> dict[str, Any]:
     """The jobs: the one that runs and those to come in order, and those that are over, newest first."""
     try:
         jobs = desk.jobs()
@@ -61,7 +61,7 @@ def answer(desk: Desk, t: Texts) -> dict[str, Any]:
     return {"now": now, "over": over, "trouble": trouble and t("queue.trouble", what=trouble), "error": ""}
 
 
-def row(desk: Desk, job: Job, to_come: list[int], t: Texts) -> dict[str, Any]:
+def row(desk: AppContext, job: Job, to_come: list[int], t: Texts) -> dict[str, Any]:
     """A job as the script draws it."""
     title, how, take = _title(job, t)
     last = job.last if job.state is State.RUNNING else None
@@ -97,7 +97,7 @@ def _title(job: Job, t: Texts) -> tuple[str, str, Take | None]:
     return song.info.title or folder.name, take.info.how if take.info.parent else "", take
 
 
-def done(desk: Desk, asked: Any, t: Texts) -> dict[str, Any]:
+def handle_action(desk: AppContext, asked: Any, t: Texts) -> dict[str, Any]:
     """Do what was clicked: `do` is cancel, pause, resume, move (with `value`, the new place), pause_all, resume_all or
     clear; `number` is the job. Answers the jobs as they are then."""
     asked = asked if isinstance(asked, dict) else {}
@@ -114,5 +114,5 @@ def done(desk: Desk, asked: Any, t: Texts) -> dict[str, Any]:
             error = t("queue.unknown")
     except YueGPError as exc:
         error = f"{exc.what} {exc.hint}".strip()
-    now = answer(desk, t)
+    now = render(desk, t)
     return {**now, "error": error or now["error"]}

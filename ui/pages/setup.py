@@ -19,16 +19,16 @@ from yuegp.errors import ModelError, YueGPError
 
 from .create import plan
 from ui import machine, settings
-from ui.context import Desk
+from ui.context import AppContext
 from ui.shell import Shell
 from ui.texts import LANGUAGES, Texts
 
 
-def build(desk: Desk, shell: Shell, t: Texts) -> None:
+def build(desk: AppContext, shell: Shell, t: Texts) -> None:
     """Put the page into the tab that is being built."""
 
     def setup_look(asked: Any) -> dict[str, Any]:
-        return answer(desk, t)
+        return render(desk, t)
 
     def setup_check(asked: Any) -> dict[str, Any]:
         return {"findings": findings(t)}
@@ -54,7 +54,7 @@ def build(desk: Desk, shell: Shell, t: Texts) -> None:
     )
 
 
-def answer(desk: Desk, t: Texts) -> dict[str, Any]:
+def render(desk: AppContext, t: Texts) -> dict[str, Any]:
     """What the script shows, but for the doctor's findings, which take some seconds."""
     return {
         "machine": [{"name": name, "text": text} for name, text in machine_rows(t)],
@@ -78,7 +78,7 @@ def answer(desk: Desk, t: Texts) -> dict[str, Any]:
 def machine_rows(t: Texts) -> list[tuple[str, str]]:
     """Card and memory, by name."""
     try:
-        here = machine.look()
+        here = machine.describe_machine()
     except YueGPError as exc:
         return [(t("setup.card"), f"{exc.what} {exc.hint}".strip())]
     rows = [
@@ -94,7 +94,7 @@ def profile(t: Texts) -> dict[str, Any] | None:
     """How YuE's English models would be held on this machine's card for a usual song, and why; None without a card.
     What is told is what getting them fetches: they need not be here."""
     try:
-        here = machine.look()
+        here = machine.describe_machine()
         if here.card is None:
             return None
         found = choice.choose("en", "cot", here.card, ram=here.ram_free)
@@ -104,7 +104,7 @@ def profile(t: Texts) -> dict[str, Any] | None:
     held = found.plan
     if held is None:
         return {"text": why, "reasons": []}
-    facts = {"stage1": held.way1, "stage2": held.way2, "peak": size(held.peak), "budget": size(held.budget)}
+    facts = {"stage1": held.stage1_format, "stage2": held.stage2_format, "peak": size(held.peak), "budget": size(held.budget)}
     return {"text": t("setup.profile.text", **facts), "reasons": [why, *held.reasons]}
 
 
@@ -150,7 +150,7 @@ def _missing(name: str) -> list[int]:
     if name not in sets.RELEASED:
         parts = sets.candidates(name).values()
         return [some[0].about for some in parts if not any(locate.locate(checkpoint) for checkpoint in some)]
-    here = machine.look()
+    here = machine.describe_machine()
     wanted = choice.choose(*sets.RELEASED[name], here.card, ram=here.ram_free).checkpoints
     sound = any(locate.locate(c) for c in registry.CHECKPOINTS.values() if c.role == "codec")
     return [c.about for c in wanted if not (sound if c.role == "codec" else locate.locate(c))]
@@ -161,7 +161,7 @@ def _bytes_in(folder: Path) -> int:
     return sum(os.stat(os.path.join(place, name)).st_size for place, _, names in os.walk(folder) for name in names)
 
 
-def getting(desk: Desk, t: Texts) -> dict[str, Any]:
+def getting(desk: AppContext, t: Texts) -> dict[str, Any]:
     """How far getting a model is, in words: `state` as in `getter.Getting`, `text`, and `share` from 0 to 1."""
     now = desk.getter.look()
     text = now.message
@@ -180,7 +180,7 @@ def getting(desk: Desk, t: Texts) -> dict[str, Any]:
     return {"name": now.name, "state": now.state, "text": text, "share": round(share, 3), "error": ""}
 
 
-def get(desk: Desk, asked: Any, t: Texts) -> dict[str, Any]:
+def get(desk: AppContext, asked: Any, t: Texts) -> dict[str, Any]:
     """What was clicked: `do` is `ask` (what getting the model `name` means), `go` (get it) or `stop`. Answers how far
     it is then."""
     asked = asked if isinstance(asked, dict) else {}

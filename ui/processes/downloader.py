@@ -22,7 +22,7 @@ from typing import Any
 
 from yuegp.checkpoints import sets
 from yuegp.system import provision
-from yuegp.checkpoints.download import Pace
+from yuegp.checkpoints.download import RateEstimator
 from yuegp.errors import Cancelled, RequestError, YueGPError
 
 from .generator import PATIENCE_SECONDS, hang_up, spawn
@@ -60,7 +60,7 @@ class Getting:
     """Why it failed, and what to do."""
 
 
-class Getter:
+class DownloadProcess:
     """At most one such process, and how far it is. Everybody who looks at the page sees the same one."""
 
     def __init__(self) -> None:
@@ -125,7 +125,7 @@ class _Report:
 
     over: threading.Event
     part: tuple[str, str] = ("", "")
-    pace: Pace = field(default_factory=Pace)
+    pace: RateEstimator = field(default_factory=RateEstimator)
     told: float = 0.0
 
     def __call__(self, doing: str, what: str, done: int, total: int) -> None:
@@ -133,7 +133,7 @@ class _Report:
             raise Cancelled
         now = time.monotonic()
         if (doing, what) != self.part:
-            self.part, self.pace, self.told = (doing, what), Pace(), 0.0
+            self.part, self.pace, self.told = (doing, what), RateEstimator(), 0.0
         self.pace.see(now, done)
         if now - self.told >= TELL_SECONDS or done >= total:
             self.told = now
@@ -156,8 +156,8 @@ def main(name: str) -> None:
             go.wait()
         if over.is_set():
             raise Cancelled
-        provision.carry_out(order, _Report(over))
-        provision.settle(choice, order)
+        provision.execute(order, _Report(over))
+        provision.remember_choice(choice, order)
         _say(state="done")
     except Cancelled:
         _say(state="stopped")

@@ -27,7 +27,7 @@ RETRY_SECONDS = 2.0
 """How often one that cannot have the queue asks again: whoever has it may be done."""
 
 
-class Maker:
+class GeneratorProcess:
     """Keeps one such process alive while the page is."""
 
     def __init__(self, queue: Queue) -> None:

@@ -24,7 +24,7 @@ from yuegp.song.schema import Reference, Stage
 
 from ui.pages.create import page, plan, reference as create_reference, fields
 from ui.pages import progress
-from ui.context import Desk
+from ui.context import AppContext
 from ui.shell import plain, sendable
 from ui.texts import Texts
 
@@ -49,7 +49,7 @@ def told(work: Callable[P, R]) -> Callable[P, R]:
     return answer
 
 
-def build(desk: Desk) -> gr.Blocks:
+def build(desk: AppContext) -> gr.Blocks:
     """The interface, ready to be mounted. Its own page lists the calls."""
     t = Texts()
 
@@ -160,7 +160,7 @@ def _check_kind(field: fields.Field, value: Any) -> None:
         raise RequestError(f"The setting {field.name} is {value!r}.", f"It has to be {wanted}.")
 
 
-def state_of(desk: Desk, name: str) -> dict[str, Any]:
+def state_of(desk: AppContext, name: str) -> dict[str, Any]:
     """A song as programs see it: what is shown on the page of the take that is worked on, or else was last."""
     song = desk.song(name)
     jobs = desk.known_jobs(name)
@@ -199,7 +199,7 @@ def _take_of(song: Song, take: Take, job: Job | None) -> dict[str, Any]:
     }
 
 
-def row_of(entry: catalog.Entry) -> dict[str, Any]:
+def row_of(entry: catalog.SongSummary) -> dict[str, Any]:
     """A song of a list."""
     return {
         "song": entry.folder.name,

@@ -37,8 +37,8 @@ if TYPE_CHECKING:
     from fastapi import FastAPI
     from starlette.types import ASGIApp
 
-    from ui.context import Desk
-    from ui.processes.generator import Maker
+    from ui.context import AppContext
+    from ui.processes.generator import GeneratorProcess
 
 TRIES = 50
 """Ports tried, one after the other, when one is taken."""
@@ -65,12 +65,12 @@ def serve(arguments: argparse.Namespace) -> None:
     place = bind(ANYWHERE if arguments.listen else HERE, arguments.port or PORT)
     port = place.getsockname()[1]
     prepare()
-    from ui.context import Desk
-    from ui.processes.generator import Maker
+    from ui.context import AppContext
+    from ui.processes.generator import GeneratorProcess
 
     queue = Queue()
-    maker = Maker(queue)
-    app = guarded(application(Desk(root, queue, maker)), port, arguments.listen, password, names)
+    maker = GeneratorProcess(queue)
+    app = guarded(application(AppContext(root, queue, maker)), port, arguments.listen, password, names)
     offline.close()
     _run(app, maker, place, f"http://{HERE}:{port}", browse=not arguments.no_browser)
 
@@ -101,7 +101,7 @@ def bind(host: str, port: int) -> socket.socket:
     )
 
 
-def application(desk: Desk) -> FastAPI:
+def application(desk: AppContext) -> FastAPI:
     """Everything that answers, unguarded: the pages, the interface for programs, sound. `desk.worker`, if there is
     one, works as long as the server does."""
     try:
@@ -120,7 +120,7 @@ def application(desk: Desk) -> FastAPI:
     from . import api, sound, uploaded
     from ui import assets
     from ui.pages.song import export
-    from ui.app import build, look
+    from ui.app import build, page_options
     from .guard import UPLOAD_BYTES
     from ui.texts import LANGUAGES, Texts, preferred
 
@@ -171,7 +171,7 @@ def application(desk: Desk) -> FastAPI:
     mount(api.build(desk), "/api")
     for language in LANGUAGES:
         app.router.routes.append(Elsewhere(f"/{language}/", home, methods=["GET"]))
-        shown = look()
+        shown = page_options()
         shown["head"] += f"<script>document.documentElement.lang = '{language}';</script>"
         mount(build(desk, Texts(language)), f"/{language}", **shown)
     return app
@@ -190,7 +190,7 @@ def guarded(
     return Guard(app, port, listening, door, names, functools.partial(login.stranger, t))
 
 
-def _run(app: ASGIApp, maker: Maker, place: socket.socket, address: str, browse: bool) -> None:
+def _run(app: ASGIApp, maker: GeneratorProcess, place: socket.socket, address: str, browse: bool) -> None:
     import uvicorn
 
     class Server(uvicorn.Server):

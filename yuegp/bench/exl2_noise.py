@@ -19,7 +19,7 @@ from quant.exl2 import HEAD_BITS
 from yuegp.checkpoints.config import LlamaConfig
 from yuegp.errors import DeviceError
 from yuegp.lm.exl2.format import EMBEDDING, HEAD
-from yuegp.lm.exl2.package import take_in
+from yuegp.lm.exl2.package import load_package
 from .noise import BLOCK, Noise, Part, config_of, cut, given, save, write_json
 
 BITS = 8.0
@@ -38,7 +38,7 @@ def check_engine(device: str) -> None:
             f"EXL2 models run on NVIDIA cards only; this measurement would run on {device}.",
             "Leave --engine exl2 out, or measure on a machine with such a card.",
         )
-    take_in(torch.device(device).index or 0)
+    load_package(torch.device(device).index or 0)
 
 
 def write_random(

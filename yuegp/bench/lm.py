@@ -21,7 +21,7 @@ from torch import Tensor
 
 from yuegp.checkpoints.config import LlamaConfig, read_config
 from yuegp.errors import RequestError
-from yuegp.lm import LMEngine, LMSession, Setup, open_engine
+from yuegp.lm import LMEngine, LMSession, EngineConfig, open_engine
 from yuegp.lm.llama.build import FAMILY
 from yuegp.lm.weights.int8 import Int8
 from yuegp.lm.weights.nf4 import BLOCK, Nf4
@@ -47,12 +47,12 @@ SMALL_CONTEXTS = (64, 256)
 
 
 @dataclass(frozen=True)
-class Job:
+class LMBenchmark:
     """What to measure. `rows` are as many as Stage 1 with guidance has, or as Stage 2 has chunks at once. Random
     weights are made in memory, or with `bits` written to `folder`, in the EXL2 layout."""
 
     preset: str
-    setup: Setup
+    setup: EngineConfig
     config: LlamaConfig
     contexts: tuple[int, ...]
     rows: int
@@ -67,13 +67,13 @@ class Job:
 
 def job(
     preset: str,
-    setup: Setup,
+    setup: EngineConfig,
     layers: int | None = None,
     contexts: Sequence[int] | None = None,
     rows: int | None = None,
     folder: Path | None = None,
     bits: float = BITS,
-) -> Job:
+) -> LMBenchmark:
     """A measurement with everything that was left open filled in. On a processor the released shapes are made an
     eighth as wide and four layers deep, unless `layers` asks for the real ones. DeviceError when the machine lacks
     what the engine needs for random weights; nothing was written then."""
@@ -100,10 +100,10 @@ def job(
     ids = YUE_V1.stage1_ids if preset == "stage1" else YUE_V1.stage2_ids
     keep = tuple(ids if ids[-1] < config.vocab_size else range(config.vocab_size))
     written = bits if folder is None and setup.engine == "exl2" else None
-    return Job(preset, setup, config, chosen, rows or (8 if preset == "stage2" else 2), keep, folder, written)
+    return LMBenchmark(preset, setup, config, chosen, rows or (8 if preset == "stage2" else 2), keep, folder, written)
 
 
-def run(job: Job, say: Callable[[str], None] = print) -> str:
+def run(job: LMBenchmark, say: Callable[[str], None] = print) -> str:
     """Measure, tell, and return the JSON line. Random EXL2 weights lie on the disk meanwhile."""
     if job.bits is None:
         return _run(job, say)
@@ -112,7 +112,7 @@ def run(job: Job, say: Callable[[str], None] = print) -> str:
         return _run(replace(job, folder=write_random(Path(place) / "model", job.config, job.bits)), say)
 
 
-def _run(job: Job, say: Callable[[str], None]) -> str:
+def _run(job: LMBenchmark, say: Callable[[str], None]) -> str:
     device = torch.device(job.setup.device)
     meter = _Meter(device)
     bandwidth = copy_bandwidth(device)
@@ -183,7 +183,7 @@ def copy_bandwidth(device: torch.device) -> float:
     return 2 * size / best
 
 
-def _engine(job: Job, progress: Callable[[str, int, int], None]) -> LMEngine:
+def _engine(job: LMBenchmark, progress: Callable[[str, int, int], None]) -> LMEngine:
     if job.folder is not None:
         return open_engine(job.folder, job.setup, progress)
     source = _Random(torch.device(job.setup.device), compute_type(job.setup), job.setup.weights)
@@ -211,7 +211,7 @@ class _Random:
         return self.floats(name, shape)
 
 
-def _measure(job: Job, engine: LMEngine, meter: _Meter, context: int, bandwidth: float) -> dict[str, Any]:
+def _measure(job: LMBenchmark, engine: LMEngine, meter: _Meter, context: int, bandwidth: float) -> dict[str, Any]:
     """Fill a session to `context` ids and time steps from there. Stage 1 has one long and one short row for each
     take, as guidance has; Stage 2's rows are equally long."""
     lengths = [context] * job.rows
@@ -249,7 +249,7 @@ def _measure(job: Job, engine: LMEngine, meter: _Meter, context: int, bandwidth:
     }
 
 
-def _fill(job: Job, lm: LMSession, lengths: Sequence[int]) -> None:
+def _fill(job: LMBenchmark, lm: LMSession, lengths: Sequence[int]) -> None:
     """Read ids into every row but the first, which is full. A row as long as an earlier one becomes a copy of it."""
     for row, length in enumerate(lengths):
         source = list(lengths).index(length)
@@ -259,12 +259,12 @@ def _fill(job: Job, lm: LMSession, lengths: Sequence[int]) -> None:
             lm.prefill(row, _ids(job, length))
 
 
-def _ids(job: Job, count: int) -> list[int]:
+def _ids(job: LMBenchmark, count: int) -> list[int]:
     generator = torch.Generator().manual_seed(count)
     return torch.randint(0, job.config.vocab_size, (count,), generator=generator).tolist()
 
 
-def _distinct(job: Job, engine: LMEngine) -> int:
+def _distinct(job: LMBenchmark, engine: LMEngine) -> int:
     """How many different logits one step gives when it is repeated."""
     context = min(job.contexts)
     ids = torch.tensor(_ids(job, job.rows), device=engine.device)

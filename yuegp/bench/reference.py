@@ -24,7 +24,7 @@ from yuegp.lm.llama.build import Plain, build
 from yuegp.lm.llama.engine import TorchLM
 from yuegp.tokens.prompts import Prompts
 from yuegp.song.schema import Sampling
-from yuegp.generation.stage1 import Score, write_sections
+from yuegp.generation.stage1 import Stage1Input, write_sections
 from yuegp.tokens.vocab import YUE_V1, VocabLayout
 from .lm import SHAPES
 
@@ -195,7 +195,7 @@ def _stage1(key: str, layout: VocabLayout, size: Size, ids: int, rounds: int) ->
             return scores + allowed
 
     def ours(seed: int) -> None:
-        (section,) = write_sections(engine, Score(prompts, Sampling(minimum=ids), ids), seed, [0])
+        (section,) = write_sections(engine, Stage1Input(prompts, Sampling(minimum=ids), ids), seed, [0])
         assert section.codes.size == ids
 
     def theirs(seed: int) -> None:

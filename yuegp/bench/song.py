@@ -30,7 +30,7 @@ from yuegp.checkpoints.config import LlamaConfig
 from yuegp.codec.files import CODEC, UPSAMPLERS
 from yuegp.codec.layout import RATIOS, SAMPLE_RATE, UPSAMPLED_FRAME, CodecWidths, UpsamplerWidths, decode_shapes, upsampler_shapes
 from yuegp.song.schema import Sampling, Section, SongRequest, TakeInfo
-from yuegp.generation.options import ANY, Wishes
+from yuegp.generation.options import ANY, ModelOptions
 from .exl2_noise import BITS, check_engine, write_random
 from .noise import BLOCK, Noise, config_of, cut, save, write_json
 
@@ -47,7 +47,7 @@ MEASURED_SECONDS = {"released": 30.0, "demo": 6.0}
 
 
 @dataclass(frozen=True)
-class Job:
+class SongBenchmark:
     """What to measure: `released` or `demo` (small) shapes, or the model set in `folder`. `vram` rehearses a smaller
     card, `10GB` say. With the engine exl2, Stage 1 is written in its layout at `bits` per weight; with torch, all is
     written as released and held as the memory plan says."""
@@ -62,11 +62,11 @@ class Job:
     bits: float = BITS
 
     @property
-    def wishes(self) -> Wishes:
-        return Wishes(engine="exl2") if self.engine == "exl2" else ANY
+    def wishes(self) -> ModelOptions:
+        return ModelOptions(engine="exl2") if self.engine == "exl2" else ANY
 
 
-def run(job: Job, say: Callable[[str], None] = print) -> str:
+def run(job: SongBenchmark, say: Callable[[str], None] = print) -> str:
     """Make the song in a folder that is removed afterwards, tell, and return the JSON line."""
     if job.engine == "exl2":
         check_engine(job.device)
@@ -85,7 +85,7 @@ def run(job: Job, say: Callable[[str], None] = print) -> str:
     return json.dumps(row)
 
 
-def _make(job: Job, folder: Path, songs: Path, say: Callable[[str], None]) -> dict[str, Any]:
+def _make(job: SongBenchmark, folder: Path, songs: Path, say: Callable[[str], None]) -> dict[str, Any]:
     seconds = job.section_seconds or MEASURED_SECONDS[job.preset]
     words = "la " * 40
     sections = tuple(Section(LABELS[k % len(LABELS)], words) for k in range(job.sections))
@@ -114,8 +114,8 @@ def _make(job: Job, folder: Path, songs: Path, say: Callable[[str], None]) -> di
         "shapes": job.preset if job.folder is None else folder.name,
         "device": meter.name,
         "vram": job.vram,
-        "engine1": str(cast.plan.way1),
-        "engine2": str(cast.plan.way2),
+        "engine1": str(cast.plan.stage1_format),
+        "engine2": str(cast.plan.stage2_format),
         "order": cast.plan.hear,
         "together": cast.plan.together,
         "stage2_batch": cast.plan.stage2_batch,

@@ -19,7 +19,7 @@ from torch.nn import Parameter
 
 from yuegp.checkpoints.config import LlamaConfig, parse_config
 from yuegp.errors import DeviceError, RequestError
-from yuegp.lm import Setup
+from yuegp.lm import EngineConfig
 from yuegp.lm.llama.build import Plain, build
 from yuegp.lm.llama.network import Layer
 from yuegp.lm.llama.streaming import StreamedLayers
@@ -119,7 +119,7 @@ def _pair(size: Size, resident: int) -> tuple[StreamedLayers, TorchLM, Any]:
         network = build(config, Plain(make), size.dtype, place)
     for layer in model.model.layers[resident:]:
         accelerate.cpu_offload(layer, execution_device=device)
-    return streamed[0], TorchLM(network, "random", Setup("torch", size.device, size.dtype, resident=resident)), model
+    return streamed[0], TorchLM(network, "random", EngineConfig("torch", size.device, size.dtype, resident=resident)), model
 
 
 Rows = Callable[[int], AbstractContextManager[Callable[[Tensor], Tensor]]]

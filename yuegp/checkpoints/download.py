@@ -400,7 +400,7 @@ def _again(checkpoint: Checkpoint) -> str:
 
 
 @dataclass
-class Pace:
+class RateEstimator:
     """How fast a download is and how long it still takes, from what `progress` reports. Hand in the time."""
 
     window: float = 10.0

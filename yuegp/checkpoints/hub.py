@@ -124,9 +124,9 @@ def listing(repo: str, revision: str | None = None) -> Listing:
             repo, revision=revision or "main", files_metadata=True, timeout=PATIENCE * 0.9, token=_token()
         )
 
-    with translated(repo, revision):
+    with hub_errors(repo, revision):
         try:
-            info = within(PATIENCE, ask)
+            info = with_timeout(PATIENCE, ask)
         except (KeyError, TypeError, ValueError, AttributeError) as exc:
             if _is_refusal(exc):
                 raise
@@ -135,7 +135,7 @@ def listing(repo: str, revision: str | None = None) -> Listing:
             if not _discard_token(exc):
                 raise
             try:
-                info = within(PATIENCE, ask)
+                info = with_timeout(PATIENCE, ask)
             except Exception:
                 _REJECTED.clear()  # it was not the token
                 raise
@@ -190,8 +190,8 @@ def measured(repo: str, commit: str, file: HubFile) -> HubFile:
         session()
         return metadata(repo, commit, file)
 
-    with translated(repo, commit):
-        found = within(PATIENCE, ask)
+    with hub_errors(repo, commit):
+        found = with_timeout(PATIENCE, ask)
     if type(found.size) is not int:
         raise _strange(repo, f"it has no size for {file.source}")
     said = (found.etag or "").lower()
@@ -214,7 +214,7 @@ def metadata(repo: str, commit: str, file: HubFile) -> Any:
 def stream(repo: str, commit: str, file: HubFile, start: int) -> Iterator[tuple[int, Iterator[bytes]]]:
     """The bytes of a file from `start` on: where they really begin (0 when the server knows no ranges), and the
     blocks. HubUnreachable or ModelError when what answers does not have this file. Raises what the library raises
-    besides; use inside `translated`."""
+    besides; use inside `hub_errors`."""
     from httpx2 import Timeout
     from huggingface_hub import hf_hub_url
     from huggingface_hub.utils import hf_raise_for_status
@@ -337,7 +337,7 @@ def headers_for() -> dict[str, str]:
     return build_hf_headers(token=_token(), headers=agent())
 
 
-def within(seconds: float, call: Callable[[], T]) -> T:
+def with_timeout(seconds: float, call: Callable[[], T]) -> T:
     """What `call` gives or raises; TimeoutError when it takes longer. It then goes on in its thread, unheard: no
     other way leads out of the system's name lookup."""
     answers: queue.SimpleQueue[tuple[T | None, Exception | None]] = queue.SimpleQueue()
@@ -362,7 +362,7 @@ def within(seconds: float, call: Callable[[], T]) -> T:
 
 
 @contextlib.contextmanager
-def translated(repo: str, revision: str | None = None) -> Iterator[None]:
+def hub_errors(repo: str, revision: str | None = None) -> Iterator[None]:
     """Turn what goes wrong on the way to the hub into ModelErrors."""
     from httpx2 import HTTPError, InvalidURL, StreamError, TimeoutException
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled

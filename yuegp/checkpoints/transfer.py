@@ -68,7 +68,7 @@ class Transfer:
         while not self.stop.is_set():
             before = digest.size
             try:
-                with hub.translated(self.repo, self.commit):
+                with hub.hub_errors(self.repo, self.commit):
                     self._stream(part, digest)
                 if digest.size >= self.file.size:
                     break

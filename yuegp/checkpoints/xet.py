@@ -89,7 +89,7 @@ class Ways:
 def stream(repo: str, commit: str, file: HubFile, start: int) -> Iterator[tuple[int, Iterator[bytes]]]:
     """The bytes of a file from `start` on, as `hub.stream`. Failed whenever that does not work."""
     try:
-        group, info = hub.within(hub.PATIENCE + hub.CONNECT, lambda: _open(repo, commit, file))
+        group, info = hub.with_timeout(hub.PATIENCE + hub.CONNECT, lambda: _open(repo, commit, file))
     except Exception as exc:  # whatever another's compiled code raises, there is another way
         raise Failed(str(exc)) from exc
     blocks: queue.Queue[bytes | Exception | None] = queue.Queue(QUEUED)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from yuegp.library.store import Song, Take
-    from yuegp.generation.options import Wishes
+    from yuegp.generation.options import ModelOptions
 
 
 def print_json(value: Any) -> None:
@@ -50,11 +50,11 @@ def song_and_take(arguments: argparse.Namespace) -> tuple[Song, Take]:
     return song, song.chosen() if arguments.take is None else song.take(arguments.take)
 
 
-def wishes_of(arguments: argparse.Namespace, model: str) -> Wishes:
+def wishes_of(arguments: argparse.Namespace, model: str) -> ModelOptions:
     """How the models are to be held. RequestError or DeviceError when `model` cannot be held so on this machine."""
-    from yuegp.generation.options import ANY, Wishes
+    from yuegp.generation.options import ANY, ModelOptions
 
-    wishes = Wishes(arguments.engine, arguments.weights, arguments.kv)
+    wishes = ModelOptions(arguments.engine, arguments.weights, arguments.kv)
     if wishes != ANY:
         from offload.device import machine
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from yuegp.bench.lm import Job
-    from yuegp.bench.song import Job as SongJob
+    from yuegp.bench.lm import LMBenchmark
+    from yuegp.bench.song import SongBenchmark as SongJob
 
 LOOP, STREAMED = 300, 16
 """Ids per run unless others are asked for: of a loop, and of one that sends gigabytes to the card for each."""
@@ -77,12 +77,12 @@ def _check(arguments: argparse.Namespace) -> None:
 
 def _song(arguments: argparse.Namespace) -> SongJob:
     from yuegp.bench.exl2_noise import BITS
-    from yuegp.bench.song import Job
+    from yuegp.bench.song import SongBenchmark
 
     a, folder = arguments, Path(arguments.folder) if arguments.folder else None
     preset = "released" if a.preset == "released" else "demo"
     sections, bits = a.sections or 6, a.bits or BITS
-    return Job(preset, _device(a), a.vram, folder, sections, a.section_seconds, a.engine, bits)
+    return SongBenchmark(preset, _device(a), a.vram, folder, sections, a.section_seconds, a.engine, bits)
 
 
 def _stage(arguments: argparse.Namespace) -> str:
@@ -96,11 +96,11 @@ def _stage(arguments: argparse.Namespace) -> str:
     return arguments.preset
 
 
-def _job(arguments: argparse.Namespace) -> Job:
+def _job(arguments: argparse.Namespace) -> LMBenchmark:
     from yuegp.bench import lm
     from yuegp.bench.exl2_noise import BITS
     from yuegp.errors import RequestError
-    from yuegp.lm import Setup, stored_as
+    from yuegp.lm import EngineConfig, stored_as
 
     device, folder = _device(arguments), Path(arguments.folder) if arguments.folder else None
     if arguments.preset == "released":
@@ -116,7 +116,7 @@ def _job(arguments: argparse.Namespace) -> Job:
             f"Random weights are not held as {weights} by the engine {arguments.engine}.",
             "Leave --weights out: the engine exl2 has its own, all others are the torch engine's.",
         )
-    setup = Setup(arguments.engine, device, weights, arguments.kv, arguments.resident)
+    setup = EngineConfig(arguments.engine, device, weights, arguments.kv, arguments.resident)
     bits = arguments.bits or BITS
     return lm.job(arguments.preset, setup, arguments.layers, arguments.contexts, arguments.rows, folder, bits)
 

@@ -120,13 +120,13 @@ def redo(arguments: argparse.Namespace) -> None:
 def takes(arguments: argparse.Namespace) -> None:
     from yuegp.generation import edit
     from yuegp.jobs import queue
-    from .progress import Screen
+    from .progress import ProgressBar
 
     song, take = _begin(arguments)
     first = _seed(arguments)
     seeds = [first + i for i in range(arguments.number)]
     wishes = wishes_of(arguments, take.info.request.model)
-    with queue.Queue().work(), Screen(quiet=arguments.json or arguments.quiet) as screen:
+    with queue.Queue().work(), ProgressBar(quiet=arguments.json or arguments.quiet) as screen:
         begun = edit.choices(
             song, take, arguments.section - 1, seeds, arguments.later, screen.show, arguments.device, wishes
         )
@@ -165,8 +165,8 @@ def _run(song: Song, begun: Sequence[Take], arguments: argparse.Namespace, plan:
     """Make what is missing of some takes, with a progress line, and say what came of it; or put them in the queue."""
     from yuegp.jobs import queue
     from yuegp.generation import pipeline, plan as planning
-    from .progress import Screen
-    from yuegp.jobs.worker import Meter
+    from .progress import ProgressBar
+    from yuegp.jobs.worker import ProgressTracker
 
     wishes = wishes_of(arguments, begun[0].info.request.model)
     if arguments.queue:
@@ -179,8 +179,8 @@ def _run(song: Song, begun: Sequence[Take], arguments: argparse.Namespace, plan:
         _describe(plans[0], song, begun)
     for take, its_plan in zip(begun, plans, strict=True):
         try:
-            gauge = Meter.of(queue.Job(0, str(song.folder), take.info.number, arguments.device))
-            with queue.Queue().work(), Screen(quiet, gauge) as screen:
+            gauge = ProgressTracker.of(queue.Job(0, str(song.folder), take.info.number, arguments.device))
+            with queue.Queue().work(), ProgressBar(quiet, gauge) as screen:
                 pipeline.run(its_plan, take, screen.show, arguments.device, wishes=wishes)
         except (Cancelled, KeyboardInterrupt):
             sections = len(take.info.spans)

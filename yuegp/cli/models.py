@@ -15,9 +15,9 @@ from yuegp.errors import RequestError
 from yuegp.checkpoints.registry import Checkpoint
 
 if TYPE_CHECKING:
-    from yuegp.jobs.queue import Progress
+    from yuegp.jobs.queue import JobProgress
     from yuegp.generation.plan import Event
-    from yuegp.system.provision import Choice, Order
+    from yuegp.system.provision import Choice, DownloadPlan
 
 ACTIONS = {"list": "show", "get": "get", "check": "check", "add": "add", "remove": "remove"}
 
@@ -89,7 +89,7 @@ def get(arguments: argparse.Namespace) -> None:
     """Choose, show what it costs, ask, download, judge."""
     from yuegp.system import provision
     from yuegp.checkpoints.hub import HubUnreachable
-    from .progress import Screen
+    from .progress import ProgressBar
 
     choice, checkpoints = _wanted(arguments)
     if choice and not arguments.json:
@@ -105,10 +105,10 @@ def get(arguments: argparse.Namespace) -> None:
     if order.plans and not _agreed(arguments, f"Download {_gb(order.missing)}?"):
         print("Nothing was downloaded.")
         return
-    with Screen(arguments.quiet or arguments.json, meter := Meter()) as screen:
-        folders = provision.carry_out(order, _reporter(screen, meter))
+    with ProgressBar(arguments.quiet or arguments.json, meter := TransferMeter()) as screen:
+        folders = provision.execute(order, _reporter(screen, meter))
     if choice:
-        provision.settle(choice, order)
+        provision.remember_choice(choice, order)
     if arguments.json:
         instead = {one.asked.id: one.taken.id for one in order.instead}
         print_json({"set": choice and choice.name, "folders": list(map(str, folders)), "instead": instead})
@@ -142,7 +142,7 @@ def _wanted(arguments: argparse.Namespace) -> tuple[Choice | None, list[Checkpoi
     return choice, list(choice.checkpoints)
 
 
-def _show_order(order: Order) -> None:
+def _show_order(order: DownloadPlan) -> None:
     for one in order.instead:
         print(one)
     for checkpoint, folder in order.here:
@@ -176,7 +176,7 @@ def _agreed(arguments: argparse.Namespace, question: str) -> bool:
     return input(f"{question} [y/N] ").strip().lower() in ("y", "yes")
 
 
-def _reporter(screen: Any, meter: Meter) -> Any:
+def _reporter(screen: Any, meter: TransferMeter) -> Any:
     from yuegp.generation.plan import Event
 
     def report(doing: str, what: str, done: int, total: int) -> None:
@@ -186,7 +186,7 @@ def _reporter(screen: Any, meter: Meter) -> Any:
     return report
 
 
-class Meter:
+class TransferMeter:
     """A `screen.Gauge` for bytes."""
 
     def __init__(self) -> None:
@@ -194,17 +194,17 @@ class Meter:
         self.part = ("", "")
 
     def see(self, event: Event) -> None:
-        from yuegp.checkpoints.download import Pace
+        from yuegp.checkpoints.download import RateEstimator
 
         if (event.stage, event.what) != self.part:
-            self.part, self.pace = (event.stage, event.what), Pace()
+            self.part, self.pace = (event.stage, event.what), RateEstimator()
         self.pace.see(self.now, event.done)
         self.event = event
 
-    def progress(self) -> Progress | None:
-        from yuegp.jobs.queue import Progress, State
+    def progress(self) -> JobProgress | None:
+        from yuegp.jobs.queue import JobProgress, State
 
-        return Progress(0, State.RUNNING, rate=self.pace.rate(), eta=self.pace.left(self.event.total))
+        return JobProgress(0, State.RUNNING, rate=self.pace.rate(), eta=self.pace.left(self.event.total))
 
 
 # check, add, remove
@@ -215,7 +215,7 @@ def check(arguments: argparse.Namespace) -> None:
     from yuegp.checkpoints import locate, registry
     from yuegp.system import provision
     from yuegp.errors import ModelError
-    from .progress import Screen
+    from .progress import ProgressBar
 
     named = [registry.named(word) for word in arguments.words]
     found = [(c, folder) for c in named or registry.known().values() if (folder := locate.locate(c))]
@@ -225,7 +225,7 @@ def check(arguments: argparse.Namespace) -> None:
                 f"{checkpoint.id} is not on this computer.", f"python launch.py models get {checkpoint.id}"
             )
     for checkpoint, folder in found:
-        with Screen(arguments.quiet or arguments.json, meter := Meter()) as screen:
+        with ProgressBar(arguments.quiet or arguments.json, meter := TransferMeter()) as screen:
             provision.examine(checkpoint, folder, _reporter(screen, meter))
         if not arguments.json:
             print(f"{checkpoint.id:<28} whole   {folder}")

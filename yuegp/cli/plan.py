@@ -13,8 +13,8 @@ from yuegp.errors import ModelError, RequestError
 
 if TYPE_CHECKING:
     from offload.device import Card
-    from offload.plan import MemoryPlan, Need
-    from offload.sizes import Way
+    from offload.plan import MemoryPlan, MemoryRequest
+    from offload.sizes import WeightFormat
 
     from yuegp.checkpoints.sets import ModelSet
     from yuegp.song.schema import Section
@@ -72,7 +72,7 @@ def _check_sound(model: str) -> None:
 
 def _need(
     arguments: argparse.Namespace, sections: tuple[Section, ...], card: Card | None, ram: int
-) -> tuple[Need, str]:
+) -> tuple[MemoryRequest, str]:
     """What the song asks for, and of which models: those on disk, or the released ones that `models get` would fetch
     for that card."""
     from yuegp.generation import choice, memory, pipeline, plan as planning
@@ -118,9 +118,9 @@ def _on_disk(arguments: argparse.Namespace) -> ModelSet | None:
         return None
 
 
-def _chosen(arguments: argparse.Namespace, card: Card, ram: int) -> tuple[tuple[Way, ...], tuple[Way, ...]]:
+def _chosen(arguments: argparse.Namespace, card: Card, ram: int) -> tuple[tuple[WeightFormat, ...], tuple[WeightFormat, ...]]:
     """The ways to hold both models of the set that is chosen for the card, with the engine and the bits asked for."""
-    from offload.sizes import Way
+    from offload.sizes import WeightFormat
 
     from yuegp.generation import choice, memory
     from yuegp.checkpoints import sets
@@ -130,12 +130,12 @@ def _chosen(arguments: argparse.Namespace, card: Card, ram: int) -> tuple[tuple[
     ways = choice.ways(first, card)
     if arguments.bits is not None:
         every = ways if arguments.engine == "torch" else memory.LIBRARY
-        pressed = Way("exl2", "exl2", Fraction(arguments.bits).limit_denominator(100))
+        pressed = WeightFormat("exl2", "exl2", Fraction(arguments.bits).limit_denominator(100))
         ways = tuple(way for way in every if float(way.bits) == arguments.bits) or (pressed,)
     return ways, choice.ways(second, card)
 
 
-def _fewer(need: Need, arguments: argparse.Namespace) -> tuple[Any, ...]:
+def _fewer(need: MemoryRequest, arguments: argparse.Namespace) -> tuple[Any, ...]:
     from yuegp.generation import memory
     from yuegp.checkpoints import sets
 
@@ -153,8 +153,8 @@ def _row(plan: MemoryPlan, card: Card | None, source: str) -> dict[str, Any]:
         "budget": plan.budget,
         "peak": plan.peak,
         "ram": plan.ram,
-        "stage1": str(plan.way1),
-        "stage2": str(plan.way2),
+        "stage1": str(plan.stage1_format),
+        "stage2": str(plan.stage2_format),
         "stage2_batch": plan.stage2_batch,
         "together": plan.together,
         "order": plan.order,

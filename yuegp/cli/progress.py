@@ -9,31 +9,31 @@ from types import FrameType
 from typing import Protocol
 
 from yuegp.errors import Cancelled
-from yuegp.jobs.queue import Progress
+from yuegp.jobs.queue import JobProgress
 from yuegp.generation.plan import Event
 
 
-class Gauge(Protocol):
+class ProgressView(Protocol):
     """Knows how fast it goes and how long it takes: a `worker.Meter`."""
 
     def see(self, event: Event) -> None: ...
 
-    def progress(self) -> Progress | None: ...
+    def progress(self) -> JobProgress | None: ...
 
 
-class Screen:
+class ProgressBar:
     """One progress line on a terminal; a line per part elsewhere. Turns Ctrl-C into `Cancelled` at the next event."""
 
     WIDTH = 24
 
-    def __init__(self, quiet: bool, gauge: Gauge | None = None) -> None:
+    def __init__(self, quiet: bool, gauge: ProgressView | None = None) -> None:
         self.quiet, self.gauge = quiet, gauge
         self.live = sys.stderr.isatty()
         self._part = ("", "")
         self._last = 0.0
         self._stop = False
 
-    def __enter__(self) -> Screen:
+    def __enter__(self) -> ProgressBar:
         self._previous = signal.signal(signal.SIGINT, self._interrupt)
         return self
 

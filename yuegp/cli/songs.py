@@ -15,7 +15,7 @@ from yuegp.errors import RequestError
 from yuegp.song.schema import Stage, to_dict
 
 if TYPE_CHECKING:
-    from yuegp.jobs.queue import Job, Progress
+    from yuegp.jobs.queue import Job, JobProgress
     from yuegp.library.store import Song
     from yuegp.generation.plan import Event
     from yuegp.jobs.worker import Feed
@@ -64,7 +64,7 @@ def show(arguments: argparse.Namespace) -> None:
         damaged = [fault.what for fault in faults]
         print_json({"folder": str(song.folder), "song": to_dict(song.info), "takes": listed, "damaged": damaged})
         return
-    print(f"{catalog.Entry(song.folder, song.info.title).name}   {'★' * (song.info.rating or 0)}".rstrip())
+    print(f"{catalog.SongSummary(song.folder, song.info.title).name}   {'★' * (song.info.rating or 0)}".rstrip())
     print(f"Folder   {song.folder}")
     print(f"Tags     {song.request.tags}")
     print(f"Model    {song.request.model}")
@@ -137,10 +137,10 @@ def export(arguments: argparse.Namespace) -> None:
 
     song, take = song_and_take(arguments)
     from yuegp.generation.plan import Event
-    from .progress import Screen
+    from .progress import ProgressBar
 
     parts = exporting.PARTS if arguments.stems else ("mix",)
-    with Screen(quiet=arguments.json) as screen:
+    with ProgressBar(quiet=arguments.json) as screen:
 
         def progress(what: str, done: int, total: int) -> None:
             screen.show(Event("export", what, done, total, "frames", done))
@@ -187,11 +187,11 @@ def queue(arguments: argparse.Namespace) -> None:
     elif action == "clear":
         show_jobs(waiting.clear(), arguments)
     elif action == "run":
-        from .progress import Screen
+        from .progress import ProgressBar
         from yuegp.jobs.worker import Worker
 
         worker = Worker(waiting)
-        with Screen(arguments.json or arguments.quiet, _Heard(worker.subscribe())) as screen:
+        with ProgressBar(arguments.json or arguments.quiet, _Heard(worker.subscribe())) as screen:
             worker.run(screen.show)
         show_jobs(waiting.jobs(), arguments)
     else:
@@ -203,13 +203,13 @@ class _Heard:
 
     def __init__(self, feed: Feed) -> None:
         self.feed = feed
-        self.last: Progress | None = None
+        self.last: JobProgress | None = None
 
     def see(self, event: Event) -> None:
         while news := self.feed.get(0):
             self.last = news
 
-    def progress(self) -> Progress | None:
+    def progress(self) -> JobProgress | None:
         return self.last
 
 

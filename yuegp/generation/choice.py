@@ -13,8 +13,8 @@ from fractions import Fraction
 
 from yuegp.lm import ways as offload_ways
 from offload.device import Card, machine
-from offload.plan import NO_LIMITS, MemoryPlan, Need, within
-from offload.sizes import RELEASED_SOUND, RELEASED_STAGE1, RELEASED_STAGE2, Way
+from offload.plan import NO_LIMITS, MemoryPlan, MemoryRequest, within
+from offload.sizes import RELEASED_SOUND, RELEASED_STAGE1, RELEASED_STAGE2, WeightFormat
 
 from yuegp.checkpoints import sets, locate, registry
 from yuegp.errors import ModelError, RequestError
@@ -26,7 +26,7 @@ SECTIONS, SECTION_IDS = 6, 3000
 SLOWER = 1.1
 """From how many times the modelled time on it is said that another copy would be faster."""
 
-Copies = Mapping[Way, Checkpoint]
+Copies = Mapping[WeightFormat, Checkpoint]
 """The ways in which a model could be held, and the checkpoint for each."""
 
 
@@ -42,15 +42,15 @@ class Choice:
     """How the usual song would be made with them; None where even the smallest do not fit."""
 
 
-def usual(ways1: Iterable[Way], ways2: Iterable[Way]) -> Need:
+def usual(ways1: Iterable[WeightFormat], ways2: Iterable[WeightFormat]) -> MemoryRequest:
     """What the usual song asks for with YuE's released models, held in one of these ways."""
-    return Need(
+    return MemoryRequest(
         RELEASED_STAGE1, RELEASED_STAGE2, RELEASED_SOUND, tuple(ways1), tuple(ways2), SECTIONS, SECTION_IDS,
         RELEASED_STAGE1.config.context,
     )  # fmt: skip
 
 
-def ways(checkpoint: Checkpoint, card: Card | None) -> tuple[Way, ...]:
+def ways(checkpoint: Checkpoint, card: Card | None) -> tuple[WeightFormat, ...]:
     """How a checkpoint could be held, from what is known of it: the files need not be here."""
     stage, shapes = (1, RELEASED_STAGE1) if checkpoint.role == "stage1" else (2, RELEASED_STAGE2)
     return offload_ways.held(checkpoint.stored, Fraction(checkpoint.bits).limit_denominator(100), stage, card, shapes)
@@ -89,7 +89,7 @@ def choose(
     if best is None:
         smallest = (min(some.values(), key=lambda c: c.about) for some in (firsts, seconds))
         return Choice(name, (*smallest, codec), f"the smallest there are; even they are too large for {where} as it is")
-    wanted = (firsts[best.way1], seconds[best.way2])
+    wanted = (firsts[best.stage1_format], seconds[best.stage2_format])
     held = best
     if there := _on_disk([*found[0], *found[1]], elsewhere and any(not locate.locate(c) for c in wanted)):
         here1, here2 = (_copies([c for c in some if c.id in there], card, there) for some in found)
@@ -99,7 +99,7 @@ def choose(
             if other and other.music >= best.music:
                 held = other
                 break
-    chosen = (firsts[held.way1], seconds[held.way2])
+    chosen = (firsts[held.stage1_format], seconds[held.stage2_format])
     return Choice(name, (*chosen, codec), _reason(where, held, best, wanted, chosen, without if card else ""), held)
 
 
@@ -111,7 +111,7 @@ def _published(fast: bool, what: tuple[str, str, str]) -> list[Checkpoint]:
 
 def _copies(some: Iterable[Checkpoint], card: Card | None, there: set[str]) -> Copies:
     """The ways in which some checkpoints could be held; of those held alike one that is there, or the first."""
-    found: dict[Way, Checkpoint] = {}
+    found: dict[WeightFormat, Checkpoint] = {}
     for entry in some:
         for way in ways(entry, card):
             if way not in found or (entry.id in there and found[way].id not in there):
@@ -125,7 +125,7 @@ def _plan(firsts: Copies, seconds: Copies, card: Card | None, ram: int) -> Memor
 
 
 @functools.lru_cache(256)
-def _planned(firsts: tuple[Way, ...], seconds: tuple[Way, ...], card: Card | None, ram: int) -> MemoryPlan | None:
+def _planned(firsts: tuple[WeightFormat, ...], seconds: tuple[WeightFormat, ...], card: Card | None, ram: int) -> MemoryPlan | None:
     return within(usual(firsts, seconds), card, ram, NO_LIMITS)
 
 
@@ -151,15 +151,15 @@ def _reason(
     reason = f"the best that fits {where} with a whole song in memory"
     if held.resident is not None:
         reason += ", layers waiting in RAM"
-    reason += f": Stage 1 as {held.way1}, Stage 2 as {held.way2}"
+    reason += f": Stage 1 as {held.stage1_format}, Stage 2 as {held.stage2_format}"
     if held is not best and chosen != wanted:
         reason += ". They are here already and as good as what would be downloaded"
         if held.seconds > SLOWER * best.seconds:
             others = [c.id for c in wanted if c not in chosen]
             reason += f"; {' and '.join(others)} would be faster"
-    elif held.way1.engine == "exl2" and held.way1.bits >= 8:
+    elif held.stage1_format.engine == "exl2" and held.stage1_format.bits >= 8:
         reason += ". From 8 bits on no loss is known, and half of the original's bytes are read for every id"
-    elif without and held.way1.engine != "exl2":
+    elif without and held.stage1_format.engine != "exl2":
         reason += f". The fast engine is left out: it needs {without}"
     return reason
 
@@ -181,5 +181,5 @@ def find(model: str) -> sets.ModelSet:
     for some in ([[c for c in few if c.id in settled] for few in usable], usable):
         firsts, seconds = (_copies(few, here.card, set()) for few in some)
         if held := _plan(firsts, seconds, here.card, here.ram_free):
-            return sets.find(model, (firsts[held.way1].id, seconds[held.way2].id))
+            return sets.find(model, (firsts[held.stage1_format].id, seconds[held.stage2_format].id))
     return sets.find(model)

@@ -17,10 +17,10 @@ from yuegp.errors import LibraryError, RequestError
 from yuegp.library.store import Song, Take
 from yuegp.locks import song_lock
 from .pipeline import candidates, plan
-from .plan import Watch, plan_for
+from .plan import ProgressCallback, plan_for
 from yuegp.song.schema import MadeWith, Section, SongRequest, Span, Stage
 from yuegp.tokens.vocab import FRAMES_PER_SECOND
-from .options import ANY, Wishes
+from .options import ANY, ModelOptions
 
 if TYPE_CHECKING:
     from .stage1 import SectionCodes
@@ -76,9 +76,9 @@ def choices(
     section: int,
     seeds: Sequence[int],
     later: str,
-    watch: Watch,
+    watch: ProgressCallback,
     device: str = "auto",
-    wishes: Wishes = ANY,
+    wishes: ModelOptions = ANY,
 ) -> list[Take]:
     """A section once per seed, written in one batch: one new take each, to be compared and picked from."""
     if not 1 <= len(seeds) <= MOST_CANDIDATES:
@@ -93,7 +93,7 @@ def choices(
     return takes
 
 
-def write_together(takes: Sequence[Take], watch: Watch, device: str = "auto", wishes: Wishes = ANY) -> None:
+def write_together(takes: Sequence[Take], watch: ProgressCallback, device: str = "auto", wishes: ModelOptions = ANY) -> None:
     """Write the first section of takes that `redo` began from the same parent, in one batch: each gets what it would
     have got alone. Takes that have theirs already are left as they are, and so is one that is left over. Until the
     whole batch is written nothing is saved; `watch` may raise Cancelled."""

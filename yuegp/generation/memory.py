@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from offload.device import Card, Machine
-from offload.plan import CACHES, MemoryPlan, Need
+from offload.plan import CACHES, MemoryPlan, MemoryRequest
 from offload.plan import plan as plan_memory
-from offload.sizes import FLOAT_BITS, Shapes, Sound, Way
+from offload.sizes import FLOAT_BITS, Shapes, Sound, WeightFormat
 from yuegp.lm.ways import BITS, held
 from yuegp.lm.ways import lacking as _lacking
 
@@ -24,7 +24,7 @@ from yuegp.tokens.prompts import Prompts
 from yuegp.song.schema import Track
 from yuegp.checkpoints.verify import exl2_bits
 from yuegp.tokens.vocab import STAGE2_CHUNK
-from .options import ANY, AUTO, Wishes
+from .options import ANY, AUTO, ModelOptions
 
 if TYPE_CHECKING:
     from .plan import SongPlan
@@ -32,11 +32,11 @@ if TYPE_CHECKING:
 CHUNK_IDS = 9 * STAGE2_CHUNK + 2
 """Positions of a chunk in Stage 2's cache; as `stage2.chunk_ids` counts them."""
 
-LIBRARY = tuple(Way("exl2", "exl2", Fraction(bits), kv) for bits in ("8", "6", "5", "4.25", "4") for kv in CACHES)
+LIBRARY = tuple(WeightFormat("exl2", "exl2", Fraction(bits), kv) for bits in ("8", "6", "5", "4.25", "4") for kv in CACHES)
 """What Stage 1 can be pressed into for the fast engine."""
 
 
-def ways(folder: Path, stage: int, card: Card | None) -> tuple[Way, ...]:
+def ways(folder: Path, stage: int, card: Card | None) -> tuple[WeightFormat, ...]:
     """How the model in `folder` can be held here, as stored and made smaller. DeviceError when it needs a card or a
     package that is not here."""
     stored = stored_as(folder)
@@ -49,7 +49,7 @@ def ways(folder: Path, stage: int, card: Card | None) -> tuple[Way, ...]:
     return held(stored, bits, stage, card, Shapes(read_config(folder), 0))
 
 
-def wished(models: ModelSet, card: Card | None, wishes: Wishes) -> tuple[tuple[Way, ...], tuple[Way, ...]]:
+def wished(models: ModelSet, card: Card | None, wishes: ModelOptions) -> tuple[tuple[WeightFormat, ...], tuple[WeightFormat, ...]]:
     """How both models can be held here as somebody wishes. DeviceError and RequestError say what is not possible."""
     if wishes.fast and (lacking := _lacking(card)):
         repair = ", or run `python launch.py --repair`." if card else "."
@@ -59,7 +59,7 @@ def wished(models: ModelSet, card: Card | None, wishes: Wishes) -> tuple[tuple[W
         )
     ways1, ways2 = ways(models.stage1, 1, card), ways(models.stage2, 2, card)
     if card is None and wishes.weights in BITS and {way.weights for way in ways1} <= FLOAT_BITS.keys():
-        ways1 += (Way("torch", wishes.weights, BITS[wishes.weights], "float32", converted=True),)  # not offered unasked
+        ways1 += (WeightFormat("torch", wishes.weights, BITS[wishes.weights], "float32", converted=True),)  # not offered unasked
     found = tuple(way for way in ways1 if _fulfils(way, wishes))
     if not found:
         stored = stored_as(models.stage1)
@@ -73,7 +73,7 @@ def wished(models: ModelSet, card: Card | None, wishes: Wishes) -> tuple[tuple[W
     return found, tuple(way for way in ways2 if wishes.engine in (AUTO, way.engine)) or ways2
 
 
-def _fulfils(way: Way, wishes: Wishes) -> bool:
+def _fulfils(way: WeightFormat, wishes: ModelOptions) -> bool:
     held = {"bnb8": "int8"}.get(way.weights, "float" if way.weights in FLOAT_BITS else way.weights)
     cache = "fp16" if way.kv == "float32" else way.kv
     return all(asked in (AUTO, is_) for asked, is_ in zip(
@@ -99,12 +99,12 @@ def longest(prompts: Prompts, sections: int, budget: int) -> int:
 
 
 def need(
-    plan: SongPlan, prompts: Prompts, card: Card | None, sections: int, takes: int = 1, wishes: Wishes = ANY
-) -> Need:
+    plan: SongPlan, prompts: Prompts, card: Card | None, sections: int, takes: int = 1, wishes: ModelOptions = ANY
+) -> MemoryRequest:
     """What it takes to write `sections` more sections of a song, and to refine them, with models held as wished."""
     models, layout = plan.models, plan.models.layout
     ways1, ways2 = wished(models, card, wishes)
-    return Need(
+    return MemoryRequest(
         stage1=Shapes(read_config(models.stage1), len(layout.stage1_ids)),
         stage2=Shapes(read_config(models.stage2), len(layout.stage2_ids)),
         sound=sound_of(models),
@@ -119,7 +119,7 @@ def need(
     )
 
 
-def foresee(plan: SongPlan, here: Machine, device: str = "auto", wishes: Wishes = ANY) -> MemoryPlan:
+def foresee(plan: SongPlan, here: Machine, device: str = "auto", wishes: ModelOptions = ANY) -> MemoryPlan:
     """The memory plan of a song on this machine, before anything loads; a reference is counted by its length.
     DoesNotFit, DeviceError, RequestError."""
     from .plan import prompts_of
@@ -128,7 +128,7 @@ def foresee(plan: SongPlan, here: Machine, device: str = "auto", wishes: Wishes 
     return plan_memory(need(plan, prompts_of(plan), card, plan.count, wishes=wishes), card, here.ram_free)
 
 
-def allow(model: str, wishes: Wishes, here: Machine, device: str = "auto") -> None:
+def allow(model: str, wishes: ModelOptions, here: Machine, device: str = "auto") -> None:
     """Refuse wishes that the model called `model` cannot be held by on this machine, before anything is queued."""
     if wishes != ANY:
         wished(find(model), None if device == "cpu" else here.card, wishes)

@@ -22,7 +22,7 @@ CACHES = (AUTO, "fp16", "q8", "q6", "q4")
 
 
 @dataclass(frozen=True)
-class Wishes:
+class ModelOptions:
     """All three speak of Stage 1, the large model; Stage 2 follows the engine where its files allow it.
 
     RequestError for words that are none of these, and for those that cannot go together."""
@@ -62,5 +62,5 @@ class Wishes:
         return bool(self._asking(exl2=True))
 
 
-ANY = Wishes()
+ANY = ModelOptions()
 """Nothing is wished for."""

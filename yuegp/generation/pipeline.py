@@ -18,14 +18,14 @@ import numpy as np
 from yuegp.files import damaged
 from yuegp.library.store import Take
 from yuegp.locks import song_lock
-from .plan import FADE, LEAD, SongPlan, Watch, missing_sections
+from .plan import FADE, LEAD, SongPlan, ProgressCallback, missing_sections
 from .plan import plan as plan
 from yuegp.shortage import shortage
 from yuegp.song.schema import MadeWith, Stage
-from .options import ANY, Wishes
+from .options import ANY, ModelOptions
 
 if TYPE_CHECKING:
-    from offload.manager import Cast
+    from offload.manager import ModelManager
 
     from .stage1 import SectionCodes
 
@@ -33,13 +33,13 @@ if TYPE_CHECKING:
 def run(
     plan: SongPlan,
     take: Take,
-    watch: Watch = lambda event: None,
+    watch: ProgressCallback = lambda event: None,
     device: str = "auto",
     *,
-    wishes: Wishes = ANY,
+    wishes: ModelOptions = ANY,
     hear: str | None = None,
     previews: bool = True,
-) -> Cast | None:
+) -> ModelManager | None:
     """Make what is missing of `take`: codes of both stages, then stems and mix. Every finished section and batch is
     on disk before the next begins; `watch` may raise Cancelled at any event and nothing finished is lost. Only one
     process at a time may make a song: LibraryError says which one does.
@@ -48,7 +48,7 @@ def run(
     `sections`), `previews` whether rough sound is written meanwhile; neither changes the song. Returns who was on the
     card, if anybody had to be."""
     from .previews import Previews
-    from .session import Making
+    from .session import GenerationSession
 
     with song_lock(take.folder.parent.parent):
         take.info = Take.open(take.folder).info  # another process may have gone on with it since it was opened
@@ -56,7 +56,7 @@ def run(
         if take.info.stage is Stage.RENDERED and not take.info.later and not missing_sections(plan, take):
             Previews(take, plan.models.codec, on=False).discard()  # a run may have ended just before it did so
             return None
-        with Making(plan, take, watch, device, previews, wishes) as making:
+        with GenerationSession(plan, take, watch, device, previews, wishes) as making:
             making.open(hear)
             while take.info.later or missing_sections(plan, take):
                 if missing_sections(plan, take):
@@ -64,10 +64,10 @@ def run(
                 else:
                     _join_later(take)
             if take.info.stage is not Stage.RENDERED:
-                making.guarded(2, making.refine)
+                making.run_with_fallback(2, making.refine)
                 take.save_info(replace(take.info, stage=Stage.STAGE2))
                 making.render()
-            return making.cast
+            return making.models
 
 
 def candidates(
@@ -75,21 +75,21 @@ def candidates(
     parent: Take,
     section: int,
     seeds: Sequence[int],
-    watch: Watch,
+    watch: ProgressCallback,
     device: str = "auto",
-    wishes: Wishes = ANY,
+    wishes: ModelOptions = ANY,
 ) -> tuple[list[SectionCodes], MadeWith]:
     """One section once per seed, after the earlier sections of `parent`, in as few batches as the memory allows.
     Nothing is saved here."""
     from offload.plan import DoesNotFit
 
     from .stage1 import write_candidates
-    from .session import Making
+    from .session import GenerationSession
 
     written = parent.load_stage1()
     past = [written[:, 0, span.start : span.stop] for span in parent.info.spans if span.section < section]
     found: list[SectionCodes] = []
-    with Making(plan, parent, watch, device, previews=False, wishes=wishes) as making:
+    with GenerationSession(plan, parent, watch, device, previews=False, wishes=wishes) as making:
         together = len(seeds)
         try:
             making.open(takes=together)
@@ -100,7 +100,7 @@ def candidates(
             making.open(takes=together)
 
         def write() -> None:
-            with making.cast.engine(1) as engine:
+            with making.models.engine(1) as engine:
                 while len(found) < len(seeds):
                     some = seeds[len(found) : len(found) + together]
                     progress = partial(making.progress, finished=section)
@@ -115,7 +115,7 @@ def candidates(
                     raise
             together //= 2
             making.open(takes=together)
-        making.guarded(1, write)
+        making.run_with_fallback(1, write)
         return found, making.made_with()
 
 

@@ -50,7 +50,7 @@ class Event:
     """Something to be told once: that memory ran out, and how it goes on."""
 
 
-Watch = Callable[[Event], None]
+ProgressCallback = Callable[[Event], None]
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import numpy as np
 from yuegp.audio import files, mix
 from yuegp import codec
 from yuegp.library.store import Take
-from .plan import FADE, LEAD, Event, SongPlan, Watch
+from .plan import FADE, LEAD, Event, SongPlan, ProgressCallback
 from yuegp.tokens.prompts import reference_window
 from yuegp.song.schema import Reference, Track
 
@@ -19,7 +19,7 @@ REFERENCE_MARGIN = 15
 codec's semantic branch listens far; beyond some seconds that changes nothing and only costs memory."""
 
 
-def render(plan: SongPlan, take: Take, watch: Watch, where: str) -> None:
+def render(plan: SongPlan, take: Take, watch: ProgressCallback, where: str) -> None:
     """Write the stems and the mix of a take whose codes are all refined; the codec works on the device `where`."""
     full, _ = take.load_stage2()
     seams, leads = take.info.seams, take.load_leads()
@@ -51,7 +51,7 @@ def render(plan: SongPlan, take: Take, watch: Watch, where: str) -> None:
         files.write(path, wave, mix.RATE)
 
 
-def reference_codes(plan: SongPlan, reference: Reference, watch: Watch, where: str) -> np.ndarray:
+def reference_codes(plan: SongPlan, reference: Reference, watch: ProgressCallback, where: str) -> np.ndarray:
     """Codebook-0 codes of a reference's window, (1, frames) for a mix and (2, frames) for a pair."""
     encoder = codec.load_codec(plan.models.codec, where, encode=True)
     paths = [path for path in (reference.mix, reference.vocal, reference.instrumental) if path]

@@ -14,66 +14,66 @@ import numpy as np
 
 from offload.device import Card, cap, machine, place
 from offload.plan import plan as plan_memory
-from offload.manager import Cast
+from offload.manager import ModelManager
 
 from yuegp import __version__
 from yuegp.errors import Cancelled, DeviceError
 from yuegp.library.store import Take
 from .memory import need
-from .plan import Event, SongPlan, Watch, missing_sections, prompts_of
+from .plan import Event, SongPlan, ProgressCallback, missing_sections, prompts_of
 from .previews import Previews
 from .render import reference_codes, render
 from yuegp.shortage import named, shortage
 from yuegp.song.schema import MadeWith, Span, Stage, TakeInfo
-from .stage1 import Score, SectionCodes, write_sections
+from .stage1 import Stage1Input, SectionCodes, write_sections
 from .stage2 import CHUNK, Chunk, chunks, refine
-from .options import ANY, Wishes
+from .options import ANY, ModelOptions
 
 T = TypeVar("T")
 
 
-class Making:
+class GenerationSession:
     """One run of a take: its models, its progress, and what is held open between sections."""
 
     def __init__(
-        self, plan: SongPlan, take: Take, watch: Watch, device: str, previews: bool = True, wishes: Wishes = ANY
+        self, plan: SongPlan, take: Take, watch: ProgressCallback, device: str, previews: bool = True, wishes: ModelOptions = ANY
     ) -> None:
         self.plan, self.take, self.watch, self.device, self.wishes = plan, take, watch, device, wishes
         self._heard = Previews(take, plan.models.codec, previews)
-        self._cast: Cast | None = None
-        self._score: Score | None = None
+        self._models: ModelManager | None = None
+        self._stage1_input: Stage1Input | None = None
         self._writing: Generator[SectionCodes, None, None] | None = None
         self._made, self._last, self._note = 0, ("", 0), ""
 
-    def __enter__(self) -> Making:
+    def __enter__(self) -> GenerationSession:
         return self
 
     def __exit__(self, *exc: object) -> None:
         self._heard.close()
-        self._put_down()
-        if self._cast:
-            self._cast.clear()
+        self._close_stage1_session()
+        if self._models:
+            self._models.clear()
 
     def open(self, hear: str | None = None, takes: int = 1) -> None:
         """Decide who is held how. DoesNotFit when there is not enough memory, RequestError or DeviceError for wishes
         that cannot be fulfilled."""
-        if self._cast:
-            self._cast.clear()
+        if self._models:
+            self._models.clear()
         plan, (card, ram) = self.plan, _card(self.device)
         asked = need(plan, prompts_of(plan), card, len(missing_sections(plan, self.take)), takes, self.wishes)
         memory = plan_memory(asked, card, ram)
         if hear is not None:
             memory = replace(memory, hear=hear)
-        self._cast = Cast(memory, {1: plan.models.stage1, 2: plan.models.stage2}, card, ram)
+        self._models = ModelManager(memory, {1: plan.models.stage1, 2: plan.models.stage2}, card, ram)
 
     @property
-    def cast(self) -> Cast:
+    def models(self) -> ModelManager:
         """Who is on the card."""
-        if self._cast is None:
+        if self._models is None:
             raise RuntimeError("nothing was planned yet")
-        return self._cast
+        return self._models
 
-    def guarded(self, stage: int, work: Callable[[], None]) -> None:
+    def run_with_fallback(self, stage: int, work: Callable[[], None]) -> None:
         """Do some work; where memory runs out, do it again with less. What it saved before that is not done again."""
         while True:
             try:
@@ -83,13 +83,13 @@ class Making:
                 if not shortage(exc):
                     raise
             # outside of the handler: its traceback would keep what is to be freed
-            self._put_down()
-            self._note = f"{self._note} {self.cast.step_down(stage)}".strip()
+            self._close_stage1_session()
+            self._note = f"{self._note} {self.models.fall_back(stage)}".strip()
 
     def _where_there_is_room(self, work: Callable[[str], T], where: str) -> T:
         """Work of the codec, with the models out of its way: on the card, or on the CPU when memory runs out there."""
-        self._put_down()
-        self.cast.clear()
+        self._close_stage1_session()
+        self.models.clear()
         try:
             return work(where)
         except Exception as exc:
@@ -99,7 +99,7 @@ class Making:
                 raise
             if where == "cpu":
                 raise named(exc, "while the codec worked") from exc
-        self.cast.clear()
+        self.models.clear()
         self._note = "Memory ran out on the card. The sound is worked on by the CPU."
         return work("cpu")
 
@@ -109,13 +109,13 @@ class Making:
         """The sections that are missing up to the next kept one, and refine on the way what is due."""
         take = self.take
         while todo := missing_sections(self.plan, take):
-            self.guarded(1, lambda todo=todo: self._write_one(todo))  # type: ignore[misc]
+            self.run_with_fallback(1, lambda todo=todo: self._write_one(todo))  # type: ignore[misc]
             if missing_sections(self.plan, take) and self._due():
-                if not self.cast.waits(1):
-                    self._put_down()
-                self.guarded(2, lambda: self.refine(whole=False))
+                if not self.models.keeps_sessions(1):
+                    self._close_stage1_session()
+                self.run_with_fallback(2, lambda: self.refine(whole=False))
                 self._made = 0
-        self._put_down()
+        self._close_stage1_session()
         take.save_info(replace(take.info, stage=Stage.STAGE1))
 
     def _write_one(self, todo: range) -> None:
@@ -124,7 +124,7 @@ class Making:
         finished = spans[:-1] if spans and spans[-1].open else spans
         with _timed(take, "stage1"):
             score = self.score()
-            with self.cast.engine(1) as engine:
+            with self.models.engine(1) as engine:
                 if self._writing is None:
                     written = take.load_stage1()
                     past = [written[:, 0, span.start : span.stop] for span in finished]
@@ -139,19 +139,19 @@ class Making:
             take.save_stage1(written, replace(take.info, spans=(*finished, span), made_with=self.made_with()))
         self._heard.draft(span, section.codes)
 
-    def score(self) -> Score:
+    def score(self) -> Stage1Input:
         """What Stage 1 plays from; a reference is listened to once."""
-        if self._score is None:
+        if self._stage1_input is None:
             plan = self.plan
             codes = None
             if plan.request.reference:
                 listen = partial(reference_codes, plan, plan.request.reference, self.tell)
-                codes = self._where_there_is_room(listen, self.cast.plan.sound_device)
+                codes = self._where_there_is_room(listen, self.models.plan.sound_device)
             prompts = prompts_of(plan, codes)
-            self._score = Score(
+            self._stage1_input = Stage1Input(
                 prompts, plan.request.sampling, plan.budget, plan.models.drawable, self.take.info.muted
             )
-        return self._score
+        return self._stage1_input
 
     def progress(self, what: str, done: int, total: int, finished: int | None = None) -> None:
         """Stage 1's progress, counted over the whole song, of which `finished` sections are written."""
@@ -169,7 +169,7 @@ class Making:
         note, self._note = self._note, ""
         self.watch(replace(event, note=note) if note else event)
 
-    def _put_down(self) -> None:
+    def _close_stage1_session(self) -> None:
         """Give up Stage 1's open session; what it wrote is saved, and another one goes on from there."""
         writing, self._writing = self._writing, None
         if writing is not None:
@@ -179,7 +179,7 @@ class Making:
 
     def _due(self) -> bool:
         """Whether what is written so far should be refined before more is written."""
-        memory = self.cast.plan
+        memory = self.models.plan
         if memory.order == "stages":
             return False
         _, mask = self.take.load_stage2()
@@ -201,8 +201,8 @@ class Making:
 
         if not todo:
             return
-        with _timed(take, "stage2"), self.cast.engine(2) as engine:
-            for batch in refine(engine, self.plan.models.layout, codes, todo, self.cast.plan.stage2_batch, progress):
+        with _timed(take, "stage2"), self.models.engine(2) as engine:
+            for batch in refine(engine, self.plan.models.layout, codes, todo, self.models.plan.stage2_batch, progress):
                 for chunk, refined in ((finished.chunk, finished.codes) for finished in batch):
                     frames = slice(chunk.start, chunk.start + chunk.frames)
                     full[chunk.track, :, frames] = refined
@@ -218,7 +218,7 @@ class Making:
         self._heard.close()
         with _timed(self.take, "sound"):
             self._where_there_is_room(
-                lambda where: render(self.plan, self.take, self.tell, where), self.cast.plan.sound_device
+                lambda where: render(self.plan, self.take, self.tell, where), self.models.plan.sound_device
             )
         self.take.save_info(replace(self.take.info, stage=Stage.RENDERED))
         self._heard.discard()
@@ -226,11 +226,11 @@ class Making:
     def made_with(self) -> MadeWith:
         import torch
 
-        setup = self.cast.plan.stage1
+        setup = self.models.plan.stage1
         return MadeWith(
             yuegp=__version__,
             model=self.plan.models.id,
-            engine=f"{setup.engine} {self.cast.plan.way1}" if setup.engine == "torch" else str(self.cast.plan.way1),
+            engine=f"{setup.engine} {self.models.plan.stage1_format}" if setup.engine == "torch" else str(self.models.plan.stage1_format),
             device=setup.device,
             torch=torch.__version__,
             credit=self.plan.models.credit,

@@ -42,7 +42,7 @@ class SectionCodes:
 
 
 @dataclass(frozen=True)
-class Score:
+class Stage1Input:
     """What Stage 1 plays from, the same for every section of a song.
 
     `budget` is the most audio ids a section may have. `drawable` names the codes each track may use, vocal first;
@@ -57,7 +57,7 @@ class Score:
 
 def write_sections(
     engine: LMEngine,
-    score: Score,
+    score: Stage1Input,
     seed: int,
     sections: Sequence[int],
     past: Sequence[np.ndarray] = (),
@@ -70,7 +70,7 @@ def write_sections(
     `opened` holds the beginning of the first section when it is to be gone on with. Equal arguments give equal codes,
     and so does stopping anywhere and going on from there."""
     audio = [interleave(score.prompts.layout, codes) for codes in past]
-    with _Desk(engine, score, takes=1, sections=len(past) + len(sections), past=audio) as desk:
+    with _BatchedDecoder(engine, score, takes=1, sections=len(past) + len(sections), past=audio) as desk:
         for section in sections:
             (written,) = desk.write(section, [seed], opened, progress)
             opened = None
@@ -79,7 +79,7 @@ def write_sections(
 
 def write_candidates(
     engine: LMEngine,
-    score: Score,
+    score: Stage1Input,
     seeds: Sequence[int],
     section: int,
     past: Sequence[np.ndarray] = (),
@@ -88,14 +88,14 @@ def write_candidates(
     """One section several times, once per seed, all in one batch that shares the prompt: far cheaper than one after
     the other. Each is what `write_sections` would write with that seed."""
     audio = [interleave(score.prompts.layout, codes) for codes in past]
-    with _Desk(engine, score, takes=len(seeds), sections=section + 1, past=audio) as desk:
+    with _BatchedDecoder(engine, score, takes=len(seeds), sections=section + 1, past=audio) as desk:
         return desk.write(section, seeds, None, progress)
 
 
-class _Desk:
+class _BatchedDecoder:
     """An open session, and what has been fed to it: rows 0 … takes - 1 conditional, then as many unconditional."""
 
-    def __init__(self, engine: LMEngine, score: Score, takes: int, sections: int, past: Sequence[list[int]]) -> None:
+    def __init__(self, engine: LMEngine, score: Stage1Input, takes: int, sections: int, past: Sequence[list[int]]) -> None:
         prompts, sampling = score.prompts, score.sampling
         self.score, self.takes, self.audio = score, takes, list(past)
         self.device, self.limit = engine.device, prompt_limit(engine.context, score.budget)
@@ -108,7 +108,7 @@ class _Desk:
         self.lm = engine.open(capacities, None if sampling.exact else keep)
         self.fed: list[int] = []
 
-    def __enter__(self) -> _Desk:
+    def __enter__(self) -> _BatchedDecoder:
         return self
 
     def __exit__(self, *exc: object) -> None:

@@ -51,7 +51,7 @@ ALIKE = 2
 """As many finished sections of this song say as much about the length of the next one as all other songs do."""
 
 
-class Line(NamedTuple):
+class LinearCost(NamedTuple):
     """Seconds a stage takes: `begin`, and `each` for a unit of work."""
 
     begin: float
@@ -63,13 +63,13 @@ class Costs:
     """What is known of a model on a device: a line per stage, over audio ids for `writing`, passes for `refining` and
     frames for `sound`."""
 
-    lines: Mapping[str, Line] = field(default_factory=dict)
+    lines: Mapping[str, LinearCost] = field(default_factory=dict)
     fill: float | None = None
     """Share of its budget that a section uses."""
 
 
 @dataclass(frozen=True)
-class Facts:
+class Workload:
     """What a run begins with."""
 
     budget: int
@@ -89,7 +89,7 @@ class Facts:
 
 
 @dataclass(frozen=True)
-class Seen:
+class Observed:
     """The events of a run so far, as much of them as an estimate needs. `first` and `last` are of the same stage."""
 
     first: Event | None = None
@@ -114,7 +114,7 @@ class Seen:
         """Audio ids of the section that is being written."""
         return self.last.made - self.start if self.last and self.last.stage == "writing" else 0
 
-    def after(self, event: Event, now: float) -> Seen:
+    def after(self, event: Event, now: float) -> Observed:
         """With one more event, at `now` seconds of any clock that only goes forward."""
         first, last = self.first, self.last
         seen = replace(self, last=event, now=now)
@@ -131,7 +131,7 @@ class Seen:
         return seen
 
 
-def estimate(costs: Costs, facts: Facts, seen: Seen) -> float | None:
+def estimate(costs: Costs, facts: Workload, seen: Observed) -> float | None:
     """Seconds until the song is done, never negative. None while there is nothing to go by: in the first song with a
     model, before it has written anything."""
     left, done, since = _work(costs.fill, facts, seen)
@@ -154,7 +154,7 @@ def estimate(costs: Costs, facts: Facts, seen: Seen) -> float | None:
     return seconds
 
 
-def _work(fill: float | None, facts: Facts, seen: Seen) -> tuple[dict[str, float], float, float]:
+def _work(fill: float | None, facts: Workload, seen: Observed) -> tuple[dict[str, float], float, float]:
     """Work left in each stage that is not over; work done by this run since it took up the stage that runs, and how
     much of that since its first event."""
     first, last = seen.first, seen.last
@@ -177,15 +177,15 @@ def _work(fill: float | None, facts: Facts, seen: Seen) -> tuple[dict[str, float
     return left, 0.0, 0.0
 
 
-def _lines(costs: Costs, device: str, pace: float) -> dict[str, Line]:
+def _lines(costs: Costs, device: str, pace: float) -> dict[str, LinearCost]:
     """What was learned, and guesses for the rest from the `pace` of writing, if that is known."""
-    guesses = {"sound": Line(0.0, SOUND[device])}
-    if write := costs.lines.get("writing") or (Line(0.0, pace) if pace else None):
-        guesses |= {"writing": write, "refining": Line(0.0, PASS * write.each / (1 + 2 * ROW_COST[device]))}
+    guesses = {"sound": LinearCost(0.0, SOUND[device])}
+    if write := costs.lines.get("writing") or (LinearCost(0.0, pace) if pace else None):
+        guesses |= {"writing": write, "refining": LinearCost(0.0, PASS * write.each / (1 + 2 * ROW_COST[device]))}
     return {**guesses, **costs.lines}
 
 
-def _ids_left(fill: float | None, facts: Facts, seen: Seen) -> float:
+def _ids_left(fill: float | None, facts: Workload, seen: Observed) -> float:
     """Audio ids still to be written: sections are taken to be as long as those that are there, at first as long as
     in other songs, or as long as they may become."""
     lengths = [*facts.lengths, *seen.lengths, *([] if fill is None else [fill * facts.budget] * ALIKE)]
@@ -211,13 +211,13 @@ def refining_passes(frames: int, rows: int, device: str, done: int | None = None
 # What is known beforehand
 
 
-def facts_of(info: TakeInfo, budget: int, device: str, refined: int = 0) -> Facts:
+def facts_of(info: TakeInfo, budget: int, device: str, refined: int = 0) -> Workload:
     """What a run of this take begins with. `device` is cpu or cuda; `refined` frames that were written in this take
     are refined already."""
     count = info.request.first_sections or len(info.request.sections)
     finished = [span for span in info.spans if not span.open]
     done = info.stage in (Stage.STAGE2, Stage.RENDERED)
-    return Facts(
+    return Workload(
         budget=budget,
         todo=max(0, count - len(finished) - len(info.later)),
         lengths=tuple(2 * (span.stop - span.start) for span in (*finished, *info.later)),
@@ -250,7 +250,7 @@ def _own_frames(info: TakeInfo) -> int:
     return sum(span.stop - span.start for span in info.spans if span.take == info.number)
 
 
-def _line(points: list[tuple[float, float]]) -> Line:
+def _line(points: list[tuple[float, float]]) -> LinearCost:
     """The line through (work, seconds): the median slope of all pairs that differ enough to have one (Theil and Sen),
     so that a song made while the machine was busy, or one that was interrupted, does not bend it. Neither part is
     negative."""
@@ -258,8 +258,8 @@ def _line(points: list[tuple[float, float]]) -> Line:
     each = median(slopes) if slopes else 0.0
     begin = median(seconds - each * work for work, seconds in points)
     if each <= 0 or begin < 0:
-        return Line(0.0, median(seconds / work for work, seconds in points))
-    return Line(begin, each)
+        return LinearCost(0.0, median(seconds / work for work, seconds in points))
+    return LinearCost(begin, each)
 
 
 def earlier_takes(root: Path, model: str, device: str) -> list[TakeInfo]:

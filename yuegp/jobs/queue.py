@@ -30,7 +30,7 @@ from yuegp.checked import NEEDED, Fault, Newer, Plain, build, version
 from yuegp.errors import LibraryError, RequestError
 from yuegp.locks import lock_handle
 from yuegp.song.schema import Count, Seconds, TakeNumber
-from yuegp.generation.options import ANY, Wishes
+from yuegp.generation.options import ANY, ModelOptions
 
 FORMAT = 2
 """Format number of queue.json. In 1, jobs had no `wishes` and no `together`."""
@@ -60,7 +60,7 @@ OVER = (State.DONE, State.FAILED, State.STOPPED)
 
 
 @dataclass(frozen=True)
-class Progress:
+class JobProgress:
     """How far a job is, as of its last event."""
 
     job: Count
@@ -91,7 +91,7 @@ class Job:
     """The song's folder."""
     take: TakeNumber
     device: str = "auto"
-    wishes: Wishes = ANY
+    wishes: ModelOptions = ANY
     together: tuple[TakeNumber, ...] = ()
     """Takes, this one included, that were begun together and want the same section, each with a seed of its own:
     whichever is made first writes that section for all of them, in one batch."""
@@ -107,7 +107,7 @@ class Job:
     """Where the program failed, for a bug report; empty when the failure is one that we know."""
     wish: str = ""
     """`stop` or `pause` while a running job has been asked to."""
-    last: Progress | None = field(default=None, metadata=NEEDED)
+    last: JobProgress | None = field(default=None, metadata=NEEDED)
 
 
 @dataclass(frozen=True)
@@ -161,7 +161,7 @@ class Queue:
         song: Path | str,
         take: int,
         device: str = "auto",
-        wishes: Wishes = ANY,
+        wishes: ModelOptions = ANY,
         together: tuple[int, ...] = (),
     ) -> Job:
         """Put a take at the end of the queue. One that waits, runs or is paused already is not added twice."""
@@ -262,7 +262,7 @@ class Queue:
             return None
         return state.st_mtime_ns, state.st_ino, state.st_size
 
-    def save_progress(self, progress: Progress) -> None:
+    def save_progress(self, progress: JobProgress) -> None:
         """For other processes to see. Left undone when the disk does not want to: no song depends on it."""
         temporary = self.folder / f".progress.{secrets.token_hex(4)}.tmp"
         with contextlib.suppress(OSError, LibraryError):
@@ -364,10 +364,10 @@ class Queue:
         shown = song if isinstance(song, str) and "\0" not in song else ""
         return Damaged(0, shown, 0, state=State.FAILED, what=what, hint=hint, entry=entry)
 
-    def _progress(self, job: Job) -> Progress | None:
+    def _progress(self, job: Job) -> JobProgress | None:
         """The last progress of a running job; None when there is none yet or it cannot be read."""
         try:
-            progress = build(Progress, files.read_json(self.folder / "progress.json"))
+            progress = build(JobProgress, files.read_json(self.folder / "progress.json"))
         except (OSError, Fault):
             return job.last
         return progress if progress.job == job.number else job.last

@@ -21,9 +21,9 @@ from yuegp.library import store
 from yuegp.checkpoints import sets
 from yuegp.generation.edit import write_together
 from yuegp.errors import Cancelled, YueGPError, said
-from .queue import Job, Progress, Queue, State
+from .queue import Job, JobProgress, Queue, State
 from yuegp.generation.pipeline import run
-from yuegp.generation.plan import Event, Watch, plan_for
+from yuegp.generation.plan import Event, ProgressCallback, plan_for
 from yuegp.tokens.prompts import budget_ids
 from yuegp.shortage import named
 
@@ -39,11 +39,11 @@ IDLE_SECONDS = 0.5
 SMOOTH_SECONDS = 3.0
 """Time over which the shown rate is averaged."""
 
-Sing = Callable[[Job, Watch], None]
-Forecast = Callable[[Job], tuple[eta.Costs, eta.Facts] | None]
+Sing = Callable[[Job, ProgressCallback], None]
+Forecast = Callable[[Job], tuple[eta.Costs, eta.Workload] | None]
 
 
-def sing(job: Job, watch: Watch) -> None:
+def run_job(job: Job, watch: ProgressCallback) -> None:
     """Make what the job's take lacks, and first what it shares with those that were begun together with it."""
     song = store.open_song(job.song)
     if len(job.together) > 1:
@@ -52,9 +52,9 @@ def sing(job: Job, watch: Watch) -> None:
     run(plan_for(take), take, watch, job.device, wishes=job.wishes)
 
 
-def forecast(job: Job) -> tuple[eta.Costs, eta.Facts] | None:
+def forecast(job: Job) -> tuple[eta.Costs, eta.Workload] | None:
     """What earlier takes of the same model cost on this device, and what is to be done. None when that cannot be
-    found out; `sing` then says why."""
+    found out; `run_job` then says why."""
     from offload.device import place
 
     try:
@@ -73,25 +73,25 @@ def _refined(take: store.Take) -> int:
     """Frames of the sections written in this take that are refined already."""
     try:
         mask = take.load_stage2()[1]
-    except YueGPError:  # `sing` says why
+    except YueGPError:  # `run_job` says why
         return 0
     return sum(int(mask[:, s.start : s.stop].sum()) // 2 for s in take.info.spans if s.take == take.info.number)
 
 
 @dataclass
-class Meter:
+class ProgressTracker:
     """Turns a job's events into its progress. `clock` gives seconds and only goes forward."""
 
     job: int
     clock: Callable[[], float]
     costs: eta.Costs | None = None
-    facts: eta.Facts | None = None
+    facts: eta.Workload | None = None
     rate: float | None = None
     note: str = ""
 
     def __post_init__(self) -> None:
         self._began = self.clock()
-        self._seen = eta.Seen(now=self._began)
+        self._seen = eta.Observed(now=self._began)
         self._recent: deque[tuple[float, int]] = deque()
 
     def see(self, event: Event) -> None:
@@ -110,19 +110,19 @@ class Meter:
             self.rate = (event.made - made) / (now - since)
 
     @classmethod
-    def of(cls, job: Job) -> Meter:
+    def of(cls, job: Job) -> ProgressTracker:
         """A meter that knows what earlier takes cost."""
         costs, facts = forecast(job) or (None, None)
         return cls(job.number, time.monotonic, costs, facts)
 
-    def progress(self, state: State = State.RUNNING) -> Progress:
+    def progress(self, state: State = State.RUNNING) -> JobProgress:
         """Where the job is."""
         elapsed = self.clock() - self._began
         left = eta.estimate(self.costs, self.facts, self._seen) if self.costs and self.facts else None
         event = self._seen.last
         if event is None:
-            return Progress(self.job, state, elapsed=elapsed, eta=left)
-        return Progress(
+            return JobProgress(self.job, state, elapsed=elapsed, eta=left)
+        return JobProgress(
             job=self.job,
             state=state,
             stage=event.stage,
@@ -155,11 +155,11 @@ class Feed:
     Iterating waits for the next one, and ends when the worker does."""
 
     def __init__(self, size: int = 64) -> None:
-        self._events: deque[Progress] = deque(maxlen=size)
+        self._events: deque[JobProgress] = deque(maxlen=size)
         self._news = threading.Condition()
         self._closed = False
 
-    def put(self, progress: Progress) -> None:
+    def put(self, progress: JobProgress) -> None:
         with self._news:
             self._events.append(progress)
             self._news.notify_all()
@@ -169,13 +169,13 @@ class Feed:
             self._closed = True
             self._news.notify_all()
 
-    def get(self, timeout: float | None = None) -> Progress | None:
+    def get(self, timeout: float | None = None) -> JobProgress | None:
         """The next event; None when the feed is closed, or `timeout` seconds have brought none."""
         with self._news:
             self._news.wait_for(lambda: self._events or self._closed, timeout)
             return self._events.popleft() if self._events else None
 
-    def __iter__(self) -> Iterator[Progress]:
+    def __iter__(self) -> Iterator[JobProgress]:
         while (progress := self.get()) is not None:
             yield progress
 
@@ -186,7 +186,7 @@ class Worker:
     def __init__(
         self,
         queue: Queue,
-        sing: Sing = sing,
+        sing: Sing = run_job,
         forecast: Forecast = forecast,
         clock: Callable[[], float] = time.monotonic,
         idle: float = IDLE_SECONDS,
@@ -206,7 +206,7 @@ class Worker:
             self._feeds.add(feed)
         return feed
 
-    def run(self, watch: Watch = lambda event: None) -> None:
+    def run(self, watch: ProgressCallback = lambda event: None) -> None:
         """Make jobs until none waits. `watch` gets every event of theirs and may raise Cancelled, which interrupts
         the job and ends this call, as Ctrl-C does. LibraryError when another worker has the queue."""
         with self.queue.work():
@@ -232,7 +232,7 @@ class Worker:
     def ending(self) -> bool:
         return self._ending.is_set()
 
-    def tell(self, progress: Progress) -> None:
+    def tell(self, progress: JobProgress) -> None:
         """Publish to all feeds."""
         with self._guard:
             for feed in self._feeds:
@@ -245,7 +245,7 @@ class Worker:
         except YueGPError as exc:
             self.failure = exc
 
-    def _loop(self, watch: Watch, stay: bool) -> None:
+    def _loop(self, watch: ProgressCallback, stay: bool) -> None:
         try:
             while not self.ending:
                 if job := self.queue.claim():
@@ -259,9 +259,9 @@ class Worker:
                 for feed in self._feeds:
                     feed.close()
 
-    def _make(self, job: Job, watch: Watch) -> None:
+    def _make(self, job: Job, watch: ProgressCallback) -> None:
         """Make one job, and write down how it ended."""
-        meter = Meter(job.number, self.clock)
+        meter = ProgressTracker(job.number, self.clock)
         watcher = _Watcher(self, meter, watch)
         ended = replace(job, state=State.INTERRUPTED)
         try:
@@ -290,7 +290,7 @@ class Worker:
 class _Watcher:
     """Passes the events of a running job on, and stops it when somebody wishes so."""
 
-    def __init__(self, worker: Worker, meter: Meter, watch: Watch) -> None:
+    def __init__(self, worker: Worker, meter: ProgressTracker, watch: ProgressCallback) -> None:
         self.worker, self.meter, self.watch = worker, meter, watch
         self.wish = ""
         self._read: object = None
@@ -310,7 +310,7 @@ class _Watcher:
         if self.wish or self.worker.ending:
             raise Cancelled
 
-    def tell(self, progress: Progress) -> None:
+    def tell(self, progress: JobProgress) -> None:
         """Publish, and save for other processes if that was not done just now."""
         self._told = self.worker.clock()
         self.worker.tell(progress)

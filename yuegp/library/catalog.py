@@ -35,7 +35,7 @@ SHOWN = 5
 
 
 @dataclass(frozen=True)
-class Entry:
+class SongSummary:
     """A song as it stands in a list."""
 
     folder: Path
@@ -77,7 +77,7 @@ def _shown(text: str) -> str:
 # Listing
 
 
-def entries(root: Path) -> list[Entry]:
+def entries(root: Path) -> list[SongSummary]:
     """Every song in a songs folder, newest first; none when there is no such folder. LibraryError when it cannot be
     read."""
     found = (read_entry(folder) for folder in _folders(root))
@@ -96,9 +96,9 @@ def _folders(root: Path) -> list[Path]:
         ) from exc
 
 
-def read_entry(folder: Path) -> Entry | None:
+def read_entry(folder: Path) -> SongSummary | None:
     """A folder as a list shows it; None when it is no song, such as one whose creation was interrupted."""
-    entry = Entry(folder, created=_date(folder))
+    entry = SongSummary(folder, created=_date(folder))
     try:
         names = os.listdir(folder)
         if "song.json" not in names:
@@ -178,13 +178,13 @@ def refuse_links(folder: Path) -> None:
 
 
 def search(
-    found: Iterable[Entry],
+    found: Iterable[SongSummary],
     text: str = "",
     rating: int | None = None,
     tag: str | None = None,
     language: str | None = None,
     sort: str = "newest",
-) -> list[Entry]:
+) -> list[SongSummary]:
     """The entries that have every word of `text` in title, tags, lyrics or folder name, at least `rating`, the tag,
     and the language. RequestError when `sort` is none of `SORTS`."""
     words = _folded(text).split()
@@ -199,7 +199,7 @@ def search(
     return arranged(kept, sort)
 
 
-def _text(entry: Entry) -> str:
+def _text(entry: SongSummary) -> str:
     return _folded("\n".join((entry.title, entry.tags, entry.words, entry.folder.name)))
 
 
@@ -217,7 +217,7 @@ def _has_tag(line: str, tag: str) -> bool:
     return bool(words) and set(words) <= set(re.findall(r"[\w&'-]+", line.casefold()))
 
 
-SORTS: dict[str, tuple[Callable[[Entry], Any], bool]] = {
+SORTS: dict[str, tuple[Callable[[SongSummary], Any], bool]] = {
     "newest": (lambda entry: (entry.created, entry.folder.name), True),
     "title": (lambda entry: _folded(entry.name), False),
     "rating": (lambda entry: entry.rating or 0, True),
@@ -227,7 +227,7 @@ SORTS: dict[str, tuple[Callable[[Entry], Any], bool]] = {
 were written, so a clock that went backwards misplaces a song and nothing more."""
 
 
-def arranged(found: Iterable[Entry], by: str) -> list[Entry]:
+def arranged(found: Iterable[SongSummary], by: str) -> list[SongSummary]:
     """Entries in one of the orders of `SORTS`."""
     if by not in SORTS:
         raise RequestError(f"Songs cannot be sorted by {by!r}.", f"Choose one of {', '.join(SORTS)}.")
@@ -260,7 +260,7 @@ def get(root: Path, name: str) -> Song:
     return open_song(folder)
 
 
-def _match(found: list[Entry], name: str, root: Path) -> Entry:
+def _match(found: list[SongSummary], name: str, root: Path) -> SongSummary:
     wanted = _folded(name)
     if not wanted:
         raise LibraryError("No song was named.", "Name a folder or a title; `python launch.py songs` lists them.")
@@ -339,7 +339,7 @@ def trash(folder: Path, root: Path) -> Path:
     return _move(folder, place)  # Windows moves no folder in which a file is open: ours, or that of a job just begun
 
 
-def trashed(root: Path) -> list[Entry]:
+def trashed(root: Path) -> list[SongSummary]:
     """The songs in the trash, newest first."""
     return entries(root / TRASH)
 

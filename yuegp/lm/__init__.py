@@ -21,7 +21,7 @@ Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
-class Setup:
+class EngineConfig:
     """How a language model is held. Plain data: comparing, printing and saving it loads nothing.
 
     `weights` is what they are held as: float32, float16, bfloat16, int8, nf4, bnb8 or exl2. `kv` is the type of the
@@ -80,7 +80,7 @@ class LMEngine(Protocol):
     vocab_size: int
     kv_bytes: int
     """Bytes one id of one row takes in the KV cache."""
-    setup: Setup
+    setup: EngineConfig
     """How this engine holds its model."""
     weight_bytes: int
     """Bytes of weights on the device: without layers that are streamed, caches and scratch memory."""
@@ -95,7 +95,7 @@ class LMEngine(Protocol):
         ...
 
 
-def open_engine(folder: Path, setup: Setup, progress: Progress | None = None) -> LMEngine:
+def open_engine(folder: Path, setup: EngineConfig, progress: Progress | None = None) -> LMEngine:
     """Load the model in `folder` (a released Hugging Face folder, or an EXL2, int8, nf4 or 8-bit one) as `setup` says.
 
     ModelError names what is wrong with the folder, DeviceError what the machine lacks."""

@@ -8,25 +8,25 @@ from .exl2 import presence
 
 from offload.device import SMALL, Card
 from offload.plan import CACHES
-from offload.sizes import FLOAT_BITS, Shapes, Way
+from offload.sizes import FLOAT_BITS, Shapes, WeightFormat
 
 BITS = {"int8": Fraction(8), "bnb8": Fraction(8), "nf4": Fraction(4)}
 
 
-def held(stored: str, bits: Fraction, stage: int, card: Card | None, shapes: Shapes) -> tuple[Way, ...]:
+def held(stored: str, bits: Fraction, stage: int, card: Card | None, shapes: Shapes) -> tuple[WeightFormat, ...]:
     """How a model that is stored so can be held on `card`, or on the processor: as it is, and made smaller while it is
     loaded. `bits` count for EXL2 only."""
     if stored == "exl2":
-        return tuple(Way("exl2", "exl2", bits, cache) for cache in CACHES)
+        return tuple(WeightFormat("exl2", "exl2", bits, cache) for cache in CACHES)
     if stored not in FLOAT_BITS:
-        return (Way("torch", stored, BITS[stored], "fp16" if card else "float32"),)
+        return (WeightFormat("torch", stored, BITS[stored], "fp16" if card else "float32"),)
     if card is None:
         small = shapes.config.layers * shapes.matrices + 2 * shapes.table <= SMALL
         kind = "float32" if small else "bfloat16"
-        return (Way("torch", kind, Fraction(FLOAT_BITS[kind]), "float32" if small else "fp16"),)
+        return (WeightFormat("torch", kind, Fraction(FLOAT_BITS[kind]), "float32" if small else "fp16"),)
     half = "float16" if stage == 2 or card.capability < (8, 0) else "bfloat16"
-    plain = Way("torch", half, Fraction(16))
-    return (plain, *(Way("torch", name, BITS[name], converted=True) for name in ("int8", "nf4")))
+    plain = WeightFormat("torch", half, Fraction(16))
+    return (plain, *(WeightFormat("torch", name, BITS[name], converted=True) for name in ("int8", "nf4")))
 
 
 def lacking(card: Card | None) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from offload.sizes import RELEASED_STAGE1
 
-from .environment import PORT, Facts, look
+from .environment import PORT, Environment, survey
 from yuegp.shortage import PAGE_FILE
 
 OK, WARN, FAIL = "ok", "warn", "fail"
@@ -48,15 +48,15 @@ class Finding:
 
 def examine(port: int = PORT) -> list[Finding]:
     """Look at this machine and say what is found."""
-    return judge(look(port))
+    return judge(survey(port))
 
 
-def judge(facts: Facts) -> list[Finding]:
+def judge(facts: Environment) -> list[Finding]:
     """What the facts mean, in a fixed order."""
     return [finding for check in CHECKS for finding in check(facts)]
 
 
-def _python(facts: Facts) -> Iterator[Finding]:
+def _python(facts: Environment) -> Iterator[Finding]:
     version = ".".join(map(str, facts.python))
     oldest, newest = PYTHONS
     if facts.python[:2] < oldest:
@@ -71,7 +71,7 @@ def _python(facts: Facts) -> Iterator[Finding]:
         yield Finding("python", OK, f"Python {version} on {facts.system}.")
 
 
-def _packages(facts: Facts) -> Iterator[Finding]:
+def _packages(facts: Environment) -> Iterator[Finding]:
     if facts.probe_error:
         yield Finding("packages", FAIL, f"The installed packages are not known: {facts.probe_error}.", REPAIR)
         return
@@ -85,7 +85,7 @@ def _packages(facts: Facts) -> Iterator[Finding]:
             yield Finding("packages", FAIL, f"{name} is not installed.", REPAIR)
 
 
-def _torch(facts: Facts) -> Iterator[Finding]:
+def _torch(facts: Environment) -> Iterator[Finding]:
     torch = facts.packages.get("torch")
     if not torch or not torch.version or torch.error:
         return  # told by `_packages`
@@ -139,7 +139,7 @@ def _served(card: tuple[str, int, int], archs: tuple[str, ...]) -> bool:
     return False
 
 
-def _exllamav2(facts: Facts) -> Iterator[Finding]:
+def _exllamav2(facts: Environment) -> Iterator[Finding]:
     if not facts.torch_ready:
         return  # nothing to be fast on
     package = facts.packages.get("exllamav2")
@@ -157,7 +157,7 @@ def _exllamav2(facts: Facts) -> Iterator[Finding]:
         yield Finding("exllamav2", OK, f"ExLlamaV2 {package.version} is installed.")
 
 
-def _flash(facts: Facts) -> Iterator[Finding]:
+def _flash(facts: Environment) -> Iterator[Finding]:
     package = facts.packages.get("flash_attn")
     if not facts.torch_ready or not package or not package.version:
         return  # optional, and our own attention takes its place
@@ -179,7 +179,7 @@ def _flash(facts: Facts) -> Iterator[Finding]:
         yield Finding("flash-attn", OK, f"flash-attn {package.version} is installed.")
 
 
-def _bitsandbytes(facts: Facts) -> Iterator[Finding]:
+def _bitsandbytes(facts: Environment) -> Iterator[Finding]:
     package = facts.packages.get("bitsandbytes")
     if not facts.torch_ready or not package:
         return
@@ -202,7 +202,7 @@ def _bitsandbytes(facts: Facts) -> Iterator[Finding]:
         yield Finding("bitsandbytes", OK, f"bitsandbytes {package.version} is installed.")
 
 
-def _cards(facts: Facts) -> Iterator[Finding]:
+def _cards(facts: Environment) -> Iterator[Finding]:
     for card in facts.cards:
         held = ", ".join(f"{who} {_size(much)}" for who, much in card.held)
         if card.total < USABLE_VRAM:
@@ -232,7 +232,7 @@ def _cards(facts: Facts) -> Iterator[Finding]:
         )
 
 
-def _engine(facts: Facts) -> Iterator[Finding]:
+def _engine(facts: Environment) -> Iterator[Finding]:
     if facts.misfit:
         yield Finding(
             "engine", WARN, f"A whole song with YuE's models does not fit: {facts.misfit}", "Try `yuegp plan`."
@@ -246,7 +246,7 @@ def _engine(facts: Facts) -> Iterator[Finding]:
         )
 
 
-def _memory(facts: Facts) -> Iterator[Finding]:
+def _memory(facts: Environment) -> Iterator[Finding]:
     if facts.ram_free < NEED_RAM:
         yield Finding(
             "memory",
@@ -266,7 +266,7 @@ def _memory(facts: Facts) -> Iterator[Finding]:
         )
 
 
-def _disk(facts: Facts) -> Iterator[Finding]:
+def _disk(facts: Environment) -> Iterator[Finding]:
     if facts.home_error:
         yield Finding(
             "folder",
@@ -285,7 +285,7 @@ def _disk(facts: Facts) -> Iterator[Finding]:
         yield Finding("disk", OK, f"{_size(facts.disk_free)} free for songs and models in {facts.home}.")
 
 
-def _songs(facts: Facts) -> Iterator[Finding]:
+def _songs(facts: Environment) -> Iterator[Finding]:
     for name, why in facts.broken:
         yield Finding(
             "songs",
@@ -297,7 +297,7 @@ def _songs(facts: Facts) -> Iterator[Finding]:
         yield Finding("songs", OK, f"{facts.songs} song{'' if facts.songs == 1 else 's'}, all readable.")
 
 
-def _notes(facts: Facts) -> Iterator[Finding]:
+def _notes(facts: Environment) -> Iterator[Finding]:
     for why in facts.damaged:
         hint = "It was left as it is, and the rest works without it. Mend it, or move it away."
         yield Finding("notes", WARN, why, hint)
@@ -306,7 +306,7 @@ def _notes(facts: Facts) -> Iterator[Finding]:
         yield Finding("uploads", WARN, what, "Nothing removes it by itself: delete it if nothing in it is yours.")
 
 
-def _queue(facts: Facts) -> Iterator[Finding]:
+def _queue(facts: Environment) -> Iterator[Finding]:
     if facts.queue_error:
         yield Finding(
             "queue",
@@ -326,7 +326,7 @@ def _queue(facts: Facts) -> Iterator[Finding]:
         yield Finding("queue", WARN, f"Job {job.number} failed: {job.what}", job.hint)
 
 
-def _models(facts: Facts) -> Iterator[Finding]:
+def _models(facts: Environment) -> Iterator[Finding]:
     for name, problem in facts.models:
         if problem:
             yield Finding("models", WARN, problem, f"Run `yuegp models get {name}`: what is whole is kept.")
@@ -347,7 +347,7 @@ def _models(facts: Facts) -> Iterator[Finding]:
         yield Finding("models", OK, "Models ready: " + ", ".join(whole) + ".")
 
 
-def _proxies(facts: Facts) -> Iterator[Finding]:
+def _proxies(facts: Environment) -> Iterator[Finding]:
     for where, address, why in facts.proxies:
         if why:
             yield Finding(
@@ -361,7 +361,7 @@ def _proxies(facts: Facts) -> Iterator[Finding]:
             yield Finding("proxy", OK, f"Downloads go through the proxy {address}, from {where}.")
 
 
-def _sound(facts: Facts) -> Iterator[Finding]:
+def _sound(facts: Environment) -> Iterator[Finding]:
     if missing := {"WAV", "FLAC", "MP3"} - facts.formats:
         yield Finding(
             "sound", WARN if missing == {"MP3"} else FAIL, "Cannot write " + " and ".join(sorted(missing)) + ".", REPAIR
@@ -370,7 +370,7 @@ def _sound(facts: Facts) -> Iterator[Finding]:
         yield Finding("sound", OK, "WAV, FLAC and MP3 can be written.")
 
 
-def _page(facts: Facts) -> Iterator[Finding]:
+def _page(facts: Environment) -> Iterator[Finding]:
     if facts.page == "yuegp":
         yield Finding("page", OK, f"The page answers at http://127.0.0.1:{facts.port}.")
     elif facts.page:
@@ -384,7 +384,7 @@ def _page(facts: Facts) -> Iterator[Finding]:
         yield Finding("page", OK, f"Port {facts.port} is free for the page.")
 
 
-def _clock(facts: Facts) -> Iterator[Finding]:
+def _clock(facts: Environment) -> Iterator[Finding]:
     if facts.newest and (facts.newest - facts.now).total_seconds() > AGREED_SECONDS:
         yield Finding(
             "clock",
@@ -394,7 +394,7 @@ def _clock(facts: Facts) -> Iterator[Finding]:
         )
 
 
-def _launched(facts: Facts) -> Iterator[Finding]:
+def _launched(facts: Environment) -> Iterator[Finding]:
     failed = facts.launched.get("failed")
     for name, why in failed.items() if isinstance(failed, dict) else ():
         yield Finding(
@@ -405,7 +405,7 @@ def _launched(facts: Facts) -> Iterator[Finding]:
         )
 
 
-CHECKS: tuple[Callable[[Facts], Iterator[Finding]], ...] = (
+CHECKS: tuple[Callable[[Environment], Iterator[Finding]], ...] = (
     _python,
     _packages,
     _torch,

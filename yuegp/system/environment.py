@@ -83,7 +83,7 @@ class Package:
 
 
 @dataclass(frozen=True)
-class Card:
+class CardReport:
     """A graphics card as its driver describes it. Memory in bytes; `held` says which programs hold how much."""
 
     name: str
@@ -94,7 +94,7 @@ class Card:
 
 
 @dataclass(frozen=True)
-class Facts:
+class Environment:
     """All that was found out. Paths are absolute; nothing here is meant for other people's eyes yet."""
 
     version: str = __version__
@@ -110,7 +110,7 @@ class Facts:
     """Architectures torch was built for, such as `sm_86`."""
     torch_cards: tuple[tuple[str, int, int], ...] = ()
     """Name and compute capability of each card torch sees."""
-    cards: tuple[Card, ...] = ()
+    cards: tuple[CardReport, ...] = ()
     flash: str = ""
     """What is wrong with flash-attn although it can be imported: tried on the card, it may still give wrong numbers."""
     nf4: str = ""
@@ -155,7 +155,7 @@ class Facts:
     """What launch.py noted when it built this environment."""
 
 
-def look(port: int = PORT) -> Facts:
+def survey(port: int = PORT) -> Environment:
     """Find everything out. Takes some seconds, most of them torch's import in another process."""
     packages, torch, probe_error = _packages()
     home = store.home().absolute()
@@ -170,7 +170,7 @@ def look(port: int = PORT) -> Facts:
     tried = torch.get("ready") and packages["bitsandbytes"].version and not packages["bitsandbytes"].error
     nf4 = trial("cuda:0", "float16") if tried else None
     engine, misfit = _foreseen(packages)
-    return Facts(
+    return Environment(
         flash="" if flash is None or flash.works else flash.why,
         nf4="" if nf4 is None or nf4.works else nf4.why,
         engine=engine,
@@ -240,10 +240,10 @@ def _foreseen(packages: Mapping[str, Package]) -> tuple[str, str]:
     found = choice.choose("en", "cot", here.card, usable, here.ram_free)
     if found.plan is None:
         return "", f"{' and '.join(c.id for c in found.checkpoints[:2])} are {found.reason}."
-    return str(found.plan.way1), ""
+    return str(found.plan.stage1_format), ""
 
 
-def cards() -> tuple[Card, ...]:
+def cards() -> tuple[CardReport, ...]:
     """What nvidia-smi tells of the cards that CUDA shows, in its order; nothing without it."""
     from offload.smi import seen
 
@@ -255,7 +255,7 @@ def cards() -> tuple[Card, ...]:
         with contextlib.suppress(ValueError):
             uuid, name, total, free, driver = rows[place]
             users = [(Path(who).name, int(much) << 20) for gpu, who, much in held if gpu == uuid and much.isdigit()]
-            cards.append(Card(name, int(total) << 20, int(free) << 20, driver, tuple(users)))
+            cards.append(CardReport(name, int(total) << 20, int(free) << 20, driver, tuple(users)))
     return tuple(cards)
 
 
@@ -281,7 +281,7 @@ def _disk_free(folder: Path) -> int:
     return 0
 
 
-def _songs() -> tuple[list[catalog.Entry], tuple[tuple[str, str], ...]]:
+def _songs() -> tuple[list[catalog.SongSummary], tuple[tuple[str, str], ...]]:
     try:
         entries = catalog.entries(store.songs_dir())
     except YueGPError as exc:

@@ -46,7 +46,7 @@ class Instead:
 
 
 @dataclass(frozen=True)
-class Order:
+class DownloadPlan:
     """What getting some checkpoints means, before anything is done."""
 
     here: tuple[tuple[Checkpoint, Path], ...]
@@ -66,7 +66,7 @@ class Order:
         return sum(plan.missing for plan in self.plans)
 
 
-def order(checkpoints: Sequence[Checkpoint], newest: bool = False) -> Order:
+def order(checkpoints: Sequence[Checkpoint], newest: bool = False) -> DownloadPlan:
     """Look for checkpoints here and in other programs' folders, and ask the hub about the rest; where it does not have
     one, about the next best. With `newest` the hub is asked about all, and at the newest revision. ModelError when it
     does not answer, and for those that are here but not as they should be. Changes nothing on disk but our notes of
@@ -95,7 +95,7 @@ def order(checkpoints: Sequence[Checkpoint], newest: bool = False) -> Order:
         if not any(name.endswith("tokenizer.model") for name in names):
             got, _ = _offered(registry.TOKENIZER, newest)  # the same file, whichever repository it is from
             plans += [got] if isinstance(got, Plan) else []
-    return Order(tuple(here), tuple(plans), download.free_bytes(registry.models_dir()), tuple(instead), tuple(passed))
+    return DownloadPlan(tuple(here), tuple(plans), download.free_bytes(registry.models_dir()), tuple(instead), tuple(passed))
 
 
 def _offered(checkpoint: Checkpoint, newest: bool) -> tuple[Plan | tuple[Checkpoint, Path], str]:
@@ -137,7 +137,7 @@ def _is_whole(checkpoint: Checkpoint, folder: Path) -> bool:
     return True
 
 
-def carry_out(order: Order, progress: Progress | None = None) -> list[Path]:
+def execute(order: DownloadPlan, progress: Progress | None = None) -> list[Path]:
     """Download what is missing, convert what has to be, and judge the result. The folders, those that were here
     included. May be called again after any failure."""
     if order.plans:
@@ -165,7 +165,7 @@ def _convert(folder: Path, progress: Progress | None, again: bool = False) -> No
             convert(folder, (lambda what, done, total: progress("convert", what, done, total)) if progress else None)
 
 
-def settle(choice: Choice, order: Order) -> None:
+def remember_choice(choice: Choice, order: DownloadPlan) -> None:
     """Note that a set's name stands for these checkpoints from now on, or for what was taken in their place."""
     taken = {one.asked.id: one.taken.id for one in order.instead}
     registry.remember(sets={choice.name: [taken.get(c.id, c.id) for c in choice.checkpoints]})

@@ -16,7 +16,7 @@ from stub_exllamav2 import real_package
 from tools.make_exl2 import PRESETS, make_random
 from tools.make_set import LM, write_lm
 from yuegp.generation import stage1, stage2
-from yuegp.lm import LMEngine, Setup, open_engine
+from yuegp.lm import LMEngine, EngineConfig, open_engine
 from yuegp.lm.exl2.format import look_into
 from yuegp.lm.exl2.engine import Exl2LM
 from yuegp.tokens.prompts import build
@@ -34,11 +34,11 @@ Open = Callable[[Path], LMEngine]
 def _card(folder: Path) -> LMEngine:
     if not torch.cuda.is_available():
         pytest.skip("needs an NVIDIA card")
-    return open_engine(folder, Setup("exl2", "cuda", "float16"))
+    return open_engine(folder, EngineConfig("exl2", "cuda", "float16"))
 
 
 ENGINES: dict[str, Open] = {
-    "torch": lambda folder: open_engine(folder, Setup(weights="float32")),
+    "torch": lambda folder: open_engine(folder, EngineConfig(weights="float32")),
     "exl2 over a stand-in": lambda folder: fake.engine(folder),
     "exl2 over a stand-in with flash-attn": lambda folder: fake.engine(folder, own_attention=False),
     "exl2 over a stand-in, recorded": lambda folder: fake.engine(folder, record=record),
@@ -113,7 +113,7 @@ def test_what_a_session_refuses(engine: LMEngine) -> None:
 
 def sections(engine: LMEngine, takes: int = 1, budget: int = 120) -> list[Any]:
     prompts = build(ByteTokenizer(), LAYOUT, "pop", (Section("verse", "la la"), Section("chorus", "o o o")))
-    score = stage1.Score(prompts, Sampling(minimum=20, guidance=1.5, guidance_later=1.2), budget)
+    score = stage1.Stage1Input(prompts, Sampling(minimum=20, guidance=1.5, guidance_later=1.2), budget)
     if takes > 1:
         return [part.codes.tolist() for part in stage1.write_candidates(engine, score, range(takes), 0)]
     return [part.codes.tolist() for part in stage1.write_sections(engine, score, 7, range(2))]
@@ -141,7 +141,7 @@ def test_the_packages_own_layers_sing_through(tmp_path: Path, monkeypatch: pytes
     """In half precision, with packed weights and an 8-bit cache: no comparison of codes, every promise of shape."""
     package, _, _ = real_package(monkeypatch)
     folder = make_random(tmp_path / "model", PRESETS["tiny"], 6, 6)
-    engine = Exl2LM(package, look_into(folder, "exl2"), Setup("exl2", "cpu", "exl2", "q8"), None, None)
+    engine = Exl2LM(package, look_into(folder, "exl2"), EngineConfig("exl2", "cpu", "exl2", "q8"), None, None)
     for codes in [*(once := sections(engine, budget=30)), *sections(engine, takes=2, budget=30)]:
         array = np.array(codes)
         assert array.shape[0] == 2 and 10 <= array.shape[1] <= 15 and 0 <= array.min() <= array.max() < 30

@@ -18,11 +18,11 @@ from fake_record import record
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from offload.manager import Parks
+from offload.manager import Offloadable
 from tools.make_exl2 import PRESETS, make_plain, make_random
 from tools.make_set import LM, write_lm
 from yuegp.errors import Cancelled, DeviceError, ModelError
-from yuegp.lm import Setup
+from yuegp.lm import EngineConfig
 from yuegp.lm.exl2 import engine as exl2_lm
 from yuegp.lm.exl2.layers import ROWS
 from yuegp.lm.exl2.self_test import LIMITS, disagreement, self_test
@@ -49,7 +49,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def reference(folder: Path) -> TorchLM:
-    return TorchLM.load(folder, Setup(weights="float32"))
+    return TorchLM.load(folder, EngineConfig(weights="float32"))
 
 
 @pytest.fixture(scope="module", params=["own attention", "flash-attn", "recorded"])
@@ -146,7 +146,7 @@ def test_an_exl2_folder_equals_the_plain_folder_of_its_unpacked_weights(tmp_path
     packed = make_random(tmp_path / "exl2", PRESETS["tiny"], bits=4.5, head_bits=6, seed=3)
     plain = make_plain(tmp_path / "plain", look_into(packed, "exl2"))
     keep = list(range(200, 900))
-    with fake.engine(packed).open([60, 60], keep) as ours, TorchLM.load(plain, Setup()).open([60, 60], keep) as theirs:
+    with fake.engine(packed).open([60, 60], keep) as ours, TorchLM.load(plain, EngineConfig()).open([60, 60], keep) as theirs:
         for lm in (ours, theirs):
             lm.prefill(0, some_ids(50))
             lm.prefill(1, some_ids(4, 1))
@@ -300,16 +300,16 @@ def test_the_self_test_refuses_other_faults(folder: Path, fault: str) -> None:
 
 def test_no_engine_without_a_card(folder: Path) -> None:
     with pytest.raises(DeviceError, match="needs an NVIDIA card"):
-        Exl2LM.load(folder, Setup("exl2", "cpu", "float16"))
+        Exl2LM.load(folder, EngineConfig("exl2", "cpu", "float16"))
     if not torch.cuda.is_available():
         with pytest.raises(DeviceError, match="finds none"):
-            Exl2LM.load(folder, Setup("exl2", "cuda", "float16"))
+            Exl2LM.load(folder, EngineConfig("exl2", "cuda", "float16"))
     with pytest.raises(ModelError, match="cannot merge the 1 LoRA"):
-        Exl2LM.load(folder, Setup("exl2", "cuda", "float16", adapters=(("folder", 1.0),)))
+        Exl2LM.load(folder, EngineConfig("exl2", "cuda", "float16", adapters=(("folder", 1.0),)))
     with pytest.raises(ValueError, match="cannot hold weights as float32"):
-        Exl2LM.load(folder, Setup("exl2", "cuda", "float32"))
+        Exl2LM.load(folder, EngineConfig("exl2", "cuda", "float32"))
     with pytest.raises(ValueError, match="no KV cache of kind 'q5'"):
-        Exl2LM.load(folder, Setup("exl2", "cuda", "float16", "q5"))
+        Exl2LM.load(folder, EngineConfig("exl2", "cuda", "float16", "q5"))
 
 
 def test_an_engine_that_fails_its_self_test_is_unloaded(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -324,11 +324,11 @@ def test_an_engine_that_fails_its_self_test_is_unloaded(folder: Path, monkeypatc
     taken = fake.package()
     monkeypatch.setattr(exl2_lm, "take_in", lambda card: fake.dataclasses.replace(taken, model=model))
     with pytest.raises(DeviceError, match="wrong numbers"):
-        Exl2LM.load(folder, Setup("exl2", "cpu", "float16"))
+        Exl2LM.load(folder, EngineConfig("exl2", "cpu", "float16"))
     assert models[0].unloaded
     said: list[tuple[str, int, int]] = []
     monkeypatch.setattr(exl2_lm, "take_in", lambda card: taken)
-    engine = Exl2LM.load(folder, Setup("exl2", "cpu", "float16"), lambda *what: said.append(what))
+    engine = Exl2LM.load(folder, EngineConfig("exl2", "cpu", "float16"), lambda *what: said.append(what))
     assert said[0][1] == 0 and said[-1][1] == said[-1][2] == engine.weight_bytes
     assert [done for _, done, _ in said] == sorted(done for _, done, _ in said)
 
@@ -346,7 +346,7 @@ def test_loading_can_be_cancelled_and_leaves_nothing(folder: Path) -> None:
 
     taken = fake.dataclasses.replace(fake.package(), model=model)
     with pytest.raises(Cancelled):
-        Exl2LM(taken, look_into(folder, "float16"), Setup("exl2", "cpu", "float16"), progress, None)
+        Exl2LM(taken, look_into(folder, "float16"), EngineConfig("exl2", "cpu", "float16"), progress, None)
     assert models[0].unloaded
 
 
@@ -405,7 +405,7 @@ def test_sessions_outlast_a_turn_of_somebody_else(folder: Path, reference: Torch
         return models[-1]
 
     engine = fake.engine(folder, record=record, model=model)
-    assert isinstance(engine, Parks)
+    assert isinstance(engine, Offloadable)
     with engine.open([90, 60], KEEP) as ours, reference.open([90, 60], KEEP) as theirs:
         for lm in (ours, theirs):
             lm.prefill(0, some_ids(30)), lm.prefill(1, some_ids(3))

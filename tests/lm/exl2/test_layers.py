@@ -13,7 +13,7 @@ from stub_exllamav2 import Extension, real_package
 from tools.make_exl2 import PRESETS, make_plain, make_random
 from tools.make_set import LM, write_lm
 from yuegp.errors import Cancelled, DeviceError, ModelError
-from yuegp.lm import Setup
+from yuegp.lm import EngineConfig
 from yuegp.lm.exl2.self_test import LIMITS, disagreement, self_test
 from yuegp.lm.exl2.format import look_into
 from yuegp.lm.exl2.engine import Exl2LM
@@ -44,7 +44,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def load(parts: Parts, folder: Path, weights: str, kv: str = "same", **more: Any) -> Exl2LM:
-    return Exl2LM(parts[0], look_into(folder, weights), Setup("exl2", "cpu", weights, kv), more.get("progress"), None)
+    return Exl2LM(parts[0], look_into(folder, weights), EngineConfig("exl2", "cpu", weights, kv), more.get("progress"), None)
 
 
 def some_ids(n: int, seed: int = 0) -> list[int]:
@@ -69,7 +69,7 @@ def test_the_same_logits_as_the_torch_engine(parts: Parts, folders: dict[str, Pa
     weights = "exl2" if name == "packed" else "float16"
     engine = load(parts, folders[name], weights)
     capacities = [500, 40, 400]
-    with engine.open(capacities, KEEP) as ours, TorchLM.load(folders[twin], Setup()).open(capacities, KEEP) as theirs:
+    with engine.open(capacities, KEEP) as ours, TorchLM.load(folders[twin], EngineConfig()).open(capacities, KEEP) as theirs:
         assert worst(play(ours), play(theirs)) < 0.01
     assert (len(parts[2].calls) > 0) == (name == "packed"), "packed layers run in the package's fused calls"
 
@@ -90,7 +90,7 @@ def test_flash_attention_gets_the_right_pages_and_lengths(
     monkeypatch.setattr(parts[1], "flash_attn_with_kvcache", attend)
     engine = load((dataclasses.replace(parts[0], attention=None), *parts[1:]), folders["packed"], "exl2")
     capacities = [500, 40, 400]
-    reference = TorchLM.load(folders["unpacked"], Setup())
+    reference = TorchLM.load(folders["unpacked"], EngineConfig())
     with engine.open(capacities, KEEP) as ours, reference.open(capacities, KEEP) as theirs:
         assert worst(play(ours), play(theirs)) < 0.01
 
@@ -104,7 +104,7 @@ def test_quantized_caches(
     self_test(engine)
     assert disagreement(engine, kv) < LIMITS[kv] / 2
     capacities = [500, 40, 400]
-    reference = TorchLM.load(folders[twin], Setup())
+    reference = TorchLM.load(folders[twin], EngineConfig())
     with engine.open(capacities, KEEP) as ours, reference.open(capacities, KEEP) as theirs:
         error = worst(play(ours), play(theirs))
     assert 1e-3 < error < tolerance
@@ -129,7 +129,7 @@ def test_the_packages_own_attention_without_flash_attn_is_wrong_and_ours_is_not(
         config.no_sdpa = no_sdpa
         cache = package.caches["fp16"](model, batch_size=1, max_seq_len=256)
         logits[no_sdpa] = model.forward(ids, cache, last_id_only=True)[0, -1, KEEP].float()
-    with TorchLM.load(folders["plain"], Setup()).open([60], KEEP) as lm:
+    with TorchLM.load(folders["plain"], EngineConfig()).open([60], KEEP) as lm:
         right = lm.prefill(0, ids[0].tolist())
     assert worst([logits[True]], [right]) < 0.01
     assert worst([logits[False]], [right]) > 0.1
@@ -183,4 +183,4 @@ def test_a_damaged_folder_is_said(parts: Parts, folders: dict[str, Path], tmp_pa
     found = look_into(tmp_path, "float16")
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(ModelError, match="ExLlamaV2 cannot load"):
-        Exl2LM(parts[0], found, Setup("exl2", "cpu", "float16"), None, None)
+        Exl2LM(parts[0], found, EngineConfig("exl2", "cpu", "float16"), None, None)

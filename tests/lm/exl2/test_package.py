@@ -12,7 +12,7 @@ import torch
 from yuegp.errors import DeviceError
 from yuegp.lm.exl2 import package as exl2_package, presence
 from yuegp.lm.exl2.attention import PagedAttention
-from yuegp.lm.exl2.package import take_in
+from yuegp.lm.exl2.package import load_package
 from yuegp.lm.exl2.flash_probe import Probe
 
 WORKS, FAILS = Probe(True, "works"), Probe(False, "is not installed")
@@ -62,7 +62,7 @@ def test_without_flash_attn_ours_takes_its_place(
 ) -> None:
     monkeypatch.setenv("EXLLAMA_NO_SDPA", "before")
     monkeypatch.delenv("EXLLAMA_NO_XFORMERS", raising=False)
-    package = take_in(0)
+    package = load_package(0)
     root, attn = sys.modules["exllamav2"], sys.modules["exllamav2.attn"]
     assert root.SEEN == {"EXLLAMA_NO_SDPA": "1", "EXLLAMA_NO_XFORMERS": "1", "EXLLAMA_NO_FLASH_ATTN": "1"}
     assert isinstance(package.attention, PagedAttention) and attn.flash_attn_with_kvcache is package.attention
@@ -72,13 +72,13 @@ def test_without_flash_attn_ours_takes_its_place(
 
 def test_two_loaded_models_share_one_attention(installed: Path) -> None:
     """The package calls whatever lies under the name: a second one of ours would leave the first model without."""
-    assert take_in(0).attention is take_in(0).attention
+    assert load_package(0).attention is load_package(0).attention
 
 
 def test_with_flash_attn_it_is_left_alone(installed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(exl2_package, "probe", lambda card: WORKS)
     monkeypatch.setenv("EXLLAMA_NO_FLASH_ATTN", "1")
-    package = take_in(0)
+    package = load_package(0)
     assert package.attention is None and os.environ["EXLLAMA_NO_FLASH_ATTN"] == "1"
     assert sys.modules["exllamav2.attn"].flash_attn_with_kvcache == "flash-attn's own"
 
@@ -88,7 +88,7 @@ def test_the_number_of_threads_is_given_back(installed: Path, monkeypatch: pytes
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(3)
-        take_in(0)
+        load_package(0)
         assert torch.get_num_threads() == 3
     finally:
         torch.set_num_threads(before)
@@ -97,21 +97,21 @@ def test_the_number_of_threads_is_given_back(installed: Path, monkeypatch: pytes
 def test_a_package_that_cannot_be_imported_is_said(installed: Path) -> None:
     (installed / "attn.py").write_text("raise ImportError('undefined symbol: _ZN3c10')")
     with pytest.raises(DeviceError, match="cannot be loaded: undefined symbol") as caught:
-        take_in(0)
+        load_package(0)
     assert f"torch {torch.__version__}" in caught.value.hint and "torch engine" in caught.value.hint
 
 
 def test_another_version_is_refused(installed: Path) -> None:
     (installed / "__init__.py").write_text(ROOT.replace("0.3.2", "0.3.1"))
     with pytest.raises(DeviceError, match=r"ExLlamaV2 0\.3\.1 is installed; only 0\.3\.2"):
-        take_in(0)
+        load_package(0)
 
 
 def test_flash_attn_that_the_package_did_not_take_is_refused(installed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    take_in(0)
+    load_package(0)
     monkeypatch.setattr(exl2_package, "probe", lambda card: WORKS)
     with pytest.raises(DeviceError, match="loaded without it earlier"):
-        take_in(0)
+        load_package(0)
 
 
 def test_the_compiled_part_is_not_built_unasked(installed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -119,20 +119,20 @@ def test_the_compiled_part_is_not_built_unasked(installed: Path, monkeypatch: py
     (installed.parent / "exllamav2_ext.py").unlink()
     monkeypatch.delenv("YUEGP_EXL2_BUILD", raising=False)
     with pytest.raises(DeviceError, match="needs the compiled part") as caught:
-        take_in(0)
+        load_package(0)
     assert "YUEGP_EXL2_BUILD=1" in caught.value.hint and "exllamav2" not in sys.modules
     monkeypatch.setenv("YUEGP_EXL2_BUILD", "1")
-    assert take_in(0).attention
+    assert load_package(0).attention
 
 
 def test_absence_is_said(installed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(presence.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(DeviceError, match="needs the package exllamav2"):
-        take_in(0)
+        load_package(0)
 
 
 def test_settings_open_no_weight_file(installed: Path) -> None:
-    settings = take_in(0).config("C:\\Users\\Jürgen")
+    settings = load_package(0).config("C:\\Users\\Jürgen")
     assert settings.model_dir == "C:\\Users\\Jürgen" and not settings.looked_for_files and not settings.tensor_file_map
 
 

@@ -18,7 +18,7 @@ from stub_exllamav2 import real_package
 
 from tools.make_exl2 import PRESETS, make_plain, make_random
 from yuegp.errors import Cancelled, ModelError
-from yuegp.lm import Setup
+from yuegp.lm import EngineConfig
 from yuegp.lm.weights import reader
 from yuegp.lm.exl2.format import look_into
 from yuegp.lm.exl2.engine import Exl2LM
@@ -40,7 +40,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture(scope="module")
 def wanted(folders: dict[str, Path]) -> torch.Tensor:
-    with TorchLM.load(folders["float16"], Setup()).open([60], KEEP) as lm:
+    with TorchLM.load(folders["float16"], EngineConfig()).open([60], KEEP) as lm:
         return lm.prefill(0, IDS)
 
 
@@ -53,7 +53,7 @@ def refuse(*args: Any, **more: Any) -> None:
 
 
 def says(folder: Path, weights: str, package: Any = None, progress: Any = None) -> torch.Tensor:
-    setup = Setup("exl2", "cpu", weights)
+    setup = EngineConfig("exl2", "cpu", weights)
     engine = Exl2LM(package or fake.package(), look_into(folder, weights), setup, progress, None)
     with engine.open([60], KEEP) as lm:
         return lm.prefill(0, IDS).float()
@@ -176,10 +176,10 @@ def test_a_file_that_was_cut_short_since_it_was_looked_into(folders: dict[str, P
     with file.open("rb+") as opened:
         opened.truncate(stop - 5)
     with pytest.raises(ModelError, match=r"output\.safetensors is cut short: .* of the tensor model\.\S+ are missing"):
-        Exl2LM(fake.package(), found, Setup("exl2", "cpu", "exl2"), None, None)
+        Exl2LM(fake.package(), found, EngineConfig("exl2", "cpu", "exl2"), None, None)
     file.unlink()
     with pytest.raises(ModelError, match=r"output\.safetensors cannot be read at the tensor model\.\S+: No such file"):
-        Exl2LM(fake.package(), found, Setup("exl2", "cpu", "exl2"), None, None)
+        Exl2LM(fake.package(), found, EngineConfig("exl2", "cpu", "exl2"), None, None)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e6])
@@ -190,7 +190,7 @@ def test_weights_that_float16_cannot_hold(folders: dict[str, Path], tmp_path: Pa
     tensors[name][3, 5] = value
     save_file(tensors, folder / "model.safetensors")
     with pytest.raises(ModelError, match=rf"model\.safetensors: the tensor {name} contains values that are not"):
-        Exl2LM(fake.package(), look_into(folder, "bfloat16"), Setup("exl2", "cpu", "bfloat16"), None, None)
+        Exl2LM(fake.package(), look_into(folder, "bfloat16"), EngineConfig("exl2", "cpu", "bfloat16"), None, None)
 
 
 def change_at(index: int, value: int) -> Any:

@@ -24,7 +24,7 @@ from yuegp.song.schema import SongRequest, TakeInfo, request_from_dict
 from . import model as create_model, plan as create_plan, reference, tags as create_tags, words as create_words, fields as form
 from ui import machine
 from ui.pages import progress as running
-from ui.context import Desk
+from ui.context import AppContext
 from ui.shell import Shell, plain, sendable
 from ui.texts import Texts
 
@@ -59,7 +59,7 @@ class Parts:
         return {**{name: given[part] for name, part in self.fields.items()}, "reference": chosen}
 
 
-def build(desk: Desk, shell: Shell, t: Texts) -> None:
+def build(desk: AppContext, shell: Shell, t: Texts) -> None:
     """Lay the page out and connect it."""
     fields: Fields = {}
     with gr.Row(elem_id="create", elem_classes="y-page"):
@@ -162,7 +162,7 @@ def _recording(t: Texts) -> tuple[dict[str, gr.File], gr.HTML]:
                 label = t(f"create.reference.{role}")
                 files[role] = gr.File(label=label, height=135, min_width=140, elem_id=f"reference-{role}")
     wave = gr.HTML(
-        reference.look({}, t),
+        reference.load({}, t),
         html_template="<div class='y-reference'></div>",
         js_on_load="window.yuegp.reference(element, props, server, trigger, watch);",
         apply_default_css=False,
@@ -187,9 +187,9 @@ def _models(t: Texts) -> list[tuple[str, str]]:
     return [(t("create.model.automatic"), ""), *create_model.usable()]
 
 
-def _progress(desk: Desk, t: Texts) -> gr.HTML:
+def _progress(desk: AppContext, t: Texts) -> gr.HTML:
     def see_song(data: dict[str, Any]) -> dict[str, Any]:
-        seen: dict[str, Any] = sendable(running.look(desk, _text(data, "name"), t))
+        seen: dict[str, Any] = sendable(running.load(desk, _text(data, "name"), t))
         return seen
 
     def stop_song(data: dict[str, Any]) -> None:
@@ -212,7 +212,7 @@ def _progress(desk: Desk, t: Texts) -> gr.HTML:
 # Events
 
 
-def _connect_plan(parts: Parts, outlook: gr.HTML, desk: Desk, t: Texts) -> None:
+def _connect_plan(parts: Parts, outlook: gr.HTML, desk: AppContext, t: Texts) -> None:
     def look(given: dict[Any, Any]) -> dict[str, Any]:
         try:
             return create_plan.describe(parts.read(given), desk.root, t)
@@ -224,7 +224,7 @@ def _connect_plan(parts: Parts, outlook: gr.HTML, desk: Desk, t: Texts) -> None:
 
     def listen(given: dict[Any, Any]) -> dict[str, Any]:
         files = {role: given[file] for role, file in parts.files.items()}
-        seen, lent = reference.look(files, t), given[parts.lent]
+        seen, lent = reference.load(files, t), given[parts.lent]
         return {**seen, "window": lent.window} if lent.window and lent.files == files else seen
 
     heard = {*parts.files.values(), parts.lent}
@@ -255,7 +255,7 @@ def _connect_models(parts: Parts, shell: Shell, t: Texts) -> None:
     shell.tabs.select(look, model, model, queue=False, **PRIVATE)
 
 
-def _connect_make(make: gr.Button, parts: Parts, progress: gr.HTML, desk: Desk, shell: Shell, t: Texts) -> None:
+def _connect_make(make: gr.Button, parts: Parts, progress: gr.HTML, desk: AppContext, shell: Shell, t: Texts) -> None:
     def press(given: dict[Any, Any]) -> dict[Any, Any]:
         try:
             name = begin(desk, create_plan.asked(parts.read(given), t))
@@ -271,11 +271,11 @@ def _connect_make(make: gr.Button, parts: Parts, progress: gr.HTML, desk: Desk, 
     progress.open(show, None, [shell.tabs, shell.open_song], **PRIVATE)
 
 
-def begin(desk: Desk, wanted: create_plan.Asked) -> str:
+def begin(desk: AppContext, wanted: create_plan.Asked) -> str:
     """Make the song's folder with its takes, and put them into the queue; the folder's name. Everything that can be
     refused is refused before anything is written."""
     plan = pipeline.plan(wanted.request)
-    memory.allow(wanted.request.model, wanted.wishes, machine.look(), wanted.device)
+    memory.allow(wanted.request.model, wanted.wishes, machine.describe_machine(), wanted.device)
     disk.check_writable(desk.root, plan.disk_bytes * wanted.takes)
     song = store.create(plan.request, desk.root, wanted.text or None)
     for number in range(wanted.takes):
@@ -284,7 +284,7 @@ def begin(desk: Desk, wanted: create_plan.Asked) -> str:
     return song.folder.name
 
 
-def _connect_copy(parts: Parts, desk: Desk, shell: Shell) -> None:
+def _connect_copy(parts: Parts, desk: AppContext, shell: Shell) -> None:
     """Another page asks to take a song's settings over, its reference included. The files are those in the song's own
     folder; what an exported file says of paths is not looked at."""
 

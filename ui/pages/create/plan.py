@@ -13,7 +13,7 @@ from yuegp.generation import memory, pipeline, plan as planning
 from yuegp.errors import RequestError, YueGPError
 from yuegp.cli.make import INSTRUMENTAL_SECTIONS
 from yuegp.song.schema import Reference, Section, SongRequest
-from yuegp.generation.options import AUTO, Wishes
+from yuegp.generation.options import AUTO, ModelOptions
 
 from . import model, fields
 from ui import machine
@@ -34,7 +34,7 @@ class Asked:
     text: str
     takes: int
     device: str
-    wishes: Wishes
+    wishes: ModelOptions
 
 
 def asked(values: Mapping[str, Any], t: Texts) -> Asked:
@@ -60,7 +60,7 @@ def asked(values: Mapping[str, Any], t: Texts) -> Asked:
         reference=reference,
         title=(values["title"] or "").strip() or _name(sections, t),
     )
-    wishes = Wishes(*(values[name] or AUTO for name in ("engine", "weights", "kv")))
+    wishes = ModelOptions(*(values[name] or AUTO for name in ("engine", "weights", "kv")))
     return Asked(request, choice, notes, text, int(values["takes"] or 1), values["device"] or "auto", wishes)
 
 
@@ -80,7 +80,7 @@ def describe(values: Mapping[str, Any], root: Path, t: Texts) -> dict[str, Any]:
     try:
         wanted = asked(values, t)
         plan = pipeline.plan(wanted.request)
-        held = memory.foresee(plan, machine.look(), wanted.device, wanted.wishes)
+        held = memory.foresee(plan, machine.describe_machine(), wanted.device, wanted.wishes)
     except YueGPError as exc:
         return {"rows": [], "warnings": [], "error": f"{exc.what} {exc.hint}".strip(), "empty": ""}
     rows = [
@@ -88,7 +88,7 @@ def describe(values: Mapping[str, Any], root: Path, t: Texts) -> dict[str, Any]:
         ("length", _length(plan, wanted.takes, t)),
         ("time", _time(plan, root, wanted, t)),
         ("memory", _memory(held, t)),
-        ("held", t("create.plan.held_text", stage1=held.way1, stage2=held.way2, engine=held.way1.engine)),
+        ("held", t("create.plan.held_text", stage1=held.stage1_format, stage2=held.stage2_format, engine=held.stage1_format.engine)),
         ("disk", _disk(plan.disk_bytes * wanted.takes, root, t)),
     ]
     return {
@@ -122,7 +122,7 @@ def _time(plan: planning.SongPlan, root: Path, wanted: Asked, t: Texts) -> str:
 
 
 def _memory(held: MemoryPlan, t: Texts) -> str:
-    found, needs = machine.look(), _bytes(held.peak)
+    found, needs = machine.describe_machine(), _bytes(held.peak)
     if held.device != "cpu" and (card := found.card):
         return t("create.plan.card", card=card.name, total=_bytes(card.total), free=_bytes(card.free), needs=needs)
     return t("create.plan.no_card", free=_bytes(found.ram_free), needs=needs)

@@ -22,7 +22,7 @@ from yuegp.jobs.queue import TO_COME, State
 from yuegp.library.store import Song, Take
 from yuegp.song.schema import Stage
 
-from ui.context import Desk
+from ui.context import AppContext
 from .export import EXPORTS
 
 LONGEST_ARTIST = 200
@@ -47,7 +47,7 @@ class Done:
     """A new take that is ready already, to be shown at once."""
 
 
-def act(desk: Desk, name: str, what: str, values: Values) -> Done:
+def act(desk: AppContext, name: str, what: str, values: Values) -> Done:
     """Do one of `ACTIONS` to a song. YueGPError says why not."""
     if what not in ACTIONS:
         raise RequestError(f"The song page knows no action {what!r}.", "Reload the page.")
@@ -59,7 +59,7 @@ def act(desk: Desk, name: str, what: str, values: Values) -> Done:
 # Edits
 
 
-def redo(desk: Desk, name: str, values: Values) -> Done:
+def redo(desk: AppContext, name: str, values: Values) -> Done:
     song, take = _song_and_take(desk, name, values)
     section, count = _integer(values, "section"), _integer(values, "count", 1, edit.MOST_CANDIDATES)
     later, first = str(values.get("later")), secrets.randbelow(2**32)
@@ -69,7 +69,7 @@ def redo(desk: Desk, name: str, values: Values) -> Done:
     return Done("done.begun" if count == 1 else "done.begun-many", {"take": numbers})
 
 
-def rewind(desk: Desk, name: str, values: Values) -> Done:
+def rewind(desk: AppContext, name: str, values: Values) -> Done:
     song, take = _song_and_take(desk, name, values)
     seed = secrets.randbelow(2**32)
     if "second" in values:
@@ -77,7 +77,7 @@ def rewind(desk: Desk, name: str, values: Values) -> Done:
     return _begun(desk, song, edit.rewind(song, take, seed, section=_integer(values, "section")))
 
 
-def proceed(desk: Desk, name: str, values: Values) -> Done:
+def proceed(desk: AppContext, name: str, values: Values) -> Done:
     """Go on with the lyrics given, after those that are not made yet. What cannot be sung is refused here and now."""
     song, take = _song_and_take(desk, name, values)
     words = str(values.get("words") or "")
@@ -89,19 +89,19 @@ def proceed(desk: Desk, name: str, values: Values) -> Done:
     return replace(done, notes=tuple(map(str, parsed.notes)))
 
 
-def trim(desk: Desk, name: str, values: Values) -> Done:
+def trim(desk: AppContext, name: str, values: Values) -> Done:
     song, take = _song_and_take(desk, name, values)
     return _begun(desk, song, edit.trim(song, take, _integer(values, "section"), _number(values, "seconds")))
 
 
-def mute(desk: Desk, name: str, values: Values) -> Done:
+def mute(desk: AppContext, name: str, values: Values) -> Done:
     """Mute the section, or take that back."""
     song, take = _song_and_take(desk, name, values)
     section = _integer(values, "section")
     return _begun(desk, song, edit.mute(song, take, sorted({*take.info.muted} ^ {section})))
 
 
-def _begun(desk: Desk, song: Song, take: Take) -> Done:
+def _begun(desk: AppContext, song: Song, take: Take) -> Done:
     if take.info.stage is Stage.RENDERED:
         return Done("done.ready", {"take": take.info.number}, front=take.info.number)
     desk.again(song, take)
@@ -111,7 +111,7 @@ def _begun(desk: Desk, song: Song, take: Take) -> Done:
 # The queue
 
 
-def resume(desk: Desk, name: str, values: Values) -> Done:
+def resume(desk: AppContext, name: str, values: Values) -> Done:
     """Go on with a take that was stopped, paused, interrupted, or has failed."""
     song, take = _song_and_take(desk, name, values)
     held = [job for job in desk.jobs(name) if job.take == take.info.number and job.state is not State.DONE]
@@ -122,7 +122,7 @@ def resume(desk: Desk, name: str, values: Values) -> Done:
     return Done("done.begun", {"take": take.info.number})
 
 
-def stop(desk: Desk, name: str, values: Values) -> Done:
+def stop(desk: AppContext, name: str, values: Values) -> Done:
     """Stop a take, or take it off the queue. What is finished of it stays."""
     number = _integer(values, "take")
     for job in desk.jobs(name):
@@ -134,25 +134,25 @@ def stop(desk: Desk, name: str, values: Values) -> Done:
 # The cover page
 
 
-def pick(desk: Desk, name: str, values: Values) -> Done:
+def pick(desk: AppContext, name: str, values: Values) -> Done:
     number = _integer(values, "take")
     catalog.pick(desk.song(name), number)
     return Done("done.picked", {"take": number})
 
 
-def rename(desk: Desk, name: str, values: Values) -> Done:
+def rename(desk: AppContext, name: str, values: Values) -> Done:
     song = desk.song(name)
     catalog.rename(song, str(values.get("title") or ""))
     return Done("done.renamed", {"title": song.info.title})
 
 
-def rate(desk: Desk, name: str, values: Values) -> Done:
+def rate(desk: AppContext, name: str, values: Values) -> Done:
     stars = _integer(values, "stars", 0, 5)
     catalog.rate(desk.song(name), stars or None)
     return Done("done.rated" if stars else "done.unrated", {"stars": stars})
 
 
-def trash(desk: Desk, name: str, values: Values) -> Done:
+def trash(desk: AppContext, name: str, values: Values) -> Done:
     """Move the song to the trash. `restore` with the name that this gives takes it back."""
     moved = catalog.trash(desk.folder(name), desk.root)
     for job in desk.jobs(name):
@@ -161,7 +161,7 @@ def trash(desk: Desk, name: str, values: Values) -> Done:
     return Done("done.trashed", {"name": moved.name})
 
 
-def restore(desk: Desk, name: str, values: Values) -> Done:
+def restore(desk: AppContext, name: str, values: Values) -> Done:
     """Take a song out of the trash: one that lies there, under exactly this name."""
     if name not in {entry.folder.name for entry in catalog.trashed(desk.root)}:
         raise LibraryError("That song is no longer in the trash.", "Look in the library.")
@@ -171,7 +171,7 @@ def restore(desk: Desk, name: str, values: Values) -> Done:
 # Out of the house
 
 
-def export_take(desk: Desk, name: str, values: Values) -> Done:
+def export_take(desk: AppContext, name: str, values: Values) -> Done:
     """Write a take's files into the song's `exports` folder."""
     song, take = _song_and_take(desk, name, values)
     parts = [part for part in export.PARTS if values.get(part)]
@@ -181,7 +181,7 @@ def export_take(desk: Desk, name: str, values: Values) -> Done:
     return Done("done.exported", {"count": len(files), "folder": song.folder / EXPORTS}, tuple(p.name for p in files))
 
 
-def open_folder(desk: Desk, name: str, values: Values) -> Done:
+def open_folder(desk: AppContext, name: str, values: Values) -> Done:
     """Show the song's folder on this machine's screen. Who may ask for it is the page's question."""
     folder = str(store.open_song(desk.folder(name)).folder.absolute())
     try:
@@ -197,7 +197,7 @@ def open_folder(desk: Desk, name: str, values: Values) -> Done:
     return Done("done.opened", {"folder": folder})
 
 
-ACTIONS: Mapping[str, Callable[[Desk, str, Values], Done]] = {
+ACTIONS: Mapping[str, Callable[[AppContext, str, Values], Done]] = {
     "redo": redo,
     "rewind": rewind,
     "continue": proceed,
@@ -216,7 +216,7 @@ ACTIONS: Mapping[str, Callable[[Desk, str, Values], Done]] = {
 """What a button on the page can ask for."""
 
 
-def _song_and_take(desk: Desk, name: str, values: Values) -> tuple[Song, Take]:
+def _song_and_take(desk: AppContext, name: str, values: Values) -> tuple[Song, Take]:
     song = desk.song(name)
     return song, song.take(_integer(values, "take"))
 

@@ -10,13 +10,13 @@ from starlette.responses import FileResponse, PlainTextResponse, Response
 from yuegp.errors import LibraryError, YueGPError
 from yuegp.library.catalog import refuse_links
 
-from ui.context import Desk
+from ui.context import AppContext
 
 EXPORTS = "exports"
 """Folder inside a song's folder that exported files are written to."""
 
 
-def find(desk: Desk, name: str, file: str) -> Path:
+def find(desk: AppContext, name: str, file: str) -> Path:
     """A file that was exported from a song. LibraryError for anything else."""
     folder = desk.folder(name)
     refuse_links(folder)

@@ -10,9 +10,9 @@ import gradio as gr
 from yuegp.errors import LibraryError, YueGPError
 
 from . import actions, forms, html
-from ui.context import Desk
+from ui.context import AppContext
 from ui.shell import Shell, goto, sendable
-from .view import SongView, look, rival, sound
+from .view import SongView, load, rival, sound
 from ui.texts import Texts
 
 STEMS = ("mix", "vocal", "instrumental")
@@ -36,14 +36,14 @@ WORDS = {
 LOCAL = ("127.0.0.1", "::1")
 
 
-def build(desk: Desk, shell: Shell, t: Texts) -> None:
+def build(desk: AppContext, shell: Shell, t: Texts) -> None:
     """Put the page into the tab that is being built."""
 
     def song_look(asked: Any, request: gr.Request) -> dict[str, Any]:
-        return sendable(answer(desk, asked, is_local(request), t))
+        return sendable(render(desk, asked, is_local(request), t))
 
     def song_act(asked: Any, request: gr.Request) -> dict[str, Any]:
-        return sendable(done(desk, asked, is_local(request), t))
+        return sendable(handle_action(desk, asked, is_local(request), t))
 
     page = gr.HTML(
         value="",
@@ -76,7 +76,7 @@ def is_local(request: gr.Request) -> bool:
     return client is not None and client.host in LOCAL and "x-forwarded-for" not in request.headers
 
 
-def answer(desk: Desk, asked: Any, local: bool, t: Texts) -> dict[str, Any]:
+def render(desk: AppContext, asked: Any, local: bool, t: Texts) -> dict[str, Any]:
     """What the script shows of the song that it asks for: `state`, the parts as HTML, and what the player needs."""
     say = html.safe(t)
     asked = asked if isinstance(asked, dict) else {}
@@ -85,7 +85,7 @@ def answer(desk: Desk, asked: Any, local: bool, t: Texts) -> dict[str, Any]:
     if not name:
         return {"state": "empty", "parts": {"empty": html.empty(t)}, **nothing}
     try:
-        view = look(desk, name, _number(asked.get("take")), _number(asked.get("section")) or 0)
+        view = load(desk, name, _number(asked.get("take")), _number(asked.get("section")) or 0)
     except YueGPError as exc:
         said = f"<h2>{say('song.broken.title')}</h2><p>{html.escape(f'{exc.what} {exc.hint}'.strip())}</p>"
         said += f'<p class="song-note">{say("song.broken.hint")}</p>'
@@ -117,7 +117,7 @@ def parts(view: SongView, local: bool, t: Texts) -> dict[str, str]:
     }
 
 
-def done(desk: Desk, asked: Any, local: bool, t: Texts) -> dict[str, Any]:
+def handle_action(desk: AppContext, asked: Any, local: bool, t: Texts) -> dict[str, Any]:
     """What the script says after an action: `said`, or `error`."""
     asked = asked if isinstance(asked, dict) else {}
     name, what, values = str(asked.get("song") or ""), str(asked.get("do") or ""), asked.get("values")

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from yuegp.errors import LibraryError
 from yuegp.jobs.queue import OVER, Job, State
 from yuegp.library.store import Song
-from yuegp.library.catalog import Entry
+from yuegp.library.catalog import SongSummary
 from yuegp.song.schema import SongInfo, Stage, TakeInfo
 
-from ui.context import Desk
+from ui.context import AppContext
 from .timeline import Block, blocks, seconds
 
 
@@ -94,7 +94,7 @@ class SongView:
         return tuple(row for row in reversed(self.rows) if row.job and not row.ready and row.job.state not in OVER)
 
 
-def look(desk: Desk, name: str, take: int | None = None, section: int = 0) -> SongView:
+def load(desk: AppContext, name: str, take: int | None = None, section: int = 0) -> SongView:
     """A song with `take` in front: the chosen one when it is None or gone. LibraryError when the song cannot be
     opened."""
     song = desk.song(name)
@@ -103,13 +103,13 @@ def look(desk: Desk, name: str, take: int | None = None, section: int = 0) -> So
     numbers = [row.number for row in rows]
     wanted = take if take in numbers else chosen
     shown = next((row for row in rows if row.number == wanted), None)
-    title = Entry(song.folder, song.info.title).name
+    title = SongSummary(song.folder, song.info.title).name
     view = SongView(name, title, song.info, song.request.tags, rows, chosen, shown, section)
     drawn = [block.section for block in view.blocks]
-    return view if section in drawn or not drawn else look(desk, name, wanted, drawn[0])
+    return view if section in drawn or not drawn else load(desk, name, wanted, drawn[0])
 
 
-def _rows(desk: Desk, song: Song, name: str) -> tuple[Row, ...]:
+def _rows(desk: AppContext, song: Song, name: str) -> tuple[Row, ...]:
     newest = {job.take: job for job in sorted(desk.known_jobs(name), key=lambda job: job.number)}
     return tuple(_row(song, number, newest.get(number)) for number in reversed(song.take_numbers()))
 

@@ -23,7 +23,7 @@ BLOCK = 64
 
 
 @dataclass(frozen=True)
-class Sight:
+class AttentionWindow:
     """What the rows of one pass may look at; the same for every layer.
 
     `index` (rows * n,) says where in the pool the new positions go. `rows` holds for each row the stretch of the pool
@@ -33,7 +33,7 @@ class Sight:
     rows: tuple[tuple[slice, Tensor | None], ...]
 
 
-def sight(starts: Sequence[int], lengths: Tensor, n: int, widths: Sequence[int], exact: bool, begins: Tensor) -> Sight:
+def sight(starts: Sequence[int], lengths: Tensor, n: int, widths: Sequence[int], exact: bool, begins: Tensor) -> AttentionWindow:
     """The sight of rows that begin at `starts` in the pool, hold `lengths` (rows,) ids and get `n` more.
 
     `widths` is how far each row looks, in positions from its start. With `exact` it is where the row ends after this
@@ -47,14 +47,14 @@ def sight(starts: Sequence[int], lengths: Tensor, n: int, widths: Sequence[int],
         if n > 1 or not exact:
             mask = torch.arange(width, device=lengths.device) <= (lengths[row] + ahead)[:, None]
         rows.append((slice(start, start + width), mask))
-    return Sight(((begins + lengths)[:, None] + ahead).flatten().long(), tuple(rows))
+    return AttentionWindow(((begins + lengths)[:, None] + ahead).flatten().long(), tuple(rows))
 
 
 class PagedAttention:
     """A callable with the arguments ExLlamaV2 gives to `flash_attn_with_kvcache`. Set `sight` before each pass."""
 
     def __init__(self) -> None:
-        self.sight: Sight | None = None
+        self.sight: AttentionWindow | None = None
 
     def __call__(
         self,

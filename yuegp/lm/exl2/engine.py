@@ -21,16 +21,16 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from offload.parking import Aside
+from offload.parking import ParkedTensors
 
 from yuegp.errors import DeviceError, ModelError
-from yuegp.lm import Progress, Setup
+from yuegp.lm import Progress, EngineConfig
 from .layers import ROWS, Body, Pass, Rows, pass_errors
 from .self_test import self_test
 from .embedding import Embedding, Head
 from .format import ModelFolder, look_into
 from .graph import CudaRecord, Record, Steps
-from .package import Package, take_in
+from .package import Package, load_package
 from .pages import PAGE, Pages
 
 WHOLE_STEP = "YUEGP_EXL2_WHOLE_STEP"
@@ -58,7 +58,7 @@ class Exl2LM:
     its own graphs at the 205th (`graph.cuh`)."""
 
     def __init__(
-        self, package: Package, folder: ModelFolder, setup: Setup, progress: Progress | None, record: Record | None
+        self, package: Package, folder: ModelFolder, setup: EngineConfig, progress: Progress | None, record: Record | None
     ) -> None:
         def loaded(done: int, total: int) -> None:
             if progress is not None:
@@ -80,10 +80,10 @@ class Exl2LM:
         self._body: Body | None = Body(package, folder, device, record is None, loaded)
         self.abort: threading.Event = self._body.stop
         self._sessions: weakref.WeakSet[Exl2Session] = weakref.WeakSet()
-        self._aside = Aside(())
+        self._aside = ParkedTensors(())
 
     @classmethod
-    def load(cls, folder: Path, setup: Setup, progress: Progress | None = None) -> Self:
+    def load(cls, folder: Path, setup: EngineConfig, progress: Progress | None = None) -> Self:
         """Load a folder as `setup` says, and prove that it computes right. DeviceError when there is no card, no
         ExLlamaV2, or wrong numbers; ModelError when the folder is at fault."""
         if setup.kv != "same" and setup.kv not in KV_BYTES:
@@ -98,7 +98,7 @@ class Exl2LM:
         card = _card(setup.device)
         found = look_into(folder, setup.weights)
         record = CudaRecord() if os.environ.get(WHOLE_STEP) == "1" else None
-        engine = cls(take_in(card), found, setup, progress, record)
+        engine = cls(load_package(card), found, setup, progress, record)
         try:
             self_test(engine)
         except BaseException:
@@ -147,7 +147,7 @@ class Exl2LM:
             self._aside.back()
 
     def unload(self) -> None:
-        self._ends, self._aside = None, Aside(())
+        self._ends, self._aside = None, ParkedTensors(())
         if self._body is not None:
             self._body.unload()
         self._body = None

@@ -41,7 +41,7 @@ class Package:
     dtype: torch.dtype = torch.float16
 
 
-def take_in(card: int) -> Package:
+def load_package(card: int) -> Package:
     """Import ExLlamaV2 for the card of that number. DeviceError when it is absent, of another version, or broken."""
     flash = probe(card)
     names = ["exllamav2", "exllamav2.attn", "exllamav2.attn_params", "exllamav2.device"]

@@ -100,7 +100,7 @@ def hold(weight: Matrix, weights: str) -> Matrix:
     plain = weight if isinstance(weight, Tensor) else weight.floats(torch.float32)
     if kind is Nf4 and plain.shape[1] % BLOCK:
         return plain  # narrower than any released model: not worth blocks that cross rows
-    return kind.press(plain)
+    return kind.quantize(plain)
 
 
 def joined(parts: list[Matrix]) -> Matrix:

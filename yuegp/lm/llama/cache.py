@@ -1,6 +1,6 @@
 """Keys and values of what was read so far, and two ways for new positions to look back at them.
 
-`Spans` slices each row to its length: the fewest operations, and lengths the processor must know. `Masked` always
+`RaggedView` slices each row to its length: the fewest operations, and lengths the processor must know. `StaticView` always
 looks at a fixed stretch and hides what is not there yet: shapes never change and lengths live on the card, which is
 what a captured CUDA graph needs. Both give the same numbers.
 """
@@ -31,11 +31,11 @@ SPLITS = 16
 """Into how many pieces fewer problems are split along positions."""
 
 
-class KVBank:
+class KVCache:
     """KV caches of several rows of equal capacity, in one tensor (layers, 2, rows, kv_heads, capacity, head_dim): keys,
     then values.
 
-    A `fixed` bank is for `Masked`: its room is rounded up, and zeroed, because hidden positions are multiplied by a
+    A `fixed` bank is for `StaticView`: its room is rounded up, and zeroed, because hidden positions are multiplied by a
     weight of zero and must therefore hold numbers."""
 
     def __init__(self, config: LlamaConfig, rows: int, capacity: int, like: Tensor, fixed: bool = False) -> None:
@@ -45,15 +45,15 @@ class KVBank:
         shape = (config.layers, 2, rows, config.kv_heads, room, config.head_dim)
         self.kv = like.new_zeros(shape) if fixed else like.new_empty(shape)
 
-    def row(self, index: int) -> KVBank:
+    def row(self, index: int) -> KVCache:
         """A bank that is a window on one row of this one; its length is its own."""
-        alone = object.__new__(KVBank)
+        alone = object.__new__(KVCache)
         alone.capacity, alone.lengths = self.capacity, [self.lengths[index]]
         alone.kv = self.kv[:, :, index : index + 1]
         return alone
 
 
-class Past(Protocol):
+class CacheView(Protocol):
     """What attention needs to know about the past during one pass."""
 
     rotation: Tensor
@@ -77,10 +77,10 @@ class _Span:
     causal: Tensor | None
 
 
-class Spans:
+class RaggedView:
     """The past of rows whose lengths the processor knows, in as few spans as their lengths allow."""
 
-    def __init__(self, banks: Sequence[KVBank], n: int, table: Tensor) -> None:
+    def __init__(self, banks: Sequence[KVCache], n: int, table: Tensor) -> None:
         starts = [length for bank in banks for length in bank.lengths]
         if len(set(starts)) == 1:
             self.rotation = table[None, starts[0] : starts[0] + n, None]
@@ -98,7 +98,7 @@ class Spans:
         return mixed[0] if len(mixed) == 1 else torch.cat(mixed)
 
 
-def _spans(banks: Sequence[KVBank], n: int) -> Iterator[_Span]:
+def _spans(banks: Sequence[KVCache], n: int) -> Iterator[_Span]:
     offset = 0
     for bank in banks:
         rows = len(bank.lengths)
@@ -133,8 +133,8 @@ def attend(q: Tensor, keys: Tensor, values: Tensor, causal: Tensor | None) -> Te
     return mixed.transpose(1, 2).reshape(rows, n, heads * width)
 
 
-def stretches(banks: Sequence[KVBank], n: int) -> tuple[int, ...]:
-    """For each fixed bank, how far `Masked` has to look to see `n` more positions of every row."""
+def stretches(banks: Sequence[KVCache], n: int) -> tuple[int, ...]:
+    """For each fixed bank, how far `StaticView` has to look to see `n` more positions of every row."""
     reach = []
     for bank in banks:
         room, wanted = bank.kv.shape[4], -(-(max(bank.lengths) + n) // STRETCH) * STRETCH
@@ -142,15 +142,15 @@ def stretches(banks: Sequence[KVBank], n: int) -> tuple[int, ...]:
     return tuple(reach)
 
 
-def _pieces(bank: KVBank) -> int:
+def _pieces(bank: KVCache) -> int:
     return 1 if len(bank.lengths) * bank.kv.shape[3] >= BUSY else SPLITS
 
 
-class Masked:
+class StaticView:
     """The past of rows whose lengths (rows,) int64 live on the device, seen through stretches of fixed size."""
 
     def __init__(
-        self, config: LlamaConfig, banks: Sequence[KVBank], lengths: Tensor, n: int, reach: Sequence[int], table: Tensor
+        self, config: LlamaConfig, banks: Sequence[KVCache], lengths: Tensor, n: int, reach: Sequence[int], table: Tensor
     ) -> None:
         positions = lengths[:, None] + torch.arange(n, device=lengths.device)
         self.rotation = table[positions][:, :, None]

@@ -13,12 +13,12 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from offload.parking import Aside
+from offload.parking import ParkedTensors
 
 from yuegp.checkpoints.config import LlamaConfig, read_config
-from yuegp.lm import Progress, Setup
+from yuegp.lm import Progress, EngineConfig
 from .build import FAMILY, Source, build
-from .cache import KVBank, Spans
+from .cache import KVCache, RaggedView
 from .graph import Decoder
 from .network import Layer, Llama
 from yuegp.lm.weights.lora import Adapted, Adapter
@@ -37,7 +37,7 @@ STEP = 2
 """Most ids per row in a decoding step of fixed shape; more are read like a prompt."""
 
 
-def compute_type(setup: Setup) -> torch.dtype:
+def compute_type(setup: EngineConfig) -> torch.dtype:
     """What `setup` computes in: the type of its weights, or for packed ones float32 on a processor and float16 on a
     card, which every card is fast in and which rounds less than bfloat16."""
     if setup.weights in FAMILY:
@@ -47,7 +47,7 @@ def compute_type(setup: Setup) -> torch.dtype:
     return getattr(torch, setup.weights)
 
 
-def assemble(config: LlamaConfig, source: Source, setup: Setup, progress: Progress | None = None) -> Llama:
+def assemble(config: LlamaConfig, source: Source, setup: EngineConfig, progress: Progress | None = None) -> Llama:
     """A network held as `setup` says. On a card the output layer stays in main memory: sessions take the part of it
     that they need."""
     device, resident = torch.device(setup.device), setup.resident
@@ -100,9 +100,9 @@ def weight_bytes(network: Llama) -> int:
 class TorchLM:
     """A loaded Llama. See `LMEngine`."""
 
-    def __init__(self, network: Llama, name: str, setup: Setup | None = None) -> None:
+    def __init__(self, network: Llama, name: str, setup: EngineConfig | None = None) -> None:
         self._network: Llama | None = network
-        self.setup = setup or Setup(device=str(network.embedding.device), weights=str(network.embedding.dtype)[6:])
+        self.setup = setup or EngineConfig(device=str(network.embedding.device), weights=str(network.embedding.dtype)[6:])
         self.name = name
         self.context = network.config.context
         self.vocab_size = network.config.vocab_size
@@ -115,12 +115,12 @@ class TorchLM:
         """Whether decoding steps have a fixed shape, so that a card can record and play them back."""
         self.kv_bytes = network.config.kv_values * network.embedding.element_size()
         self._sessions: weakref.WeakSet[TorchSession] = weakref.WeakSet()
-        self._aside: Aside | None = None
+        self._aside: ParkedTensors | None = None
 
     @classmethod
-    def load(cls, folder: Path, setup: Setup | None = None, progress: Progress | None = None) -> Self:
+    def load(cls, folder: Path, setup: EngineConfig | None = None, progress: Progress | None = None) -> Self:
         """Read `config.json` and the safetensors of a released folder. ModelError names what is wrong with it."""
-        setup = setup or Setup()
+        setup = setup or EngineConfig()
         if setup.kv != "same":
             raise ValueError(f"the torch engine keeps keys and values as it computes, not as {setup.kv!r}")
         config = read_config(folder)
@@ -141,13 +141,13 @@ class TorchLM:
         return session
 
     def park(self, caches: bool) -> None:
-        """Wait in main memory, with the caches of open sessions or without: see `offload.manager.Parks`."""
+        """Wait in main memory, with the caches of open sessions or without: see `offload.manager.Offloadable`."""
         if self._network is None:
             raise RuntimeError(f"the engine {self.name} was unloaded")
         sessions = list(self._sessions)
         for session in sessions:
             session.forget_recordings()
-        self._aside = self._aside or Aside(weights_of(self._network))
+        self._aside = self._aside or ParkedTensors(weights_of(self._network))
         self._aside.leave(bank.kv for session in sessions for bank in session.banks if caches)
 
     def unpark(self) -> None:
@@ -170,10 +170,10 @@ class TorchSession:
         self._network = network
         self._device = network.embedding.device
         self._pass = STREAMED_PREFILL if isinstance(network.layers, StreamedLayers) else PREFILL
-        self._banks: list[KVBank] = []
-        self._places: list[tuple[KVBank, int]] = []
+        self._banks: list[KVCache] = []
+        self._places: list[tuple[KVCache, int]] = []
         for capacity, count in _runs(capacities):
-            bank = KVBank(network.config, count, capacity, network.embedding, fixed)
+            bank = KVCache(network.config, count, capacity, network.embedding, fixed)
             self._banks.append(bank)
             self._places += [(bank, i) for i in range(count)]
         self._decoder = Decoder(network, self._banks) if fixed else None
@@ -209,11 +209,11 @@ class TorchSession:
             hidden = self._read(ids, self._banks)
         return hidden @ (self._head if select is None else self._head[:, select])
 
-    def _read(self, ids: Tensor, banks: list[KVBank]) -> Tensor:
+    def _read(self, ids: Tensor, banks: list[KVCache]) -> Tensor:
         """Append `ids` (rows, n) to the rows of `banks`, in passes of bearable size; the last hidden states."""
         for start in range(0, ids.shape[1], self._pass):
             part = ids[:, start : start + self._pass]
-            hidden = self._network.hidden(part, Spans(banks, part.shape[1], self._network.rotation))
+            hidden = self._network.hidden(part, RaggedView(banks, part.shape[1], self._network.rotation))
             for bank in banks:
                 bank.lengths = [length + part.shape[1] for length in bank.lengths]
         return hidden
@@ -236,7 +236,7 @@ class TorchSession:
         return bank.lengths[index]
 
     @property
-    def banks(self) -> Sequence[KVBank]:
+    def banks(self) -> Sequence[KVCache]:
         """The caches."""
         return self._banks
 
@@ -259,7 +259,7 @@ class TorchSession:
         self.close()
 
     @staticmethod
-    def _check_room(bank: KVBank, length: int, more: int) -> None:
+    def _check_room(bank: KVCache, length: int, more: int) -> None:
         if length + more > bank.capacity:
             raise ValueError(f"{more} more ids do not fit a row of {length} ids with room for {bank.capacity}")
 

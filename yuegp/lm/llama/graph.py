@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .cache import KVBank, Masked, stretches
+from .cache import KVCache, StaticView, stretches
 from .network import Llama
 
 Key = tuple[int, tuple[int, ...]]
@@ -24,7 +24,7 @@ class Decoder:
 
     Lengths of rows may change between steps in any way, through `bank.lengths`; the caches must stay where they are."""
 
-    def __init__(self, network: Llama, banks: Sequence[KVBank]) -> None:
+    def __init__(self, network: Llama, banks: Sequence[KVCache]) -> None:
         self._network, self._banks = network, banks
         device = network.embedding.device
         self._record = device.type == "cuda"
@@ -59,7 +59,7 @@ class Decoder:
 
     def _run(self, key: Key) -> Tensor:
         n, reach = key
-        past = Masked(self._network.config, self._banks, self._lengths, n, reach, self._network.rotation)
+        past = StaticView(self._network.config, self._banks, self._lengths, n, reach, self._network.rotation)
         return self._network.hidden(self._ids[n], past)
 
     def _capture(self, key: Key) -> tuple[torch.cuda.CUDAGraph, Tensor]:

@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from yuegp.checkpoints.config import LlamaConfig
-from .cache import Past
+from .cache import CacheView
 from yuegp.lm.weights.packed import Matrix, add_product, product, tensors_of, with_tensors
 
 
@@ -67,7 +67,7 @@ class Llama:
         self.head = head
         self.rotation = rotation_table(config).to(embedding.device)
 
-    def hidden(self, ids: Tensor, past: Past) -> Tensor:
+    def hidden(self, ids: Tensor, past: CacheView) -> Tensor:
         """Append `ids` (rows, n) to the rows of `past`. Returns the last position's hidden state (rows, hidden) after
         the final norm."""
         c = self.config

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from offload.pinned import Run
+from offload.pinned import PinnedBuffer
 
 from .network import Layer
 
@@ -41,7 +41,7 @@ class StreamedLayers:
     def __init__(self, layers: Iterable[Layer], resident: int, device: torch.device) -> None:
         self.device, self.resident = device, resident
         self._kept: list[Layer] = []
-        self._waiting: list[Run] = []
+        self._waiting: list[PinnedBuffer] = []
         self._rooms: list[Tensor] = []
         self._shown: list[Layer] = []
         for layer in layers:
@@ -106,7 +106,7 @@ class StreamedLayers:
         packed = torch.empty(stop, dtype=torch.uint8)
         for tensor, view in zip(layer.tensors(), _views(packed, parts), strict=True):
             view.copy_(tensor)
-        run = Run(stop, pinned=self.device.type == "cuda")
+        run = PinnedBuffer(stop, pinned=self.device.type == "cuda")
         run.take(packed)
         self._waiting.append(run)
         if not self._rooms:  # all layers of a Llama are alike

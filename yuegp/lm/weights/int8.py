@@ -20,7 +20,7 @@ METHOD = "yuegp-int8"
 FULL = 127
 
 
-def press(weight: Tensor) -> tuple[Tensor, Tensor]:
+def quantize(weight: Tensor) -> tuple[Tensor, Tensor]:
     """A weight (out, in) as int8 values of that shape and float16 scales (out,): value times scale is the weight.
 
     The error of a weight is at most half a scale. A row of zeros gets the smallest scale there is."""
@@ -39,8 +39,8 @@ class Int8:
     scale: Tensor
 
     @classmethod
-    def press(cls, weight: Tensor) -> Int8:
-        values, scale = press(weight)
+    def quantize(cls, weight: Tensor) -> Int8:
+        values, scale = quantize(weight)
         return cls(values, scale.float()[:, None])
 
     def times(self, x: Tensor) -> Tensor:

@@ -43,7 +43,7 @@ class Nf4:
     peaks: Tensor
 
     @classmethod
-    def press(cls, weight: Tensor, block: int = BLOCK) -> Nf4:
+    def quantize(cls, weight: Tensor, block: int = BLOCK) -> Nf4:
         """A weight (out, in) of which `in` is a multiple of `block`."""
         blocks = weight.float().view(len(weight), -1, block)
         peaks = blocks.abs().amax(-1)

@@ -96,7 +96,7 @@ def compare(device: str, dtype: str, block: str) -> str | None:
     if importlib.util.find_spec("bitsandbytes") is None:
         return ABSENT
     torch.manual_seed(0)
-    weight = Nf4.press(torch.randn(192, 256), int(block)).map(lambda tensor: tensor.to(device))
+    weight = Nf4.quantize(torch.randn(192, 256), int(block)).map(lambda tensor: tensor.to(device))
     try:
         library = importlib.import_module("bitsandbytes")
         for rows in ROWS:
