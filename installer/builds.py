@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from typing import Mapping, NamedTuple, Sequence
 
-from .probe import ProbedCard, Machine
+from .probe import Machine, ProbedCard
 
 TORCH_INDEX = "https://download.pytorch.org/whl"
 """torch's own package index, the one host that is named here: uv knows it, pip does not, and no other index has the

@@ -13,8 +13,8 @@ import re
 from typing import NamedTuple, Sequence
 
 from .builds import CUDA, Choice, choose_build
-from .probe import PYTHONS, Interpreter, Machine, fits
 from .console import SetupError
+from .probe import PYTHONS, Interpreter, Machine, fits
 
 ROOM = {"cpu": 3, "cuda": 12}
 """GB that should be free before starting; a little more than is used, because downloads are unpacked beside it."""

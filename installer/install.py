@@ -16,11 +16,23 @@ from pathlib import Path
 from typing import Any, Mapping, Sequence
 
 from .choose import Plan, decide, fetchers, how_to_get_python
-from .probe import ROOT, Machine, ask, is_uv, probe_machine, probe
-from .own_folders import clear_fetched, own_folders
-from .record import is_ours, make_record, needed, patiently, read_record, venv_folder, write_record
-from .steps import PIP, Step, Tools, again, check_step, package_steps, pip_settings, setup_env, test_step, uv_step, venv_python
 from .console import SetupError, say
+from .own_folders import clear_fetched, own_folders
+from .probe import ROOT, Machine, ask, is_uv, probe, probe_machine
+from .record import is_ours, make_record, needed, patiently, read_record, venv_folder, write_record
+from .steps import (
+    PIP,
+    Step,
+    Tools,
+    again,
+    check_step,
+    package_steps,
+    pip_settings,
+    setup_env,
+    test_step,
+    uv_step,
+    venv_python,
+)
 
 NETWORK = (
     "ConnectionError|NewConnection|NameResolution|TimeoutError|ConnectTimeout|ProxyError|SSLError|dns error|"

@@ -13,13 +13,13 @@ from typing import Any, Mapping, NamedTuple, Sequence
 
 from .builds import served
 from .choose import Plan, decide
+from .console import SetupError, say
 from .install import clear, installer, prepare, venv_command, wheel_urls
-from .probe import Machine, find_cards, probe_machine
 from .own_folders import clear_fetched
 from .pretend import pretend
+from .probe import Machine, find_cards, probe_machine
 from .record import is_ours, needed, read_record, venv_folder
 from .steps import Tools, app_env, package_steps, uv_step, venv_python
-from .console import SetupError, say
 
 HELP = """\
 python launch.py                   start the page in the browser; the first time, set everything up

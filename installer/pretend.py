@@ -6,8 +6,8 @@ from __future__ import annotations
 
 import re
 
-from .probe import ProbedCard, Interpreter, Machine
 from .console import SetupError
+from .probe import Interpreter, Machine, ProbedCard
 
 # Compute capabilities by NVIDIA's names for its cards (its own list of CUDA GPUs).
 CAPABILITIES = (

@@ -13,9 +13,9 @@ from typing import Mapping, NamedTuple, Sequence
 
 from .builds import index_of
 from .choose import Plan
+from .console import SetupError
 from .probe import clean_env
 from .record import lock_fits, named
-from .console import SetupError
 
 PIP = ("-m", "pip", "install", "--no-input", "--disable-pip-version-check", "--only-binary", ":all:")
 UV = ("pip", "install", "--only-binary", ":all:")

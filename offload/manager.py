@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from yuegp.errors import DeviceError
-from yuegp.lm import LMEngine, EngineConfig, open_engine
+from yuegp.lm import EngineConfig, LMEngine, open_engine
 
 from .device import Card
 from .plan import MemoryPlan, within

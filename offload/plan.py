@@ -159,7 +159,10 @@ class MemoryPlan:
             self.resident is not None
         )
         most = STREAMED_PREFILL if self.resident is not None else PREFILL
-        scratch1 = ("scratch", scratch_bytes(n.stage1, self.stage1_format, min(most, n.rows[0]), n.rows[0], 1, self.device))
+        scratch1 = (
+            "scratch",
+            scratch_bytes(n.stage1, self.stage1_format, min(most, n.rows[0]), n.rows[0], 1, self.device),
+        )
         rows = [n.chunk] * self.stage2_batch
         cache2 = (f"caches of {self.stage2_batch} chunks", cache_bytes(n.stage2, self.stage2_format, rows))
         prefix = n.chunk // 9 + 4
@@ -291,7 +294,12 @@ def _alone(job: MemoryRequest, device: str, way: WeightFormat) -> int:
 
 
 def _bases(
-    job: MemoryRequest, device: str, budget: int, ways1: list[WeightFormat], ways2: list[WeightFormat], batches: Sequence[int]
+    job: MemoryRequest,
+    device: str,
+    budget: int,
+    ways1: list[WeightFormat],
+    ways2: list[WeightFormat],
+    batches: Sequence[int],
 ) -> Iterator[MemoryPlan]:
     """The plainest plan for each way to hold the models and each number of chunks: one model after the other."""
     for way1, way2, batch in product(ways1, ways2, batches):
@@ -311,7 +319,9 @@ def _arrangements(base: MemoryPlan) -> Iterator[MemoryPlan]:
         for parked in ((), (1,), (2,), (1, 2)):
             if all(stage in can_wait for stage in parked):
                 yield replace(base, hear=hear, parked=parked)
-                if 1 in parked or base.stage1_format.engine == "exl2":  # torch without a copy of its weights is gone for good
+                if (
+                    1 in parked or base.stage1_format.engine == "exl2"
+                ):  # torch without a copy of its weights is gone for good
                     yield replace(base, hear=hear, parked=parked, caches="kept")
                     yield replace(base, hear=hear, parked=parked, caches="parked")
 

@@ -49,9 +49,7 @@ def ram() -> Ram:
 # Windows
 
 
-def of_status(
-    total: int, free: int, commit_total: int, commit_free: int, paging_files: Sequence[str] = ()
-) -> Ram:
+def of_status(total: int, free: int, commit_total: int, commit_free: int, paging_files: Sequence[str] = ()) -> Ram:
     """From `ullTotalPhys`, `ullAvailPhys`, `ullTotalPageFile`, `ullAvailPageFile` of GlobalMemoryStatusEx (Win32,
     MEMORYSTATUSEX). The two last, in spite of their names, are the limit of RAM and page files together and what of it
     this process may still commit: a process in a job object may have been given less than the system."""

@@ -1,10 +1,10 @@
 """Collects rows of real audio-token sequences: from the user's own songs, or from songs sampled by recipe.
 
-    FOLDER/stage1.safetensors        rows (n, 2048) for converting Stage 1
-    FOLDER/stage2.safetensors        the same for Stage 2
-    FOLDER/held-stage1.safetensors   rows for judging Stage 1
-    FOLDER/held-stage2.safetensors   windows of codes (n, 8, 300) for judging Stage 2
-    FOLDER/songs/                    songs made by recipe: kept, so that a broken-off run goes on
+FOLDER/stage1.safetensors        rows (n, 2048) for converting Stage 1
+FOLDER/stage2.safetensors        the same for Stage 2
+FOLDER/held-stage1.safetensors   rows for judging Stage 1
+FOLDER/held-stage2.safetensors   windows of codes (n, 8, 300) for judging Stage 2
+FOLDER/songs/                    songs made by recipe: kept, so that a broken-off run goes on
 """
 
 from __future__ import annotations
@@ -15,12 +15,14 @@ from pathlib import Path
 
 import numpy as np
 
-from yuegp.library import store, catalog
-from yuegp.generation import pipeline, plan as planning
-from yuegp.errors import RequestError, YueGPError
-from yuegp.library.store import Take
+from yuegp import paths
 from yuegp.checkpoints.sets import ModelSet
+from yuegp.errors import RequestError, YueGPError
+from yuegp.generation import pipeline
+from yuegp.generation import plan as planning
 from yuegp.generation.plan import ProgressCallback
+from yuegp.library import catalog, store
+from yuegp.library.store import Take
 from yuegp.song.schema import Stage, TakeInfo
 
 from . import calibration_songs, rows
@@ -43,11 +45,16 @@ class Collected:
 
 def folder_of(model: ModelSet) -> Path:
     """Where a set's calibration rows lie unless another folder is named."""
-    return store.home() / "calibration" / Path(model.id).name
+    return paths.home() / "calibration" / Path(model.id).name
 
 
 def sample(
-    model: ModelSet, folder: Path, songs: int, seed: int, device: str = "auto", watch: ProgressCallback = lambda event: None
+    model: ModelSet,
+    folder: Path,
+    songs: int,
+    seed: int,
+    device: str = "auto",
+    watch: ProgressCallback = lambda event: None,
 ) -> Iterator[Take]:
     """The first `songs` songs of the recipe, made where they are not made yet. Each is yielded when it is done."""
     root = folder / "songs"
@@ -71,7 +78,9 @@ def own_songs(root: Path) -> Iterator[Take]:
             yield store.open_song(entry.folder).chosen()
 
 
-def collect(model: ModelSet, takes: Iterable[Take], folder: Path, source: str, seed: int = calibration_songs.SEED) -> Collected:
+def collect(
+    model: ModelSet, takes: Iterable[Take], folder: Path, source: str, seed: int = calibration_songs.SEED
+) -> Collected:
     """Write the rows of `takes` that speak the model's vocabulary. Every fifth song is kept back for judging."""
     from yuegp.checkpoints.sets import find
 

@@ -10,24 +10,24 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from yuegp.cli.arguments import print_json
-from yuegp.errors import RequestError
 from yuegp.cli.progress import ProgressBar
+from yuegp.errors import RequestError
 
 if TYPE_CHECKING:
-    from .evaluate import Figures
-
     from yuegp.checkpoints.sets import ModelSet
+
+    from .evaluate import Figures
 
 
 def calibrate(arguments: argparse.Namespace) -> None:
-    from . import calibrate as collecting
+    from yuegp import paths
 
-    from yuegp.library import store
+    from . import calibrate as collecting
 
     model, folder = _model(arguments), _rows_folder(arguments)
     with ProgressBar(arguments.quiet or arguments.json) as screen:
         if arguments.own_songs:
-            takes, source = collecting.own_songs(store.songs_dir()), "own songs"
+            takes, source = collecting.own_songs(paths.songs_dir()), "own songs"
         else:
             source = f"recipe, {arguments.songs} songs"
             takes = collecting.sample(model, folder, arguments.songs, arguments.seed, arguments.device, screen.show)
@@ -62,7 +62,9 @@ def convert(arguments: argparse.Namespace) -> None:
                     f"There are no rows to calibrate with: {folder} lacks {', '.join(missing)}.",
                     f"Run `yuegp quant calibrate --model {arguments.model}` first.",
                 )
-            job = ConversionJob(source, target, files[0], _judging_rows(model, files[1], arguments.stage, folder), arguments.bits)
+            job = ConversionJob(
+                source, target, files[0], _judging_rows(model, files[1], arguments.stage, folder), arguments.bits
+            )
             check(job, _free_vram())
             press_exl2(job, model.credit, _shown(screen))
         else:
@@ -75,10 +77,10 @@ def convert(arguments: argparse.Namespace) -> None:
 
 
 def measure(arguments: argparse.Namespace) -> None:
+    from yuegp.lm import EngineConfig, stored_as
+
     from . import evaluate as judging
     from . import rows
-
-    from yuegp.lm import EngineConfig, stored_as
 
     model, folder = _model(arguments), _rows_folder(arguments)
     source = model.stage1 if arguments.stage == 1 else model.stage2

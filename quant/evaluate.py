@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from yuegp.lm import LMEngine, EngineConfig, open_engine
 from yuegp.generation.stage2 import CHUNK, Chunk, chunk_ids, refine
+from yuegp.lm import EngineConfig, LMEngine, open_engine
 from yuegp.tokens.vocab import VocabLayout
 
 Progress = Callable[[str, int, int], None]

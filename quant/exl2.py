@@ -18,13 +18,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from yuegp import __version__
-from yuegp.checkpoints.config import read_config
-from yuegp.files import discard, replace, write_atomic
-from yuegp.errors import Cancelled, DeviceError, LibraryError, ModelError, RequestError
 from yuegp.checkpoints import formats
+from yuegp.checkpoints.config import read_config
+from yuegp.checkpoints.verify import weight_files
+from yuegp.errors import Cancelled, DeviceError, LibraryError, ModelError, RequestError
+from yuegp.files import discard, replace, write_atomic
 from yuegp.owned import is_link
 from yuegp.shortage import shortage_in
-from yuegp.checkpoints.verify import weight_files
 
 from .quantize import same_job
 

@@ -28,9 +28,7 @@ def reader(rows: Path, held: Path) -> types.ModuleType:
     """The module in the place of the converter's own reader of text: `held` rows for measuring, `rows` for pressing."""
     import safetensors.torch
 
-    def tokenize(
-        job: dict[str, Any], save: Any, tokenizer: Any, measure: bool = False, noise_rows: Any = None
-    ) -> None:
+    def tokenize(job: dict[str, Any], save: Any, tokenizer: Any, measure: bool = False, noise_rows: Any = None) -> None:
         ids = safetensors.torch.load_file(held if measure else rows)["input_ids"]
         kind = "measurement_" if measure else ""
         job[f"{kind}length"] = ids.shape[1]

@@ -21,13 +21,14 @@ from torch import Tensor
 
 from yuegp import __version__
 from yuegp.checked import object_of
-from yuegp.checkpoints.config import read_config, read_entries
-from yuegp.files import discard, put, read_json, write_atomic
-from yuegp.errors import LibraryError, RequestError
-from yuegp.lm.weights import int8, nf4
 from yuegp.checkpoints import formats
+from yuegp.checkpoints.config import read_config, read_entries
+from yuegp.checkpoints.safetensors import safetensors_header
+from yuegp.checkpoints.verify import weight_files
+from yuegp.errors import LibraryError, RequestError
+from yuegp.files import discard, put, read_json, write_atomic
+from yuegp.lm.weights import int8, nf4
 from yuegp.locks import lock_handle
-from yuegp.checkpoints.verify import safetensors_header, weight_files
 
 Progress = Callable[[str, int, int], None]
 
@@ -220,9 +221,7 @@ def _complete(source: Path, target: Path, kind: str, credit: str) -> None:
     card = (
         f"# {source.name}, {kind}\n\nPressed from `{source.name}` by yuegp {__version__} with torch "
         f"{torch.__version__} on {today}. Only the matrices of the layers are pressed; embedding, output layer and "
-        "norms are as they were.\n"
-        + (f"\n{credit}\n" if credit else "")
-        + "\nThe licence is that of the original.\n"
+        "norms are as they were.\n" + (f"\n{credit}\n" if credit else "") + "\nThe licence is that of the original.\n"
     )
     write_atomic(target / "README.md", card.encode())
     config = read_entries(source)

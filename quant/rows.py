@@ -15,12 +15,12 @@ import numpy as np
 import safetensors.numpy
 from safetensors import SafetensorError, safe_open
 
-from yuegp.files import write_atomic
 from yuegp.errors import RequestError
-from yuegp.library.store import Take
+from yuegp.files import write_atomic
 from yuegp.generation.plan import plan_for
-from yuegp.tokens.prompts import build
 from yuegp.generation.stage2 import CHUNK
+from yuegp.library.store import Take
+from yuegp.tokens.prompts import build
 from yuegp.tokens.tokenizer import open_tokenizer
 from yuegp.tokens.vocab import VocabLayout, interleave
 

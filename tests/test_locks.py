@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT
+from repository import ROOT
 
 from yuegp import locks
 from yuegp.errors import LibraryError

@@ -14,16 +14,16 @@ import pytest
 
 from installer import install
 from quant import exl2, quantize, rows
-from ui.server import serve, uploads
 from ui import settings
-from yuegp.library import store
+from ui.server import serve, uploads
 from yuegp import owned
 from yuegp.checkpoints import locate, registry, transfer
-from yuegp.system import provision
 from yuegp.errors import LibraryError, RequestError
-from yuegp.locks import LOCK, song_lock
 from yuegp.generation.previews import Previews
+from yuegp.library import store
+from yuegp.locks import LOCK, song_lock
 from yuegp.song.schema import Section, SongRequest, TakeInfo
+from yuegp.system import provision
 
 OLD = (0, 0)
 

@@ -16,27 +16,27 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from conftest import ROOT
+from exports import TITLED, make_song
 from hub_server import Hub
 from released import STAGE1, STAGE2, write_released
+from repository import ROOT
 from safetensors import safe_open
 from safetensors.torch import save_file
-from test_export import TITLED, make_song
 from windows import WindowsRules
 
 from quant import quantize
 from tools.make_set import SIZES, write_codec
 from ui import settings
 from yuegp import files
-from yuegp.library import export, store, catalog
-from yuegp.jobs import queue as jobs
-from yuegp.checkpoints import sets, locate, transfer
-from yuegp.generation import pipeline
-from yuegp.system import provision
+from yuegp.checkpoints import locate, sets, transfer
+from yuegp.checkpoints.registry import CHECKPOINTS
 from yuegp.codec.convert import convert, source_of
 from yuegp.errors import LibraryError, ModelError, YueGPError
-from yuegp.checkpoints.registry import CHECKPOINTS
+from yuegp.generation import pipeline
+from yuegp.jobs import queue as jobs
+from yuegp.library import catalog, export, store
 from yuegp.song.schema import Section, SongRequest, Stage, TakeInfo
+from yuegp.system import provision
 
 SET = [CHECKPOINTS[name] for name in ("s1-en-cot", "s2", "codec")]
 
@@ -351,9 +351,7 @@ def test_a_model_is_pressed(tmp_path: Path, scanner: WindowsRules, kind: str) ->
 # Songs
 
 
-def test_a_song_is_made_changed_thrown_away_and_restored(
-    tiny_set: Path, tmp_path: Path, scanner: WindowsRules
-) -> None:
+def test_a_song_is_made_changed_thrown_away_and_restored(tiny_set: Path, tmp_path: Path, scanner: WindowsRules) -> None:
     request = SongRequest(
         (Section("verse", "one two three"), Section("outro", "six")), "pop piano", title='What? "A/B": CON.',
         seed=5, model=str(tiny_set), section_seconds=1.0,

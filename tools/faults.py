@@ -6,9 +6,9 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+from yuegp.jobs.queue import Job
 from yuegp.system.doctor import FAIL, WARN
 from yuegp.system.environment import CardReport, Environment, Package
-from yuegp.jobs.queue import Job
 
 GIB = 1 << 30
 NOW = datetime(2026, 6, 1, tzinfo=UTC)

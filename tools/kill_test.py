@@ -36,9 +36,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import numpy as np
 
 from tools.make_set import make_set
-from yuegp.library import store, catalog
-from yuegp.generation import pipeline
 from yuegp.errors import LibraryError
+from yuegp.generation import pipeline
+from yuegp.library import catalog, store
 from yuegp.library.store import Take
 from yuegp.song.schema import Section, SongRequest, TakeInfo
 

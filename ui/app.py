@@ -7,10 +7,10 @@ from typing import Any
 import gradio as gr
 
 from . import assets
-from .pages.create import page as create_page
-from .pages import library, queue, setup
-from .pages.song import page as song_page
 from .context import AppContext
+from .pages import library, queue, setup
+from .pages.create import page as create_page
+from .pages.song import page as song_page
 from .shell import PAGES, Shell
 from .texts import Texts
 
@@ -46,9 +46,7 @@ def build(desk: AppContext, t: Texts) -> gr.Blocks:
 
 def _remember(blocks: gr.Blocks, shell: Shell) -> None:
     """The browser tab keeps which song is open, and brings it back after a reload."""
-    blocks.load(
-        None, js="() => window.yuegp.memory.load('song')", outputs=shell.open_song, api_visibility="private"
-    )
+    blocks.load(None, js="() => window.yuegp.memory.load('song')", outputs=shell.open_song, api_visibility="private")
     shell.open_song.change(
         None, shell.open_song, js="(name) => window.yuegp.memory.save('song', name)", api_visibility="private"
     )

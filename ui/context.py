@@ -7,12 +7,12 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from yuegp.generation import memory
-from yuegp.library import catalog
 from yuegp.errors import LibraryError, YueGPError
-from yuegp.jobs.queue import OVER, Job, Queue, State
-from yuegp.library.store import Song, Take
+from yuegp.generation import memory
 from yuegp.generation.options import ANY, ModelOptions
+from yuegp.jobs.queue import OVER, Job, Queue, State
+from yuegp.library import catalog
+from yuegp.library.store import Song, Take
 
 from . import machine
 from .processes.downloader import DownloadProcess

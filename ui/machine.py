@@ -10,8 +10,8 @@ from threading import Lock
 
 from offload.device import Machine
 from offload.device import machine as ask
-from yuegp.jobs import eta
 from yuegp.generation.plan import SongPlan
+from yuegp.jobs import eta
 from yuegp.song.schema import TakeInfo
 
 FRESH_SECONDS = 15.0

@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from yuegp import files
-from yuegp.library import store
+from yuegp import files, paths
 from yuegp.checked import Fault, Newer, build, version
 from yuegp.errors import LibraryError, RequestError
 
@@ -31,7 +30,7 @@ class Settings:
 
 def path() -> Path:
     """Where the settings are kept."""
-    return store.home() / "settings.json"
+    return paths.home() / "settings.json"
 
 
 def load() -> Settings:

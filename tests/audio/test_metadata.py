@@ -17,8 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from yuegp.audio import files, metadata
-from yuegp.errors import LibraryError, RequestError
 from yuegp.audio.metadata import Tags, embed, read_tags, write_tags
+from yuegp.errors import LibraryError, RequestError
 
 RATE = 44100
 KINDS = {"wav16": ".wav", "wav24": ".wav", "flac16": ".flac", "flac24": ".flac", "mp3": ".mp3"}

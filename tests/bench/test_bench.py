@@ -13,10 +13,10 @@ import pytest
 import torch
 
 from tools.make_set import make_set
-from yuegp.cli import main
 from yuegp.bench import exl2_noise, lm, reference
+from yuegp.cli import main
 from yuegp.errors import DeviceError, RequestError
-from yuegp.lm import LMEngine, EngineConfig
+from yuegp.lm import EngineConfig, LMEngine
 from yuegp.lm.exl2.engine import Exl2LM
 
 

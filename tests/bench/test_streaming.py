@@ -8,9 +8,9 @@ from dataclasses import replace
 
 import pytest
 
-from yuegp.cli import main
 from yuegp.bench import lm, streaming
 from yuegp.bench.reference import size_of
+from yuegp.cli import main
 
 
 @pytest.fixture(autouse=True)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from browser import PageServer
-from test_library import add_song
+from songs import add_song
 
 from yuegp.jobs.queue import Queue
 from yuegp.library.store import Song

@@ -13,10 +13,10 @@ import pytest
 import soundfile
 from browser import PATIENCE_SECONDS, PageServer
 
-from yuegp.library import store
-from yuegp.jobs.queue import Queue
-from yuegp.song.schema import Reference, Sampling, Section, SongRequest, Stage, TakeInfo
 from yuegp.generation.options import ModelOptions
+from yuegp.jobs.queue import Queue
+from yuegp.library import store
+from yuegp.song.schema import Reference, Sampling, Section, SongRequest, Stage, TakeInfo
 
 pytestmark = pytest.mark.browser
 

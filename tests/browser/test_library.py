@@ -12,33 +12,15 @@ import numpy as np
 import pytest
 import soundfile
 from browser import PageServer
+from songs import SECONDS, add_song
 
-from ui.pages import library as library_page
 from ui.context import AppContext
+from ui.pages import library as library_page
 from ui.pages.library import Listing
 from ui.texts import Texts
-from yuegp.library import export, store, catalog
 from yuegp.jobs.queue import Queue
-from yuegp.library.store import Song
+from yuegp.library import catalog, export, store
 from yuegp.song.schema import Section, SongRequest, Span, Stage, TakeInfo
-
-SECONDS = 2
-
-
-def add_song(root: Path, title: str, tags: str = "pop piano", words: str = "la la", rating: int | None = None) -> Song:
-    """A finished song with a tone for sound."""
-    request = SongRequest(sections=(Section("verse", words),), tags=tags, title=title, seed=99)
-    song = store.create(request, root)
-    take = song.new_take(TakeInfo(number=0, request=song.request))
-    wave = (0.3 * np.sin(np.arange(SECONDS * 44100) / 30)).astype(np.float32)
-    for path in (take.mix, take.vocal, take.instrumental):
-        soundfile.write(path, wave, 44100, subtype="PCM_24")
-    codes = np.zeros((2, 1, SECONDS * 50), np.int16)
-    spans = (Span(0, 0, SECONDS * 50, True),)
-    take.save_stage1(codes, TakeInfo(1, song.request, Stage.RENDERED, spans))
-    if rating:
-        catalog.rate(song, rating)
-    return song
 
 
 @pytest.fixture
@@ -235,7 +217,9 @@ def test_a_damaged_song_is_listed_with_the_reason_and_the_others_still_play(tmp_
     add_song(tmp_path, "Whole")
     broken = add_song(tmp_path, "Broken").folder
     (broken / "song.json").write_text("{")
-    answer = library_page.render(AppContext(tmp_path, Queue()), Listing(tmp_path), Listing(tmp_path / ".trash"), {}, Texts())
+    answer = library_page.render(
+        AppContext(tmp_path, Queue()), Listing(tmp_path), Listing(tmp_path / ".trash"), {}, Texts()
+    )
     by_name = {row["name"]: row for row in answer["rows"]}
     assert by_name[broken.name]["broken"] and not by_name[broken.name]["heard"]
     assert [row["heard"] for row in answer["rows"] if not row["broken"]] == [True]

@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 from browser import PageServer
-from test_library import add_song
+from songs import add_song
 
-from ui.pages import queue as queue_page, progress
 from ui.context import AppContext
+from ui.pages import progress
+from ui.pages import queue as queue_page
 from ui.texts import Texts
 from yuegp.jobs.queue import JobProgress, Queue, State
 

@@ -14,9 +14,10 @@ from offload.device import Card, Machine
 from ui import machine, settings
 from ui.pages import setup
 from ui.texts import Texts
-from yuegp.system import doctor
-from yuegp.checkpoints import sets, registry
+from yuegp import paths
+from yuegp.checkpoints import sets
 from yuegp.errors import LibraryError
+from yuegp.system import doctor
 
 T = Texts()
 
@@ -37,7 +38,7 @@ def test_the_demo_is_here_and_the_others_say_what_they_cost_and_how_to_get_them(
 
 
 def test_a_set_that_is_on_disk_is_here_with_its_size(tiny_set: Path) -> None:
-    folder = registry.models_dir() / "mine"
+    folder = paths.models_dir() / "mine"
     folder.parent.mkdir(parents=True)
     folder.symlink_to(tiny_set)
     assert rows()["mine"]["here"]

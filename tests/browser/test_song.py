@@ -16,16 +16,19 @@ from browser import PageServer
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ui.pages.song import actions, export, html as song_html, page as song_page, timeline, view as song_view
 from ui.context import AppContext
+from ui.pages.song import actions, export, timeline
+from ui.pages.song import html as song_html
+from ui.pages.song import page as song_page
+from ui.pages.song import view as song_view
 from ui.texts import Texts
-from yuegp.generation import edit, pipeline
-from yuegp.library import store
 from yuegp.errors import LibraryError, RequestError, YueGPError
+from yuegp.generation import edit, pipeline
+from yuegp.generation.options import ANY, ModelOptions
 from yuegp.jobs.queue import JobProgress, Queue, State
+from yuegp.library import store
 from yuegp.library.store import Song
 from yuegp.song.schema import Section, SongRequest, Span, Stage, TakeInfo
-from yuegp.generation.options import ANY, ModelOptions
 
 T = Texts()
 
@@ -189,8 +192,13 @@ def test_candidates_are_takes_in_the_queue_and_the_parent_stays(desk: AppContext
     assert song.take(1).info == before
 
 
-def test_an_edit_is_made_the_way_the_song_was_unless_that_is_not_possible_any_more(desk: AppContext, song: Song) -> None:
-    for wishes, then in ((ModelOptions(weights="nf4"), ModelOptions(weights="nf4")), (ModelOptions(engine="exl2"), ANY)):
+def test_an_edit_is_made_the_way_the_song_was_unless_that_is_not_possible_any_more(
+    desk: AppContext, song: Song
+) -> None:
+    for wishes, then in (
+        (ModelOptions(weights="nf4"), ModelOptions(weights="nf4")),
+        (ModelOptions(engine="exl2"), ANY),
+    ):
         desk.make(song, song.take(1), "cpu", wishes)
         act(desk, song, "redo", section="1", later="keep", count="1")
         job = desk.jobs(song.folder.name)[-1]
@@ -223,9 +231,9 @@ def test_the_song_goes_on_with_new_words_and_says_what_it_made_of_them(desk: App
 def test_muting_changes_no_sound_and_needs_no_work(desk: AppContext, song: Song) -> None:
     assert act(desk, song, "mute", section="2").say == "done.ready"
     assert (
-        song_page.handle_action(desk, {"song": song.folder.name, "do": "mute", "values": {"take": 2, "section": 0}}, True, T)[
-            "front"
-        ]
+        song_page.handle_action(
+            desk, {"song": song.folder.name, "do": "mute", "values": {"take": 2, "section": 0}}, True, T
+        )["front"]
         == 3
     )
     assert song.take(3).info.muted == (0, 2)
@@ -273,7 +281,9 @@ def test_how_far_a_take_is_and_why_it_failed(desk: AppContext, song: Song) -> No
         job = desk.queue.claim()
         assert job and job.take == 2
         assert "getting ready" in shown()["jobs"]
-        desk.queue.save_progress(JobProgress(job.number, State.RUNNING, "writing", "section 1", 30, 120, "ids", eta=61.0))
+        desk.queue.save_progress(
+            JobProgress(job.number, State.RUNNING, "writing", "section 1", 30, 120, "ids", eta=61.0)
+        )
         assert "Take 2: writing, 25 %, about 1:01 left." in shown()["jobs"]
         assert "writing, 25 %, about 1:01 left" in shown()["takes"]
         desk.queue.finish(replace(job, state=State.FAILED, what="The disk is <full>.", hint="Free some space."))
@@ -314,7 +324,10 @@ def test_nonsense_is_refused_in_a_sentence(desk: AppContext, song: Song, what: s
     error = song_page.handle_action(desk, asked, True, T)["error"]
     assert error.endswith(".") and "Traceback" not in error
     assert song.take_numbers() == [1] and desk.jobs() == []
-    assert song_page.handle_action(desk, "nonsense", True, T)["error"] and song_page.render(desk, 3, True, T)["state"] == "empty"
+    assert (
+        song_page.handle_action(desk, "nonsense", True, T)["error"]
+        and song_page.render(desk, 3, True, T)["state"] == "empty"
+    )
 
 
 def test_export_is_found_by_its_name_and_nothing_else_is(desk: AppContext, song: Song) -> None:
@@ -336,11 +349,16 @@ def test_the_trash_takes_the_song_and_its_waiting_jobs_and_gives_the_song_back(d
     assert not song.folder.exists() and desk.jobs() == []
     by_title = song_page.handle_action(desk, {"song": "Sea song", "do": "restore", "values": {}}, True, T)
     assert "no longer in the trash" in by_title["error"]
-    assert song_page.handle_action(desk, {"song": name, "do": "restore", "values": {}}, True, T)["name"] == song.folder.name
+    assert (
+        song_page.handle_action(desk, {"song": name, "do": "restore", "values": {}}, True, T)["name"]
+        == song.folder.name
+    )
     assert desk.song(song.folder.name).take_numbers() == [1, 2]
 
 
-def test_a_folder_opens_only_on_the_machine_it_is_on(desk: AppContext, song: Song, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_opens_only_on_the_machine_it_is_on(
+    desk: AppContext, song: Song, monkeypatch: pytest.MonkeyPatch
+) -> None:
     opened: list[list[str]] = []
     monkeypatch.setattr(actions.subprocess, "Popen", lambda command, **_: opened.append(command))
     monkeypatch.setattr(actions.sys, "platform", "linux")

@@ -9,11 +9,11 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+from downloads import ENTRY, SIZE, refusal, same
 from hub_server import Hub
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -21,12 +21,9 @@ from hypothesis import strategies as st
 from yuegp.checkpoints import download, locate, transfer
 from yuegp.checkpoints import hub as hub_room
 from yuegp.checkpoints.download import RateEstimator
-from yuegp.errors import Cancelled, ModelError
 from yuegp.checkpoints.hub import HubUnreachable
 from yuegp.checkpoints.registry import Checkpoint
-
-SIZE = 70_000
-ENTRY = Checkpoint("mine", "somebody/model", "stage1", "en", "cot")
+from yuegp.errors import Cancelled
 
 
 @pytest.fixture
@@ -39,17 +36,6 @@ def repo(hub: Hub) -> Path:
     (folder / "tokenizer.model").write_bytes(b"pieces" * 100)
     (folder / "pytorch_model.bin").write_bytes(b"code" * 10_000)
     return folder
-
-
-def same(folder: Path, repo: Path) -> bool:
-    return all((folder / n).read_bytes() == (repo / n).read_bytes() for n in ("model.safetensors", "config.json"))
-
-
-def refusal(call: Callable[[], object], kind: type[ModelError] = ModelError) -> ModelError:
-    with pytest.raises(kind) as caught:
-        call()
-    assert caught.value.hint and "\n" not in caught.value.what
-    return caught.value
 
 
 # What arrives

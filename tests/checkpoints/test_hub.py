@@ -12,14 +12,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from downloads import ENTRY, SIZE, refusal, same
 from hub_server import Handler, Hub
-from test_download import ENTRY, SIZE, refusal, same
 
+from yuegp import paths
 from yuegp.checkpoints import download, filenames, locate, registry, transfer
-from yuegp.system import provision
 from yuegp.checkpoints import hub as hub_room
 from yuegp.checkpoints.hub import HubUnreachable, NotOffered
 from yuegp.checkpoints.registry import Checkpoint
+from yuegp.system import provision
 
 
 @pytest.fixture
@@ -321,9 +322,7 @@ def test_a_token_that_has_expired_does_not_keep_anybody_from_what_is_for_all(
     assert "Bearer hf_expired" in hub.tokens["hub"] and hub_room._REJECTED == {"hf_expired"}
 
 
-def test_a_token_is_not_blamed_for_what_nobody_is_shown(
-    hub: Hub, repo: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_token_is_not_blamed_for_what_nobody_is_shown(hub: Hub, repo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hub_room, "_REJECTED", set())
     monkeypatch.setenv("HF_TOKEN", "hf_good")
     hub.refuse["me/private"] = 401, "RepoNotFound"
@@ -400,7 +399,7 @@ def test_only_the_folder_that_was_named_is_downloaded_and_found_again(hub: Hub, 
     wanted = ("config.json", "model.safetensors.index.json", "output.safetensors", "tokenizer.model")
     assert kept == {name: (folders / "8.0bpw" / name).read_bytes() for name in wanted}
     assert not any("3.0bpw" in path or "README" in path for _, path, _ in hub.log)
-    assert locate.locate(entry) == folder == registry.models_dir() / f"{FOLDERS.replace('/', '--')}-8.0bpw"
+    assert locate.locate(entry) == folder == paths.models_dir() / f"{FOLDERS.replace('/', '--')}-8.0bpw"
     assert download.check_pin(entry, folder)
     (folder / "output.safetensors").write_bytes(b"x" * 30_000)
     assert "is not the file" in refusal(lambda: download.check_pin(entry, folder)).what

@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 from released import SOUND, STAGE1, STAGE2, pretend_exl2, write_released
 
+from yuegp import paths
 from yuegp.checkpoints import locate, registry
-from yuegp.errors import ModelError
 from yuegp.checkpoints.registry import CHECKPOINTS
+from yuegp.errors import ModelError
 
 
 @pytest.fixture(scope="module")
@@ -100,18 +101,18 @@ def test_damaged_and_foreign_models_are_passed_over(originals: Path, tmp_path: P
 
 
 def test_our_own_folder_is_no_other_program(originals: Path) -> None:
-    shutil.copytree(originals / STAGE2, registry.models_dir() / STAGE2)
-    assert found([registry.models_dir().parent]) == {}
-    assert locate.locate(CHECKPOINTS["s2"]) == registry.models_dir() / STAGE2
+    shutil.copytree(originals / STAGE2, paths.models_dir() / STAGE2)
+    assert found([paths.models_dir().parent]) == {}
+    assert locate.locate(CHECKPOINTS["s2"]) == paths.models_dir() / STAGE2
 
 
 def test_where_the_user_said_comes_first(originals: Path, tmp_path: Path) -> None:
-    shutil.copytree(originals / STAGE2, registry.models_dir() / STAGE2)
+    shutil.copytree(originals / STAGE2, paths.models_dir() / STAGE2)
     theirs = Path(shutil.copytree(originals / STAGE2, tmp_path / "mine"))
     registry.remember({"s2": str(theirs)})
     assert locate.locate(CHECKPOINTS["s2"]) == theirs
     shutil.rmtree(theirs)
-    assert locate.locate(CHECKPOINTS["s2"]) == registry.models_dir() / STAGE2
+    assert locate.locate(CHECKPOINTS["s2"]) == paths.models_dir() / STAGE2
 
 
 def test_folders_named_in_the_environment_are_searched(
@@ -123,18 +124,18 @@ def test_folders_named_in_the_environment_are_searched(
 
 
 def test_only_what_lies_among_our_models_is_ours(tmp_path: Path) -> None:
-    ours = registry.models_dir() / "x"
+    ours = paths.models_dir() / "x"
     ours.mkdir(parents=True)
     theirs = tmp_path / "models"
     theirs.mkdir()
-    link = registry.models_dir() / "link"
+    link = paths.models_dir() / "link"
     link.symlink_to(theirs, target_is_directory=True)
     assert locate.is_ours(ours)
-    assert not locate.is_ours(theirs) and not locate.is_ours(link) and not locate.is_ours(registry.models_dir())
+    assert not locate.is_ours(theirs) and not locate.is_ours(link) and not locate.is_ours(paths.models_dir())
 
 
 def test_a_damaged_pin_is_named() -> None:
-    path = registry.models_dir() / "pins" / f"{STAGE2}.json"
+    path = paths.models_dir() / "pins" / f"{STAGE2}.json"
     path.parent.mkdir(parents=True)
     path.write_text('{"repo": 1')
     with pytest.raises(ModelError, match=r"YuE-s2-1B-general\.json cannot be read"):

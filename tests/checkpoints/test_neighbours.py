@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from released import SOUND, STAGE1, STAGE2, pretend_exl2, write_released
 
-from yuegp.checkpoints import comfy_paths, neighbours, locate
+from yuegp.checkpoints import comfy_paths, locate, neighbours
 from yuegp.checkpoints.neighbours import Surroundings
 from yuegp.checkpoints.registry import CHECKPOINTS
 

@@ -10,17 +10,18 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from downloads import refusal
 from hub_server import Hub
 from released import SOUND, STAGE1, STAGE2, pretend_exl2, write_released
-from test_download import refusal
 
-from yuegp.checkpoints import download, sets, pins, locate, registry
-from yuegp.system import provision
-from yuegp.cli.main import main
-from yuegp.errors import ModelError
+from yuegp import paths
+from yuegp.checkpoints import download, locate, pins, registry, sets
 from yuegp.checkpoints.hub import HubUnreachable, NotOffered
 from yuegp.checkpoints.pins import COMMITS, FILES, Pinned
 from yuegp.checkpoints.registry import CHECKPOINTS
+from yuegp.cli.main import main
+from yuegp.errors import ModelError
+from yuegp.system import provision
 
 S2 = CHECKPOINTS["s2"]
 
@@ -242,7 +243,7 @@ def test_a_hub_in_trouble_is_no_reason_to_take_something_else(copies: Hub, statu
 def test_a_next_best_that_is_here_is_taken_before_one_is_downloaded(
     copies: Hub, originals: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shutil.copytree(originals / STAGE2, registry.models_dir() / f"{STAGE2}-int8")
+    shutil.copytree(originals / STAGE2, paths.models_dir() / f"{STAGE2}-int8")
     monkeypatch.setattr(provision, "examine", lambda *what: None)  # these are no 8-bit weights
     order = provision.order([CHECKPOINTS["s2-nf4"]])
     assert order.plans == () and order.here[0][0].id == "s2-int8" and order.instead
@@ -280,7 +281,7 @@ def test_what_is_taken_instead_is_said_before_the_question_and_noted(
     code, out, _ = run("get", "--language", "en", "--yes", "--json", "--quiet")
     assert code == 0 and json.loads(out)["instead"] == {"s2-nf4": "s2-int8", "codec": "codec-safetensors"}
     assert registry.notes()["sets"]["yue-en-cot"] == ["s1-en-cot", "s2-int8", "codec-safetensors"]
-    assert sets.find("yue-en-cot").stage2 == registry.models_dir() / f"{STAGE2}-int8"
+    assert sets.find("yue-en-cot").stage2 == paths.models_dir() / f"{STAGE2}-int8"
 
 
 def test_the_tokenizer_comes_from_whichever_repository_has_it(hub: Hub, originals: Path) -> None:

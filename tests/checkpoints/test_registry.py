@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from yuegp.checkpoints import sets, registry
-from yuegp.errors import ModelError, RequestError
+from yuegp.checkpoints import registry, sets
 from yuegp.checkpoints.registry import CHECKPOINTS, STORED, Checkpoint, read_name
+from yuegp.errors import ModelError, RequestError
 
 
 def test_the_published_checkpoints_are_there_and_complete() -> None:

@@ -13,10 +13,10 @@ import pytest
 from released import write_released
 
 from tools.make_set import SIZES, codec_tensors, lm_tensors, make_set, upsampler_tensors
-from yuegp.checkpoints import sets, locate, registry, verify
+from yuegp.checkpoints import locate, registry, sets, verify
+from yuegp.checkpoints.sets import ModelSet, check, find, safetensors_header
 from yuegp.codec import check_codec
 from yuegp.errors import ModelError
-from yuegp.checkpoints.sets import ModelSet, check, find, safetensors_header
 from yuegp.tokens.vocab import YUE_V1
 
 

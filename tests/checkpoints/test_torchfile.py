@@ -18,9 +18,9 @@ import pytest
 import torch
 from released import save_trained
 
+from yuegp.checkpoints.torchfile import read_bits, read_table
 from yuegp.codec.files import read_state
 from yuegp.errors import ModelError
-from yuegp.checkpoints.torchfile import read_bits, read_table
 
 BASE = torch.arange(24.0).reshape(2, 3, 4)
 

@@ -15,8 +15,9 @@ from safetensors.numpy import load_file, save_file
 
 from yuegp.checkpoints import verify
 from yuegp.checkpoints.config import read_config
+from yuegp.checkpoints.safetensors import safetensors_header, scan_file
+from yuegp.checkpoints.verify import check_tensors, language_model, weight_files
 from yuegp.errors import Cancelled, ModelError
-from yuegp.checkpoints.verify import check_tensors, language_model, safetensors_header, scan_file, weight_files
 
 Tensors = dict[str, Any]
 

@@ -9,14 +9,14 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from downloads import ENTRY, refusal, same
 from hub_server import Handler, Hub
-from test_download import ENTRY, refusal, same
 
 from yuegp.checkpoints import download, locate, xet
 from yuegp.checkpoints import hub as hub_room
-from yuegp.errors import Cancelled
 from yuegp.checkpoints.hub import HubFile
 from yuegp.checkpoints.xet import HTTP, XET, Ways
+from yuegp.errors import Cancelled
 
 pytest.importorskip("hf_xet")
 SIZE, TRIAL = 400_000, 50_000

@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
-from conftest import ROOT
+from repository import ROOT
 
-from yuegp.library import store
 from yuegp.cli.main import build_parser, main
-from yuegp.jobs.queue import JobProgress, State
-from yuegp.generation.plan import Event
 from yuegp.cli.progress import ProgressBar
+from yuegp.generation.plan import Event
+from yuegp.jobs.queue import JobProgress, State
+from yuegp.library import store
 from yuegp.song.schema import Stage
 
 TAGS = "inspiring female uplifting pop airy vocal electronic bright vocal"

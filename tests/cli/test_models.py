@@ -14,6 +14,7 @@ import pytest
 from hub_server import Hub
 from released import SOUND, STAGE1, STAGE2, pretend_exl2, write_released
 
+from yuegp import paths
 from yuegp.checkpoints import registry
 from yuegp.cli.main import main
 
@@ -44,12 +45,12 @@ def run(capsys: pytest.CaptureFixture[str]) -> Run:
 
 
 def test_the_list_says_what_is_here_and_what_things_are_good_for(hub: Hub, run: Run, originals: Path) -> None:
-    shutil.copytree(originals / STAGE2, registry.models_dir() / STAGE2)
+    shutil.copytree(originals / STAGE2, paths.models_dir() / STAGE2)
     code, out, _ = run()
     assert code == 0 and hub.log == []
     lines = {line.split()[0]: line for line in out.splitlines() if line and line[0] != " "}
     assert " here " in lines["s2"] and "missing" in lines["s1-en-cot"] and "about 12.45 GB" in lines["s1-en-cot"]
-    assert str(registry.models_dir() / STAGE2) in out and "s1-en-cot-nf4" not in out and "demo is built in" in out
+    assert str(paths.models_dir() / STAGE2) in out and "s1-en-cot-nf4" not in out and "demo is built in" in out
     assert "4 bit" in run("list", "--all")[1]
     listed = {entry["id"]: entry for entry in json.loads(run("--json")[1])}
     assert listed["s2"]["state"] == "here" and listed["s1-zh-icl-nf4"]["bytes"] == 4_230_000_000
@@ -62,7 +63,7 @@ def test_bytes_and_free_disk_come_before_the_question(stocked: Hub, run: Run, mo
     code, out, _ = run("get", "s2")
     assert code == 0 and "To download: 2.69 MB. Free on that disk: " in out and "Nothing was downloaded." in out
     assert questions == ["Download 2.69 MB? [y/N] "]
-    assert not (registry.models_dir() / STAGE2).exists()
+    assert not (paths.models_dir() / STAGE2).exists()
 
 
 def test_without_anybody_to_ask_it_wants_a_yes(stocked: Hub, run: Run) -> None:
@@ -81,7 +82,7 @@ def test_one_checkpoint_is_got_checked_and_removed(stocked: Hub, run: Run) -> No
 
 
 def test_a_set_is_chosen_for_a_card_and_settled(stocked: Hub, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    shutil.copytree(stocked.root / "SceneWorks" / "xcodec-mini-infer", registry.models_dir() / SOUND)
+    shutil.copytree(stocked.root / "SceneWorks" / "xcodec-mini-infer", paths.models_dir() / SOUND)
     fast = registry.CHECKPOINTS["s1-en-cot-exl2-8.0"]
     pretend_exl2(stocked.root / "m-a-p" / STAGE1, stocked.root / fast.repo, 8.0)
     code, out, _ = run("get", "--language", "en", "--mode", "cot", "--for-card", "24GB", "--yes", "--quiet")
@@ -112,7 +113,7 @@ def test_a_damaged_download_is_told_and_mended_by_the_same_command(stocked: Hub,
 
 def test_a_damaged_model_fails_its_check(stocked: Hub, run: Run) -> None:
     run("get", "s2", "--yes", "--quiet")
-    path = registry.models_dir() / STAGE2 / "model.safetensors"
+    path = paths.models_dir() / STAGE2 / "model.safetensors"
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
     path.write_bytes(data)

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from repository import ROOT
 
 from offload import device
 from yuegp.cli.main import main

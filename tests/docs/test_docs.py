@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from repository import ROOT
 
 from installer.main import HELP, read
 from yuegp.cli.main import build_parser, main

@@ -11,21 +11,22 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
 from hub_server import Hub
 from released import SOUND, STAGE1, STAGE2, pretend_exl2, write_released
+from repository import ROOT
 
 from offload import device
 from offload.device import GIB, Card, Machine, imagined
 from ui import machine
 from ui.pages import setup
 from ui.texts import Texts
-from yuegp.generation import choice, memory, plan
-from yuegp.system import environment, provision
-from yuegp.checkpoints import sets, registry
-from yuegp.cli.main import main
+from yuegp import paths
+from yuegp.checkpoints import registry, sets
 from yuegp.checkpoints.registry import CHECKPOINTS
+from yuegp.cli.main import main
+from yuegp.generation import choice, memory, plan
 from yuegp.song.schema import Section, SongRequest
+from yuegp.system import environment, provision
 
 SIZES = (6, 8, 10, 12, 16, 24)
 SETS = [(language, mode) for language in registry.LANGUAGES for mode in registry.MODES]
@@ -126,7 +127,10 @@ def test_table_choice_plan_page_doctor_and_song_say_the_same(
     ids = {places_id(found.stage1), places_id(found.stage2)}
     assert ids == {c.id for c in chosen.checkpoints[:2]}
     used = memory.foresee(song("yue-en-cot"), device.machine())
-    assert (used.stage1_format.engine, str(used.stage1_format).partition(",")[0]) == (chosen.plan.stage1_format.engine, said[0])
+    assert (used.stage1_format.engine, str(used.stage1_format).partition(",")[0]) == (
+        chosen.plan.stage1_format.engine,
+        said[0],
+    )
     capsys.readouterr()
     assert main(["plan", "--json"]) == 0
     row = json.loads(capsys.readouterr().out)
@@ -145,7 +149,7 @@ def test_of_many_copies_on_the_disk_a_song_takes_what_would_be_chosen(
     here(monkeypatch, card(size))
     for entry in (CHECKPOINTS[name] for name in ("s1-en-cot", "s1-en-cot-exl2-8.0", "s1-en-cot-exl2-4.0", "s2",
                                                  "s2-exl2-8.0", "codec")):  # fmt: skip
-        shutil.copytree(stocked.root / entry.repo, registry.models_dir() / entry.folder)
+        shutil.copytree(stocked.root / entry.repo, paths.models_dir() / entry.folder)
     found = song("yue-en-cot").models
     assert [places_id(found.stage1), places_id(found.stage2)] == [
         c.id for c in provision.choose("en", "cot", card(size)).checkpoints[:2]
@@ -167,7 +171,9 @@ def test_a_plan_is_of_what_is_fetched_for_every_set(language: str, mode: str, fa
         assert (first.language, first.mode) == (language, mode)
         assert (fast and that) or "exl2" not in (first.stored, second.stored)
         if found.plan:
-            assert found.plan.stage1_format in choice.ways(first, that) and found.plan.stage2_format in choice.ways(second, that)
+            assert found.plan.stage1_format in choice.ways(first, that) and found.plan.stage2_format in choice.ways(
+                second, that
+            )
             assert str(found.plan.stage1_format) in found.reason and str(found.plan.stage2_format) in found.reason
 
 
@@ -194,7 +200,12 @@ def test_an_engine_that_could_not_start_is_not_counted_on(
     assert (found.checkpoints[0].stored == "exl2") == (not lacks)
     assert lacks in found.reason and lacks in choice.lacking(that)
     profile = setup.profile(Texts())
-    assert profile and found.plan and str(found.plan.stage1_format) in profile["text"] and lacks in " ".join(profile["reasons"])
+    assert (
+        profile
+        and found.plan
+        and str(found.plan.stage1_format) in profile["text"]
+        and lacks in " ".join(profile["reasons"])
+    )
 
 
 def test_a_turing_card_is_given_what_it_can_compute_in() -> None:
@@ -222,9 +233,9 @@ def on_disk(originals: Path, name: str) -> None:
     entry = CHECKPOINTS[name]
     source = originals / (STAGE1 if entry.role == "stage1" else STAGE2)
     if entry.stored == "exl2":
-        pretend_exl2(source, registry.models_dir() / entry.folder, entry.bits)
+        pretend_exl2(source, paths.models_dir() / entry.folder, entry.bits)
     else:
-        shutil.copytree(source, registry.models_dir() / entry.folder)
+        shutil.copytree(source, paths.models_dir() / entry.folder)
 
 
 def ids(size: int, **more: bool) -> list[str]:
@@ -244,7 +255,7 @@ def test_what_is_here_and_as_good_is_used_and_it_is_said_what_would_be_faster(or
 def test_what_is_here_and_worse_or_damaged_is_not_used_instead(originals: Path) -> None:
     on_disk(originals, "s1-en-cot-exl2-4.0")
     on_disk(originals, "s2")
-    path = registry.models_dir() / STAGE2 / "model.safetensors"
+    path = paths.models_dir() / STAGE2 / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-9])
     assert ids(10) == ["s1-en-cot-exl2-8.0", "s2-exl2-8.0"]
 
@@ -262,7 +273,7 @@ def test_a_settled_set_is_used_exactly(originals: Path, engine: None, monkeypatc
     here(monkeypatch, card(24))
     for name in ("s1-en-cot", "s1-en-cot-exl2-8.0", "s2", "s2-exl2-8.0"):
         on_disk(originals, name)
-    shutil.copytree(originals / SOUND, registry.models_dir() / SOUND)
+    shutil.copytree(originals / SOUND, paths.models_dir() / SOUND)
     registry.remember(sets={"yue-en-cot": ["s1-en-cot", "s2-exl2-8.0", "codec"]})
     found = choice.find("yue-en-cot")
     assert (places_id(found.stage1), places_id(found.stage2)) == ("s1-en-cot", "s2-exl2-8.0")

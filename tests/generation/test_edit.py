@@ -13,15 +13,16 @@ import soundfile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from yuegp.generation import edit, pipeline, plan
-from yuegp.library import store
 from yuegp.errors import Cancelled, LibraryError, RequestError
+from yuegp.generation import edit, pipeline, plan
 from yuegp.jobs.queue import Queue
+from yuegp.jobs.worker import Worker
+from yuegp.library import store
 from yuegp.library.store import Song, Take
 from yuegp.song.schema import Section, SongRequest, Span, Stage, TakeInfo
-from yuegp.jobs.worker import Worker
 
 SECTIONS = tuple(Section(label, words) for label, words in (("verse", "one two"), ("chorus", ""), ("outro", "six")))
+
 
 @pytest.fixture(autouse=True, scope="module")
 def _quick_disk() -> Iterator[None]:

@@ -11,14 +11,14 @@ import pytest
 
 from offload import plan as planning
 from offload.device import GIB, Card, Machine
-from yuegp.generation import memory, pipeline, options
 from yuegp.checkpoints import sets
 from yuegp.cli.main import main
 from yuegp.errors import DeviceError, RequestError
-from yuegp.library.store import create
-from yuegp.generation.plan import plan_for
-from yuegp.song.schema import Section, SongRequest, TakeInfo
+from yuegp.generation import memory, options, pipeline
 from yuegp.generation.options import ANY, ModelOptions
+from yuegp.generation.plan import plan_for
+from yuegp.library.store import create
+from yuegp.song.schema import Section, SongRequest, TakeInfo
 
 CARD = Card(0, "a card", 24 * GIB, 24 * GIB, (8, 6))
 HERE = Machine((CARD,), 64 * GIB, 48 * GIB)

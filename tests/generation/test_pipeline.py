@@ -11,14 +11,15 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from conftest import ROOT
+from repository import ROOT
 
 from yuegp import files
-from yuegp.library import store
 from yuegp.checkpoints import sets
-from yuegp.generation import pipeline, plan as planning, render, session
 from yuegp.codec import xcodec
 from yuegp.errors import Cancelled, DeviceError, LibraryError, ModelError, RequestError
+from yuegp.generation import pipeline, render, session
+from yuegp.generation import plan as planning
+from yuegp.library import store
 from yuegp.lm.llama.engine import TorchSession
 from yuegp.song.schema import Reference, Sampling, Section, SongRequest, Stage, TakeInfo
 
@@ -92,9 +93,7 @@ def test_a_stopped_song_keeps_what_is_finished_and_resumes_to_the_same_codes(
     assert stopped.mix.read_bytes() == whole.mix.read_bytes()
 
 
-def test_a_take_opened_before_another_process_finished_it_is_not_undone(
-    request_: SongRequest, tmp_path: Path
-) -> None:
+def test_a_take_opened_before_another_process_finished_it_is_not_undone(request_: SongRequest, tmp_path: Path) -> None:
     plan = pipeline.plan(request_)
     song = store.create(plan.request, tmp_path)
     take = song.new_take(TakeInfo(number=0, request=song.request))

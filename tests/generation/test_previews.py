@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 import soundfile
 
-from yuegp.audio import files
 from yuegp import codec
-from yuegp.library import store
-from yuegp.generation import pipeline, plan as planning, previews
+from yuegp.audio import files
 from yuegp.errors import Cancelled, LibraryError, ModelError
-from yuegp.library.store import Take
+from yuegp.generation import pipeline, previews
+from yuegp.generation import plan as planning
 from yuegp.generation.previews import Previews
+from yuegp.library import store
+from yuegp.library.store import Take
 from yuegp.song.schema import Section, SongRequest, Span, Stage, TakeInfo
 
 REQUEST = SongRequest((Section("verse", "one"), Section("chorus", "two")), "pop piano", seed=5, section_seconds=7.0)

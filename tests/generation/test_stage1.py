@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_engines import save_llama
+from llamas import save_llama
 
-from yuegp.generation import stage1
 from yuegp.errors import Cancelled, GenerationError, RequestError
+from yuegp.generation import stage1
+from yuegp.generation.stage1 import SectionCodes, Stage1Input, write_candidates, write_sections
 from yuegp.lm.llama.engine import TorchLM
-from yuegp.tokens.prompts import Prompts, budget_ids, build, prompt_limit
 from yuegp.song.schema import Sampling, Section
-from yuegp.generation.stage1 import Stage1Input, SectionCodes, write_candidates, write_sections
+from yuegp.tokens.prompts import Prompts, budget_ids, build, prompt_limit
 from yuegp.tokens.tokenizer import ByteTokenizer
 from yuegp.tokens.vocab import VocabLayout, interleave
 

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_engines import save_llama
+from llamas import save_llama
 
-from yuegp.generation import stage2
 from yuegp.errors import Cancelled
+from yuegp.generation import stage2
 from yuegp.lm.llama.engine import TorchLM
 from yuegp.tokens.vocab import VocabLayout
 

@@ -10,19 +10,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from contract import LAYOUT, refined, sections
 from fake_exllamav2 import flash as by_hand
-from test_contract import LAYOUT, refined, sections
 
 from tools.make_exl2 import make_plain, make_random
 from tools.make_set import LM, write_lm
 from yuegp.errors import Cancelled, DeviceError
 from yuegp.lm import EngineConfig, open_engine
 from yuegp.lm.exl2.attention import PagedAttention, sight
-from yuegp.lm.exl2.self_test import disagreement
-from yuegp.lm.exl2.format import look_into
 from yuegp.lm.exl2.engine import WHOLE_STEP, Exl2LM
-from yuegp.lm.exl2.package import load_package
 from yuegp.lm.exl2.flash_probe import probe
+from yuegp.lm.exl2.format import look_into
+from yuegp.lm.exl2.package import load_package
+from yuegp.lm.exl2.self_test import disagreement
 from yuegp.lm.llama.engine import TorchLM
 
 pytestmark = pytest.mark.gpu

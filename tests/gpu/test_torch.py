@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 from layouts import bitsandbytes, int8_folder, released, tiny_llama
-from test_engines import save_llama, some_ids
+from llamas import save_llama, some_ids
 
 from offload.sizes import blocks
 from tools.make_set import make_set
-from yuegp.library import store
 from yuegp.generation import pipeline
+from yuegp.library import store
 from yuegp.lm import EngineConfig
 from yuegp.lm.llama import cache
 from yuegp.lm.llama.engine import TorchLM

@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 
-from installer import builds, choose, install, probe, main, own_folders, record, steps
+from installer import builds, choose, install, main, own_folders, probe, record, steps
 from installer.choose import Plan, decide
-from installer.probe import ProbedCard, Interpreter
-from installer.pretend import pretend
 from installer.console import SetupError
+from installer.pretend import pretend
+from installer.probe import Interpreter, ProbedCard
 
 ROOT = Path(__file__).resolve().parents[2]
 MACHINES = json.loads((Path(__file__).resolve().parents[1] / "machines.json").read_text("utf-8"))

@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from yuegp.jobs import eta
-from yuegp.library import store
-from yuegp.jobs.eta import Costs, Workload, LinearCost, Observed, estimate, facts_of, learn, refining_passes
 from yuegp.generation.plan import Event
+from yuegp.jobs import eta
+from yuegp.jobs.eta import Costs, LinearCost, Observed, Workload, estimate, facts_of, learn, refining_passes
+from yuegp.library import store
 from yuegp.song.schema import MadeWith, Section, SongRequest, Span, Stage, TakeInfo
 
 

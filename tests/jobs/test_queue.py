@@ -16,18 +16,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT
+from repository import ROOT
 
 from yuegp import files
-from yuegp.jobs import eta, queue as jobs
-from yuegp.library import store
-from yuegp.jobs import worker as working
 from yuegp.errors import Cancelled, LibraryError, RequestError
-from yuegp.jobs.queue import Job, JobProgress, Queue, State
-from yuegp.generation.plan import Event, ProgressCallback
-from yuegp.song.schema import Section, SongRequest, Stage, TakeInfo
 from yuegp.generation.options import ANY, ModelOptions
+from yuegp.generation.plan import Event, ProgressCallback
+from yuegp.jobs import eta
+from yuegp.jobs import queue as jobs
+from yuegp.jobs import worker as working
+from yuegp.jobs.queue import Job, JobProgress, Queue, State
 from yuegp.jobs.worker import Feed, Worker
+from yuegp.library import store
+from yuegp.song.schema import Section, SongRequest, Stage, TakeInfo
 
 PATIENCE = 30.0
 """Seconds after which a test that waits for another thread has failed."""

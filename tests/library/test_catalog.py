@@ -12,15 +12,28 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
+from repository import ROOT
 
-from yuegp.library import catalog
 from yuegp.errors import LibraryError, RequestError
+from yuegp.library import catalog
+from yuegp.library.catalog import (
+    TRASH,
+    SongSummary,
+    entries,
+    find,
+    get,
+    pick,
+    rate,
+    rename,
+    restore,
+    search,
+    trash,
+    trashed,
+)
 from yuegp.library.store import Song, create, open_song
 from yuegp.locks import LOCK, song_lock
-from yuegp.library.catalog import TRASH, SongSummary, entries, find, get, pick, rate, rename, restore, search, trash, trashed
 from yuegp.song.schema import Section, SongRequest, Span, Stage, TakeInfo
 
 REQUEST = SongRequest((Section("verse", "paper lanterns"), Section("chorus", "over the bay")), "pop, airy vocal")

@@ -22,23 +22,26 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ui.pages import library as library_page, queue as queue_page, progress
 from ui import settings
-from ui.pages.song import page
 from ui.context import AppContext
+from ui.pages import library as library_page
+from ui.pages import progress
+from ui.pages import queue as queue_page
+from ui.pages.song import page
 from ui.shell import sendable
 from ui.texts import Texts
+from yuegp import checked, paths
+from yuegp import files as disk
 from yuegp.audio import files
-from yuegp import checked, files as disk
-from yuegp.checkpoints import config, sets, locate, registry
-from yuegp.jobs import eta
-from yuegp.library import export, store, catalog
-from yuegp.system import environment
+from yuegp.checkpoints import config, locate, registry, sets
 from yuegp.codec.files import check_codec, hubert_config
 from yuegp.errors import LibraryError, ModelError, YueGPError
+from yuegp.jobs import eta
 from yuegp.jobs.queue import Queue
+from yuegp.library import catalog, export, store
 from yuegp.library.store import Song
 from yuegp.song.schema import MadeWith, Section, SongRequest, Span, Stage, TakeInfo
+from yuegp.system import environment
 
 HOSTILE = Path(__file__).resolve().parents[1] / "fixtures" / "hostile"
 T = Texts()
@@ -48,7 +51,7 @@ REQUEST = SongRequest((Section("verse", "la la"), Section("chorus", "lo lo")), "
 
 @pytest.fixture
 def root() -> Path:
-    return store.home() / "songs"
+    return paths.home() / "songs"
 
 
 def make(root: Path, title: str = "Tune", takes: int = 2) -> Song:
@@ -316,14 +319,14 @@ def test_what_is_no_file_is_neither_waited_for_nor_read_to_its_end(put: Callable
     places_ = [folder / name for folder, name in zip(
         odd, ("song.json", "takes/002/take.json", "takes/001/stage1.npz", "takes/001/stage2.npz"), strict=True
     )]  # fmt: skip
-    places_ += [Queue().folder / "progress.json", settings.path(), store.home() / "models.json"]
+    places_ += [Queue().folder / "progress.json", settings.path(), paths.home() / "models.json"]
     for path in places_:
         path.unlink(missing_ok=True)
         put(path)
     found = look_everywhere(root)
     assert found[good.folder.name].broken is None and settings.load() == settings.Settings()
     assert {name for name, _ in environment._songs()[1]} == {folder.name for folder in odd}
-    assert len(environment._damaged(store.home())) == 2 and "demo" in sets.names() and sets.find("demo")
+    assert len(environment._damaged(paths.home())) == 2 and "demo" in sets.names() and sets.find("demo")
 
 
 # Notes
@@ -334,14 +337,14 @@ def test_our_notes_changed_in_many_ways_stop_nothing(name: str) -> None:
     registry.add(registry.own("me/yue-s2-tune", None, {}))
     registry.remember({"s2": "/nowhere"}, {"yue-en-cot": ["s1-en-cot", "s2", "codec"]})
     settings.save(settings.Settings("zh"))
-    path = store.home() / name
+    path = paths.home() / name
     for content in variants(path.read_bytes(), 45, 10):
         path.write_bytes(content)
         assert "demo" in sets.names() and sets.find("demo").id == "demo"
         assert settings.load().language in ("", "zh", "en", "ja", "ko")
         with pytest.raises(ModelError):
             sets.find("yue-en-cot")
-        environment._damaged(store.home())
+        environment._damaged(paths.home())
         for call in (lambda: registry.remember({"codec": None}), lambda: settings.save(settings.Settings("ja"))):
             try:
                 call()
@@ -353,13 +356,13 @@ def test_our_notes_changed_in_many_ways_stop_nothing(name: str) -> None:
 
 def test_a_damaged_entry_of_models_json_stops_no_other_and_stays(root: Path) -> None:
     registry.add(registry.own("me/yue-s2-tune", None, {}))
-    path = store.home() / "models.json"
+    path = paths.home() / "models.json"
     noted = json.loads(path.read_text())
     odd = [{"id": "x"}, 5, {**noted["checkpoints"][0], "id": "y", "role": "drums"}]
     odd += [{**noted["checkpoints"][0], "id": "z", "revision": "../../.."}]
     path.write_text(json.dumps({**noted, "checkpoints": [*odd, *noted["checkpoints"]]}))
     assert "yue-s2-tune" in registry.usable()[0] and not {"x", "y", "z"} & set(registry.usable()[0])
-    assert len(environment._damaged(store.home())) == 4
+    assert len(environment._damaged(paths.home())) == 4
     registry.remember({"codec": "/there"})
     assert json.loads(path.read_text())["checkpoints"][:4] == odd
 
@@ -375,7 +378,7 @@ def test_records_of_downloads_changed_in_many_ways() -> None:
         try:
             assert locate.read_pin(s2)
         except ModelError as exc:
-            assert str(path) in exc.what and exc.what in environment._damaged(store.home())
+            assert str(path) in exc.what and exc.what in environment._damaged(paths.home())
 
 
 # Models
@@ -491,9 +494,9 @@ def test_what_we_write_reads_back_the_same(root: Path) -> None:
 
 def test_files_as_they_were_written_before_they_were_checked_open_unchanged(tmp_path: Path) -> None:
     """`fixtures/today` is a home that the program wrote before there was a checker: nothing in it counts as damaged."""
-    shutil.copytree(Path(__file__).resolve().parents[1] / "fixtures" / "today", store.home())
-    before = {path: path.read_bytes() for path in sorted(store.home().rglob("*")) if path.is_file()}
-    song = store.open_song(store.home() / "songs" / "2026-12-01-today-abc123")
+    shutil.copytree(Path(__file__).resolve().parents[1] / "fixtures" / "today", paths.home())
+    before = {path: path.read_bytes() for path in sorted(paths.home().rglob("*")) if path.is_file()}
+    song = store.open_song(paths.home() / "songs" / "2026-12-01-today-abc123")
     takes, faults = song.takes()
     assert len(takes) == 3 and not faults and not catalog.faults(song.folder) and song.chosen().info.number == 1
     assert (song.info.rating, song.request.seed, song.request.title) == (5, 2**63 - 1, "Today's song ☃")
@@ -504,7 +507,7 @@ def test_files_as_they_were_written_before_they_were_checked_open_unchanged(tmp_
     paused, failed = Queue().jobs()
     assert (paused.wishes.weights, paused.together, paused.take) == ("nf4", (2, 3), 2)
     assert (failed.what, failed.trace, failed.last and failed.last.ready) == ("Out of memory.", "T", (0, 1))
-    assert settings.load() == settings.Settings("ko") and not environment._damaged(store.home())
+    assert settings.load() == settings.Settings("ko") and not environment._damaged(paths.home())
     assert {"my tune", "yue-s1-en-cot-x"} <= set(registry.known()) == set(registry.usable()[0])
     pin = locate.read_pin(registry.CHECKPOINTS["s2"])
     assert pin and pin.files["sub/x.safetensors"] == (2**40, "b" * 64) and not pin.complete

@@ -14,10 +14,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from yuegp.library import store
-from yuegp.files import check_writable, write_atomic
 from yuegp.errors import LibraryError, RequestError
-from yuegp.library.store import SLUG_BYTES, Take, create, open_song, slug, songs_dir
+from yuegp.files import check_writable, write_atomic
+from yuegp.library import store
+from yuegp.library.store import SLUG_BYTES, Take, create, open_song, slug
+from yuegp.paths import songs_dir
 from yuegp.song.schema import MadeWith, Reference, Sampling, Section, SongRequest, Span, Stage, TakeInfo
 
 REQUEST = SongRequest(sections=(Section("verse", "la la\nlo"), Section("outro")), tags="pop, female", title="My Söng")

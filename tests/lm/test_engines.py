@@ -8,40 +8,12 @@ from typing import Any
 
 import pytest
 import torch
+from llamas import save_llama, some_ids
 
 from yuegp.checkpoints.config import LlamaConfig, parse_config, read_config
 from yuegp.errors import ModelError
 from yuegp.lm import EngineConfig
 from yuegp.lm.llama.engine import PREFILL, TorchLM
-
-VOCAB = 300
-
-
-def save_llama(folder: Path, kv_heads: int, **changes: Any) -> Any:
-    """A random transformers Llama, saved by transformers, large enough in its weights to tell errors apart."""
-    from transformers import LlamaConfig as TheirConfig
-    from transformers import LlamaForCausalLM
-
-    torch.manual_seed(7)
-    sizes = {
-        "vocab_size": VOCAB,
-        "hidden_size": 64,
-        "intermediate_size": 96,
-        "num_hidden_layers": 3,
-        "num_attention_heads": 4,
-        "num_key_value_heads": kv_heads,
-        "max_position_embeddings": 2048,
-        "tie_word_embeddings": False,
-        "initializer_range": 0.2,
-    }
-    model = LlamaForCausalLM(TheirConfig(**{**sizes, **changes})).eval()
-    with torch.no_grad():
-        for name, weight in model.named_parameters():
-            if "norm" in name:
-                weight.copy_(1 + 0.2 * torch.randn_like(weight))
-        model.lm_head.weight.mul_(0.1)
-    model.save_pretrained(folder, max_shard_size=changes.get("shard", "60KB"))
-    return model
 
 
 @pytest.fixture(scope="module", params=[4, 2, 1], ids=["MHA", "GQA2", "GQA4"])
@@ -55,10 +27,6 @@ def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 def theirs(model: Any, ids: list[int]) -> torch.Tensor:
     with torch.inference_mode():
         return model(torch.tensor([ids])).logits[0]
-
-
-def some_ids(n: int, seed: int = 0) -> list[int]:
-    return torch.randint(0, VOCAB, (n,), generator=torch.Generator().manual_seed(seed)).tolist()
 
 
 def close(ours: torch.Tensor, wanted: torch.Tensor) -> None:

@@ -15,8 +15,8 @@ from safetensors.torch import load_file, save_file
 
 from yuegp.errors import Cancelled, ModelError
 from yuegp.lm import EngineConfig, stored_as
-from yuegp.lm.weights import reader
 from yuegp.lm.llama.engine import TorchLM
+from yuegp.lm.weights import reader
 
 IDS = torch.randint(0, VOCAB, (40,), generator=torch.Generator().manual_seed(3)).tolist()
 RECORDED = Path(__file__).resolve().parents[1] / "fixtures" / "lora"

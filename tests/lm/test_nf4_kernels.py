@@ -11,11 +11,11 @@ import torch
 from layouts import VOCAB, bitsandbytes, int8_folder, released, tiny_llama
 
 from yuegp.lm import EngineConfig
-from yuegp.lm.weights import nf4, nf4_kernels
 from yuegp.lm.llama import engine
+from yuegp.lm.llama.engine import TorchLM
+from yuegp.lm.weights import nf4, nf4_kernels
 from yuegp.lm.weights.nf4 import Nf4
 from yuegp.lm.weights.nf4_kernels import kernels, missing, trial
-from yuegp.lm.llama.engine import TorchLM
 
 CARD, CPU = torch.device("cuda", 0), torch.device("cpu")
 

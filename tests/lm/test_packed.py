@@ -14,10 +14,10 @@ from yuegp.checkpoints import sets
 from yuegp.checkpoints.config import read_config
 from yuegp.errors import ModelError
 from yuegp.lm import EngineConfig, open_engine, stored_as
+from yuegp.lm.llama.engine import TorchLM
 from yuegp.lm.weights.int8 import Int8, quantize
 from yuegp.lm.weights.nf4 import Nf4
 from yuegp.lm.weights.reader import Reader
-from yuegp.lm.llama.engine import TorchLM
 
 IDS = torch.randint(0, VOCAB, (40,), generator=torch.Generator().manual_seed(3)).tolist()
 

@@ -14,8 +14,8 @@ from layouts import VOCAB, tiny_llama
 
 from yuegp.lm import EngineConfig
 from yuegp.lm.llama import cache
-from yuegp.lm.llama.graph import Decoder
 from yuegp.lm.llama.engine import TorchLM
+from yuegp.lm.llama.graph import Decoder
 
 ENGINES = Iterator[tuple[TorchLM, TorchLM]]
 
@@ -126,9 +126,7 @@ class Recorded:
             result.copy_(again())
 
 
-def test_what_is_recorded_is_what_is_played(
-    both: tuple[TorchLM, TorchLM], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_is_recorded_is_what_is_played(both: tuple[TorchLM, TorchLM], monkeypatch: pytest.MonkeyPatch) -> None:
     """The card's way with a stand-in for the card: one recording per shape, played with ever new ids and lengths."""
     plain, fixed = both
     run, recordings = Decoder._run, []

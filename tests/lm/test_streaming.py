@@ -9,8 +9,8 @@ import torch
 from layouts import VOCAB, released, tiny_llama
 
 from yuegp.lm import EngineConfig
-from yuegp.lm.llama.streaming import StreamedLayers
 from yuegp.lm.llama.engine import TorchLM
+from yuegp.lm.llama.streaming import StreamedLayers
 
 IDS = torch.randint(0, VOCAB, (60,), generator=torch.Generator().manual_seed(3)).tolist()
 

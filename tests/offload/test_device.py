@@ -11,13 +11,13 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from conftest import ROOT
+from repository import ROOT
 
 from installer import probe as machine_
 from offload import device, smi
 from offload.device import DESKTOP, DRIVER, GIB, MIB, Card, imagined, machine, parse_size, parse_smi, visible
-from yuegp.system import environment
 from yuegp.errors import RequestError
+from yuegp.system import environment
 
 TWO = """0, NVIDIA GeForce RTX 3080, 10240, 9011, 8.6, Enabled, 4, 16
 1, NVIDIA GeForce RTX 4060 Ti, 16380, 16079, 8.9, Disabled, 4, 8

@@ -15,14 +15,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from offload.parking import ParkedTensors
 from offload.device import GIB
+from offload.manager import ModelManager, Offloadable
+from offload.parking import ParkedTensors
 from offload.plan import MemoryPlan, MemoryRequest, plan
 from offload.sizes import Shapes, Sound, WeightFormat
-from offload.manager import ModelManager, Offloadable
 from yuegp.checkpoints.config import read_config
 from yuegp.errors import DeviceError
-from yuegp.lm import LMEngine, LMSession, EngineConfig, open_engine
+from yuegp.lm import EngineConfig, LMEngine, LMSession, open_engine
 
 FLOAT = WeightFormat("torch", "float32", Fraction(32), "float32")
 

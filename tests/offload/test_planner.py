@@ -26,10 +26,10 @@ from offload.sizes import (
     layer_bytes,
     weight_bytes,
 )
-from yuegp.generation import memory
 from yuegp.checkpoints.config import read_config
-from yuegp.lm import EngineConfig, open_engine
+from yuegp.generation import memory
 from yuegp.generation.stage2 import chunk_ids
+from yuegp.lm import EngineConfig, open_engine
 
 FLOAT16 = WeightFormat("torch", "float16", Fraction(16))
 BFLOAT16 = WeightFormat("torch", "bfloat16", Fraction(16))
@@ -118,7 +118,10 @@ def test_what_a_song_of_six_sections_gets_on_common_cards(capsys: pytest.Capture
         for size, p in found.items():
             turns = "together" if p.together else "in turns"
             sizes = f"{p.peak / GIB:.2f} of {p.budget / GIB:.2f} GB"
-            print(f"\n{size:>3} GB: {p.stage1_format}, Stage 2 {p.stage2_format} x {p.stage2_batch}, {p.hear}, {turns}, {sizes}", end="")
+            print(
+                f"\n{size:>3} GB: {p.stage1_format}, Stage 2 {p.stage2_format} x {p.stage2_batch}, {p.hear}, {turns}, {sizes}",
+                end="",
+            )
     assert {size: str(p.stage1_format) for size, p in found.items()} == {
         6: "EXL2 4.25 bit", 8: "EXL2 6 bit", **dict.fromkeys((10, 12, 16, 24), "EXL2 8 bit")
     }  # fmt: skip

@@ -12,13 +12,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from quant import calibrate, exl2, evaluate, quantize, calibration_songs, rows
+from quant import calibrate, calibration_songs, evaluate, exl2, quantize, rows
 from yuegp.checkpoints import sets
-from yuegp.library import catalog
+from yuegp.checkpoints.sets import ModelSet
 from yuegp.cli.main import main
 from yuegp.errors import Cancelled, DeviceError, LibraryError, ModelError, RequestError
+from yuegp.library import catalog
 from yuegp.lm import EngineConfig, open_engine, stored_as
-from yuegp.checkpoints.sets import ModelSet
 
 SHORT = (
     ("verse", "lala moona silo nema\nbela rona lumi soma\nlala moona silo"),
@@ -94,7 +94,10 @@ def test_a_recipe_speaks_the_languages_of_its_model(demo: ModelSet) -> None:
     japanese = replace(demo, language="jp-kr")
     first, second = (calibration_songs.request(japanese, n) for n in (0, 1))
     assert "夜明け" in first.sections[0].words and "골목" in second.sections[0].words
-    assert calibration_songs.request(demo, 3) == calibration_songs.request(demo, 3) and calibration_songs.request(demo, 3).seed == calibration_songs.SEED + 3
+    assert (
+        calibration_songs.request(demo, 3) == calibration_songs.request(demo, 3)
+        and calibration_songs.request(demo, 3).seed == calibration_songs.SEED + 3
+    )
 
 
 def test_rows_of_another_vocabulary_are_refused(collected: Path) -> None:
@@ -190,7 +193,9 @@ def test_bitsandbytes_reads_our_nf4(demo: ModelSet, tmp_path: Path) -> None:
     from yuegp.lm.weights.nf4 import Nf4
 
     original = load_file(demo.stage1 / "model.safetensors")[name]
-    torch.testing.assert_close(theirs.float(), Nf4.quantize(original).floats(theirs.dtype).float(), rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(
+        theirs.float(), Nf4.quantize(original).floats(theirs.dtype).float(), rtol=1e-3, atol=1e-5
+    )
 
 
 def test_a_broken_off_press_goes_on_and_ends_the_same(

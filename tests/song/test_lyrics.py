@@ -9,8 +9,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from yuegp.song import lyrics
 from yuegp.errors import RequestError
+from yuegp.song import lyrics
 from yuegp.song.lyrics import Lyrics, advise, decode, parse, read, trained_label, word_count, write
 from yuegp.song.schema import Section
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from yuegp.song import tags
 from yuegp.errors import RequestError
+from yuegp.song import tags
 from yuegp.song.tags import advise, find, fold, parse, suggest, vocabulary, without_voice
 
 RAW = Path(__file__).resolve().parents[3] / "shared" / "data" / "top_200_tags.json"

@@ -19,12 +19,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from yuegp.checkpoints.config import read_config
+from yuegp.checkpoints.formats import stored_as
 from yuegp.lm import EngineConfig
 from yuegp.lm.exl2.attention import PagedAttention
-from yuegp.lm.exl2.format import PARTS, look_into, unpack
 from yuegp.lm.exl2.engine import Exl2LM
+from yuegp.lm.exl2.format import PARTS, look_into, unpack
 from yuegp.lm.exl2.package import Package
-from yuegp.checkpoints.formats import stored_as
 
 
 class Config:

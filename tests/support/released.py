@@ -168,7 +168,8 @@ def pretend_exl2(source: Path, target: Path, bits: float) -> Path:
     import numpy as np
     from safetensors.numpy import save_file
 
-    from yuegp.checkpoints.verify import safetensors_header, weight_files
+    from yuegp.checkpoints.safetensors import safetensors_header
+    from yuegp.checkpoints.verify import weight_files
 
     tensors = {}
     for path in weight_files(source):

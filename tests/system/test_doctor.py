@@ -16,7 +16,8 @@ import pytest
 from tools.faults import CPU, FAULTS, GIB, GPU, Fault
 from tools.write_troubleshooting import PAGE, page
 from yuegp.cli import main
-from yuegp.system import doctor, environment as facts
+from yuegp.system import doctor
+from yuegp.system import environment as facts
 from yuegp.system.doctor import FAIL, OK, WARN, Finding, judge
 from yuegp.system.environment import CardReport, Environment
 

@@ -13,12 +13,13 @@ from released import SOUND, STAGE1, STAGE2, pretend_exl2, write_released
 from safetensors.torch import save_file
 
 from offload.device import GIB, imagined
-from yuegp.checkpoints import sets, pins, locate, registry
-from yuegp.system import provision
+from yuegp import paths
+from yuegp.checkpoints import locate, pins, registry, sets
+from yuegp.checkpoints.registry import CHECKPOINTS
 from yuegp.codec.convert import source_of
 from yuegp.codec.files import read_state
 from yuegp.errors import Cancelled, ModelError, RequestError
-from yuegp.checkpoints.registry import CHECKPOINTS
+from yuegp.system import provision
 
 SET = [CHECKPOINTS[name] for name in ("s1-en-cot", "s2", "codec")]
 
@@ -112,7 +113,7 @@ def test_what_other_programs_have_is_used_and_not_downloaded(stocked: Hub, origi
 
 
 def test_a_complete_set_needs_no_network(stocked: Hub, originals: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    shutil.copytree(originals, registry.models_dir())
+    shutil.copytree(originals, paths.models_dir())
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     assert provision.order(SET).plans == () and stocked.log == []
 
@@ -125,7 +126,7 @@ def test_another_programs_damaged_copy_is_left_and_downloaded_instead(
     (theirs / "model.safetensors").write_bytes(data)
     registry.remember({"s2": str(theirs)})
     provision.execute(provision.order([SET[1]]))
-    assert locate.locate(SET[1]) == registry.models_dir() / STAGE2
+    assert locate.locate(SET[1]) == paths.models_dir() / STAGE2
     assert (theirs / "model.safetensors").read_bytes() == data
 
 
@@ -143,7 +144,7 @@ def test_a_set_without_a_tokenizer_gets_one_by_itself(stocked: Hub, originals: P
 
 def test_the_codec_without_pickles_serves_where_it_is_here(stocked: Hub, tmp_path: Path) -> None:
     safe = write_released(tmp_path / "safe", pth=False) / SOUND
-    shutil.copytree(safe, registry.models_dir() / "xcodec-mini-infer")
+    shutil.copytree(safe, paths.models_dir() / "xcodec-mini-infer")
     order = provision.order(SET[2:])
     assert order.plans == () and order.here[0][0].id == "codec-safetensors"
 
@@ -158,7 +159,7 @@ def test_who_asks_for_the_copy_without_pickles_gets_it_and_sets_use_it(
     provision.remember_choice(provision.Choice("yue-en-cot", tuple(SET), ""), provision.DownloadPlan((), (), 0))
     assert sets.find("yue-en-cot").codec == originals / SOUND
     (folder,) = provision.execute(provision.order([CHECKPOINTS["codec-safetensors"]]))
-    assert sets.find("yue-en-cot").codec == folder == registry.models_dir() / "xcodec-mini-infer"
+    assert sets.find("yue-en-cot").codec == folder == paths.models_dir() / "xcodec-mini-infer"
 
 
 def test_the_copy_without_pickles_is_chosen_once_it_is_pinned(originals: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -176,7 +177,7 @@ def test_the_copy_without_pickles_is_chosen_once_it_is_pinned(originals: Path, m
 
 
 def test_pickles_that_are_in_our_folder_already_are_converted(stocked: Hub, originals: Path) -> None:
-    ours = shutil.copytree(originals / SOUND, registry.models_dir() / SOUND)
+    ours = shutil.copytree(originals / SOUND, paths.models_dir() / SOUND)
     provision.execute(provision.order(SET[2:]))
     assert len(list(ours.rglob("*.safetensors"))) == 3 and stocked.log == []
     seen: list[str] = []

@@ -17,10 +17,10 @@ import numpy as np
 import pytest
 import torch
 
-from yuegp.song import lyrics
-from yuegp.tokens import prompts
 from yuegp.generation import stage2
+from yuegp.song import lyrics
 from yuegp.song.schema import Section
+from yuegp.tokens import prompts
 from yuegp.tokens.tokenizer import open_tokenizer
 from yuegp.tokens.vocab import YUE_V1, deinterleave, interleave
 

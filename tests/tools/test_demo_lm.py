@@ -16,12 +16,12 @@ torch = pytest.importorskip("torch")
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from tools.demo import train as train_demo  # noqa: E402
 from tools.demo import lessons, listen, lm, network, phrasebook, pictures, songs, syllables, text  # noqa: E402
+from tools.demo import train as train_demo  # noqa: E402
 from tools.demo.trainer import Plan, Trainer, meet  # noqa: E402
 from yuegp.lm import EngineConfig, open_engine  # noqa: E402
-from yuegp.tokens.prompts import build  # noqa: E402
 from yuegp.song.schema import Section  # noqa: E402
+from yuegp.tokens.prompts import build  # noqa: E402
 from yuegp.tokens.tokenizer import SentencePieceTokenizer  # noqa: E402
 from yuegp.tokens.vocab import VocabLayout, interleave  # noqa: E402
 

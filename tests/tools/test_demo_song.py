@@ -12,10 +12,11 @@ import soundfile
 
 from tools.demo import songs
 from tools.demo.listen import beat_correlation
-from yuegp.generation import edit, pipeline, plan as planning
-from yuegp.library import store
 from yuegp.checkpoints import sets
 from yuegp.errors import Cancelled
+from yuegp.generation import edit, pipeline
+from yuegp.generation import plan as planning
+from yuegp.library import store
 from yuegp.library.store import Take
 from yuegp.song.schema import Section, SongRequest, Stage, TakeInfo
 

@@ -26,8 +26,8 @@ from tools.demo.songs import (
     section_frames,
 )
 from tools.demo.syllables import CONSONANTS, VOWELS, syllabify
-from yuegp.song import tags
 from yuegp.codec import load_codec, load_upsampler
+from yuegp.song import tags
 from yuegp.song.schema import Track
 
 # Syllables

@@ -14,19 +14,23 @@ import pytest
 import uvicorn
 from starlette.types import Receive, Scope, Send
 
-from ui.server import allowed, guard, serve
 from ui.context import AppContext
+from ui.server import allowed, guard, serve
 from ui.texts import LANGUAGES
 from yuegp.jobs.queue import Queue
 
 MOUNTS = ("/api", *(f"/{language}" for language in LANGUAGES))
 
-OURS = {("GET", "/"), ("HEAD", "/")} | {
-    (method, f"{before}{path}")
-    for method in ("GET", "HEAD")
-    for before in ("", "/{language}")
-    for path in ("/favicon.ico", "/sound/{song}/{take}/{file:path}", "/export/{song}/{file}")
-} | {(method, "/{language}/gradio_api/file={path:path}") for method in ("GET", "HEAD")}
+OURS = (
+    {("GET", "/"), ("HEAD", "/")}
+    | {
+        (method, f"{before}{path}")
+        for method in ("GET", "HEAD")
+        for before in ("", "/{language}")
+        for path in ("/favicon.ico", "/sound/{song}/{take}/{file:path}", "/export/{song}/{file}")
+    }
+    | {(method, "/{language}/gradio_api/file={path:path}") for method in ("GET", "HEAD")}
+)
 
 BOTH = {
     ("GET", "/"),

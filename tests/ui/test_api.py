@@ -15,10 +15,10 @@ from browser import PageServer, start, stop
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 
-from ui.server import api
 from ui.pages.create import fields
-from yuegp.library import store
+from ui.server import api
 from yuegp.errors import RequestError
+from yuegp.library import store
 
 WORDS = "[verse]\nla la\n\n[chorus]\nlo lo\n"
 TAGS = "pop piano happy female bright vocal"

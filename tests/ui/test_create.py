@@ -14,17 +14,19 @@ import soundfile
 from released import as_trained
 
 from tools.make_set import make_set
-from ui.pages.create import model, page, plan as create_plan, reference as create_reference, tags, words, fields
 from ui import machine
 from ui.context import AppContext
+from ui.pages.create import fields, model, page, tags, words
+from ui.pages.create import plan as create_plan
+from ui.pages.create import reference as create_reference
 from ui.texts import LANGUAGES, Texts
-from yuegp.library import store
-from yuegp.song import lyrics
+from yuegp import paths
 from yuegp.checkpoints import sets
 from yuegp.errors import DeviceError, LibraryError, ModelError, RequestError
-from yuegp.jobs.queue import Queue, State
-from yuegp.song.schema import Reference
 from yuegp.generation.options import ModelOptions
+from yuegp.jobs.queue import Queue, State
+from yuegp.song import lyrics
+from yuegp.song.schema import Reference
 
 T = Texts("en")
 WORDS = "[verse]\nhold the light\n\n[chorus]\nlet it go\n"
@@ -38,7 +40,7 @@ def values(**changes: Any) -> dict[str, Any]:
 
 @pytest.fixture
 def desk() -> AppContext:
-    return AppContext(store.songs_dir().absolute(), Queue())
+    return AppContext(paths.songs_dir().absolute(), Queue())
 
 
 def tone(path: Path, seconds: float, loud: float = 0.3, rate: int = 22050) -> str:

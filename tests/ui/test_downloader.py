@@ -13,14 +13,15 @@ import pytest
 from hub_server import Hub
 from released import STAGE2, write_released
 
-from ui.pages import setup
 from ui.context import AppContext
+from ui.pages import setup
 from ui.processes.downloader import DownloadProcess, Getting
 from ui.texts import Texts
-from yuegp.checkpoints import sets, registry
-from yuegp.system import provision
+from yuegp import paths
+from yuegp.checkpoints import sets
 from yuegp.errors import RequestError
 from yuegp.jobs.queue import Queue
+from yuegp.system import provision
 
 T = Texts()
 NAME = "yue-en-cot"
@@ -70,13 +71,15 @@ def over(now: Getting) -> bool:
     return now.state in ("done", "failed", "stopped")
 
 
-def test_nothing_is_downloaded_before_somebody_agreed_to_its_size_and_then_it_is_here(desk: AppContext, stocked: Hub) -> None:
+def test_nothing_is_downloaded_before_somebody_agreed_to_its_size_and_then_it_is_here(
+    desk: AppContext, stocked: Hub
+) -> None:
     assert click(desk, "ask")["state"] == "asking" and "Asking" in click(desk, "go")["text"]
     offered = wait(desk.getter, lambda now: now.state != "asking")
     assert offered.state == "offered" and offered.missing > 0 and offered.free > 0, offered
     said = setup.getting(desk, T)["text"]
     assert "MB to download" in said and "free on that disk" in said and offered.parts[0] in said
-    assert not any(path.name.endswith(".safetensors") for path in registry.models_dir().rglob("*"))
+    assert not any(path.name.endswith(".safetensors") for path in paths.models_dir().rglob("*"))
     assert click(desk, "go")["state"] == "getting"
     assert wait(desk.getter, over).state == "done"
     assert "It is here" in setup.getting(desk, T)["text"]

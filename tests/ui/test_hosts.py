@@ -13,8 +13,8 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.testclient import TestClient
 
-from ui.server import guard, hosts, login
 from ui import settings
+from ui.server import guard, hosts, login
 from ui.server.hosts import Host
 from ui.texts import LANGUAGES, Texts
 from yuegp.cli import main

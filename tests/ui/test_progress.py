@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ui.pages.create import page, plan, fields
-from ui.pages import progress as running
 from ui.context import AppContext
+from ui.pages import progress as running
+from ui.pages.create import fields, page, plan
 from ui.texts import Texts
-from yuegp.library import store
+from yuegp import paths
 from yuegp.jobs.queue import JobProgress, Queue, State
 from yuegp.song.schema import Span, Stage
 
@@ -22,7 +22,7 @@ T = Texts("en")
 
 @pytest.fixture
 def desk() -> AppContext:
-    return AppContext(store.songs_dir().absolute(), Queue())
+    return AppContext(paths.songs_dir().absolute(), Queue())
 
 
 def ask(desk: AppContext, **changes: Any) -> str:

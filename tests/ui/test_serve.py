@@ -25,11 +25,11 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.testclient import TestClient
 
-from ui.server import guard, serve, sound
 from ui.context import AppContext
-from yuegp.library import store
+from ui.server import guard, serve, sound
 from yuegp.errors import RequestError
 from yuegp.jobs.queue import Queue, State
+from yuegp.library import store
 from yuegp.song.schema import Section, SongRequest, TakeInfo
 
 ROOT = Path(__file__).resolve().parents[2]

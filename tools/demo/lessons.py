@@ -9,9 +9,9 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from yuegp.tokens.prompts import build, section_text
 from yuegp.song.schema import Section
 from yuegp.song.tags import without_voice
+from yuegp.tokens.prompts import build, section_text
 from yuegp.tokens.tokenizer import SentencePieceTokenizer
 from yuegp.tokens.vocab import VocabLayout, interleave
 

@@ -20,15 +20,15 @@ from typing import Any
 import numpy as np
 
 from yuegp.audio import files
-from yuegp.song import lyrics
 from yuegp.checkpoints import sets
 from yuegp.codec import load_codec
 from yuegp.codec.layout import SAMPLE_RATE
-from yuegp.lm import EngineConfig, open_engine
-from yuegp.tokens.prompts import budget_ids, build
-from yuegp.song.schema import Sampling, Section
-from yuegp.generation.stage1 import Stage1Input, SectionCodes, write_sections
+from yuegp.generation.stage1 import SectionCodes, Stage1Input, write_sections
 from yuegp.generation.stage2 import CHUNK, Chunk, refine
+from yuegp.lm import EngineConfig, open_engine
+from yuegp.song import lyrics
+from yuegp.song.schema import Sampling, Section
+from yuegp.tokens.prompts import budget_ids, build
 from yuegp.tokens.tokenizer import open_tokenizer
 from yuegp.tokens.vocab import FRAMES_PER_SECOND
 

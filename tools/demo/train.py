@@ -36,8 +36,8 @@ from tools.demo.lessons import Curriculum, Song, Teacher, tokenised
 from tools.demo.phrasebook import Phrasebook
 from tools.demo.render import render
 from tools.demo.trainer import Plan, Trainer, meet
-from yuegp.song.schema import Sampling
 from yuegp.generation.stage2 import CHUNK
+from yuegp.song.schema import Sampling
 from yuegp.tokens.tokenizer import SentencePieceTokenizer
 from yuegp.tokens.vocab import FRAMES_PER_SECOND, VocabLayout
 

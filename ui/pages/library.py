@@ -14,16 +14,15 @@ from typing import Any
 
 import gradio as gr
 
-from yuegp.library import export, catalog
-from yuegp.checkpoints import sets
-from yuegp.song import tags
-from yuegp.errors import LibraryError, RequestError, YueGPError
-from yuegp.library.catalog import SongSummary
-from yuegp.song.schema import Stage, to_dict
-
 from ui.context import AppContext
 from ui.shell import Shell, goto, plain, sendable
 from ui.texts import Texts
+from yuegp.checkpoints import sets
+from yuegp.errors import LibraryError, RequestError, YueGPError
+from yuegp.library import catalog, export
+from yuegp.library.catalog import SongSummary
+from yuegp.song import tags
+from yuegp.song.schema import Stage, to_dict
 
 MOST = 400
 """Rows sent at once at most; a person who wants to see more of them searches."""

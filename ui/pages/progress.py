@@ -8,15 +8,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from yuegp.library import catalog
+from ui.context import AppContext
+from ui.texts import Texts
 from yuegp.errors import YueGPError
 from yuegp.jobs.queue import OVER, Job, JobProgress, State
+from yuegp.library import catalog
 from yuegp.library.store import Song, Take
 from yuegp.song.schema import Stage
 from yuegp.tokens.vocab import FRAMES_PER_SECOND
-
-from ui.context import AppContext
-from ui.texts import Texts
 
 WRITING, REFINING = 0.6, 0.35
 """Shares of a song's time that the stages take, when no better is known; what is left is for the sound."""

@@ -8,15 +8,15 @@ from typing import Any
 
 import gradio as gr
 
-from yuegp.library import store
-from yuegp.errors import YueGPError
-from yuegp.jobs.queue import OVER, TO_COME, Job, State
-from yuegp.library.store import Take
-
 from ui.context import AppContext
-from .progress import share
 from ui.shell import Shell, goto, sendable
 from ui.texts import Texts
+from yuegp.errors import YueGPError
+from yuegp.jobs.queue import OVER, TO_COME, Job, State
+from yuegp.library import store
+from yuegp.library.store import Take
+
+from .progress import share
 
 ONE = ("cancel", "pause", "resume")
 """What can be done to one job, besides moving it."""

@@ -10,18 +10,17 @@ from typing import Any
 
 import gradio as gr
 
-from yuegp import __version__
-from yuegp.generation import choice
-from yuegp.system import doctor
-from yuegp.library import store
-from yuegp.checkpoints import sets, locate, registry
-from yuegp.errors import ModelError, YueGPError
-
-from .create import plan
 from ui import machine, settings
 from ui.context import AppContext
 from ui.shell import Shell
 from ui.texts import LANGUAGES, Texts
+from yuegp import __version__, paths
+from yuegp.checkpoints import locate, registry, sets
+from yuegp.errors import ModelError, YueGPError
+from yuegp.generation import choice
+from yuegp.system import doctor
+
+from .create import plan
 
 
 def build(desk: AppContext, shell: Shell, t: Texts) -> None:
@@ -63,8 +62,8 @@ def render(desk: AppContext, t: Texts) -> dict[str, Any]:
         "getting": getting(desk, t),
         "folders": [
             {"name": t("setup.songs"), "text": str(desk.root)},
-            {"name": t("setup.models_folder"), "text": str(registry.models_dir().absolute())},
-            {"name": t("setup.home"), "text": str(store.home().absolute())},
+            {"name": t("setup.models_folder"), "text": str(paths.models_dir().absolute())},
+            {"name": t("setup.home"), "text": str(paths.home().absolute())},
             {"name": t("setup.free"), "text": size(machine.disk_free(desk.root))},
         ],
         "language": settings.load().language,
@@ -104,7 +103,12 @@ def profile(t: Texts) -> dict[str, Any] | None:
     held = found.plan
     if held is None:
         return {"text": why, "reasons": []}
-    facts = {"stage1": held.stage1_format, "stage2": held.stage2_format, "peak": size(held.peak), "budget": size(held.budget)}
+    facts = {
+        "stage1": held.stage1_format,
+        "stage2": held.stage2_format,
+        "peak": size(held.peak),
+        "budget": size(held.budget),
+    }
     return {"text": t("setup.profile.text", **facts), "reasons": [why, *held.reasons]}
 
 

@@ -21,9 +21,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from yuegp.checkpoints import sets
-from yuegp.system import provision
 from yuegp.checkpoints.download import RateEstimator
 from yuegp.errors import Cancelled, RequestError, YueGPError
+from yuegp.system import provision
 
 from .generator import PATIENCE_SECONDS, hang_up, spawn
 

@@ -13,20 +13,20 @@ from typing import Any, ParamSpec, TypeVar
 import gradio as gr
 from gradio.utils import get_upload_folder, is_in_or_equal
 
-from yuegp.library import export as exporting
-from yuegp.checkpoints import sets
-from yuegp.generation import pipeline
-from yuegp.library import catalog
-from yuegp.errors import RequestError, YueGPError
-from yuegp.jobs.queue import Job
-from yuegp.library.store import REFERENCES, Song, Take
-from yuegp.song.schema import Reference, Stage
-
-from ui.pages.create import page, plan, reference as create_reference, fields
-from ui.pages import progress
 from ui.context import AppContext
+from ui.pages import progress
+from ui.pages.create import fields, page, plan
+from ui.pages.create import reference as create_reference
 from ui.shell import plain, sendable
 from ui.texts import Texts
+from yuegp.checkpoints import sets
+from yuegp.errors import RequestError, YueGPError
+from yuegp.generation import pipeline
+from yuegp.jobs.queue import Job
+from yuegp.library import catalog
+from yuegp.library import export as exporting
+from yuegp.library.store import REFERENCES, Song, Take
+from yuegp.song.schema import Reference, Stage
 
 P = ParamSpec("P")
 R = TypeVar("R")

@@ -24,14 +24,13 @@ import webbrowser
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any
 
-from yuegp import files
-from yuegp.library import store
+from ui import settings
+from yuegp import files, paths
 from yuegp.errors import DeviceError, RequestError
-from yuegp.system.environment import PORT
 from yuegp.jobs.queue import Queue
+from yuegp.system.environment import PORT
 
 from . import offline, uploads
-from ui import settings
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -60,7 +59,7 @@ def serve(arguments: argparse.Namespace) -> None:
     names = settings.hosts()
     if names and not password:
         print(f"Whoever can open {', '.join(names)} can use this page: there is no password.", file=sys.stderr)
-    root = store.songs_dir(arguments.out).absolute()
+    root = paths.songs_dir(arguments.out).absolute()
     files.check_writable(root)
     place = bind(ANYWHERE if arguments.listen else HERE, arguments.port or PORT)
     port = place.getsockname()[1]
@@ -79,7 +78,7 @@ def prepare() -> None:
     """Settle what Gradio and the hub library read from the environment when they are imported: that nothing is asked
     of, or told to, other machines, and where uploads go."""
     os.environ.update(GRADIO_ANALYTICS_ENABLED="False", HF_HUB_OFFLINE="1")
-    os.environ["GRADIO_TEMP_DIR"] = str(uploads.begin(store.home().absolute(), time.time() - KEPT_SECONDS))
+    os.environ["GRADIO_TEMP_DIR"] = str(uploads.begin(paths.home().absolute(), time.time() - KEPT_SECONDS))
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -117,12 +116,13 @@ def application(desk: AppContext) -> FastAPI:
     from starlette.routing import Match, Route
     from starlette.types import Scope
 
-    from . import api, sound, uploaded
     from ui import assets
-    from ui.pages.song import export
     from ui.app import build, page_options
-    from .guard import UPLOAD_BYTES
+    from ui.pages.song import export
     from ui.texts import LANGUAGES, Texts, preferred
+
+    from . import api, sound, uploaded
+    from .guard import UPLOAD_BYTES
 
     @contextlib.asynccontextmanager
     async def working(_: FastAPI) -> AsyncIterator[None]:
@@ -181,9 +181,10 @@ def guarded(
     app: FastAPI, port: int, listening: bool = False, password: str = "", names: tuple[str, ...] = ()
 ) -> ASGIApp:
     """The application as the network sees it: under `names` too, where the user has allowed them."""
+    from ui.texts import ENGLISH, Texts
+
     from . import login
     from .guard import Door, Guard
-    from ui.texts import ENGLISH, Texts
 
     t = Texts(settings.load().language or ENGLISH)
     door = Door(password, login.page(t)) if password else None

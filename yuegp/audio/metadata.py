@@ -20,8 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from yuegp.checked import Fault
-from yuegp.files import read_bytes, write_atomic
 from yuegp.errors import RequestError
+from yuegp.files import read_bytes, write_atomic
 
 LABEL = "AI-generated"
 """What YuE's authors ask of those who publish songs: to say that they are generated, and to name the model."""

@@ -14,8 +14,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .files import BLOCK, resample, sinc_resample
 from yuegp.errors import GenerationError
+
+from .files import BLOCK, resample, sinc_resample
 
 RATE = 44100
 LOW_RATE = 16000

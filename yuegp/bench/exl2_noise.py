@@ -15,11 +15,11 @@ import numpy as np
 import torch
 
 from quant.exl2 import HEAD_BITS
-
 from yuegp.checkpoints.config import LlamaConfig
 from yuegp.errors import DeviceError
 from yuegp.lm.exl2.format import EMBEDDING, HEAD
 from yuegp.lm.exl2.package import load_package
+
 from .noise import BLOCK, Noise, Part, config_of, cut, given, save, write_json
 
 BITS = 8.0

@@ -20,15 +20,16 @@ import torch
 from torch import Tensor
 
 from yuegp.checkpoints.config import LlamaConfig, read_config
+from yuegp.checkpoints.sets import find
 from yuegp.errors import RequestError
-from yuegp.lm import LMEngine, LMSession, EngineConfig, open_engine
+from yuegp.lm import EngineConfig, LMEngine, LMSession, open_engine
 from yuegp.lm.llama.build import FAMILY
+from yuegp.lm.llama.engine import TorchLM, assemble, compute_type
 from yuegp.lm.weights.int8 import Int8
 from yuegp.lm.weights.nf4 import BLOCK, Nf4
 from yuegp.lm.weights.packed import Matrix
-from yuegp.lm.llama.engine import TorchLM, assemble, compute_type
-from yuegp.checkpoints.sets import find
 from yuegp.tokens.vocab import YUE_V1
+
 from .exl2_noise import BITS, check_engine, write_random
 
 STEPS, REPEATS, WARMUP = 32, 100, 3

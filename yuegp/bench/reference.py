@@ -18,14 +18,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from yuegp.generation import stage2
 from yuegp.checkpoints.config import LlamaConfig, parse_config
+from yuegp.generation import stage2
+from yuegp.generation.stage1 import Stage1Input, write_sections
 from yuegp.lm.llama.build import Plain, build
 from yuegp.lm.llama.engine import TorchLM
-from yuegp.tokens.prompts import Prompts
 from yuegp.song.schema import Sampling
-from yuegp.generation.stage1 import Stage1Input, write_sections
+from yuegp.tokens.prompts import Prompts
 from yuegp.tokens.vocab import YUE_V1, VocabLayout
+
 from .lm import SHAPES
 
 SMALL = VocabLayout(name="small", soa=1, eoa=2, codec=3, stage_1=4, stage_2=5, code_start=16, text_size=1, codebooks=1)

@@ -23,14 +23,23 @@ import numpy as np
 
 from offload.device import CONTEXT, GIB, PRETEND, parse_size
 from offload.sizes import RELEASED_STAGE1, RELEASED_STAGE2
-
-from yuegp.library import store
-from yuegp.generation import pipeline, plan as planning
 from yuegp.checkpoints.config import LlamaConfig
 from yuegp.codec.files import CODEC, UPSAMPLERS
-from yuegp.codec.layout import RATIOS, SAMPLE_RATE, UPSAMPLED_FRAME, CodecWidths, UpsamplerWidths, decode_shapes, upsampler_shapes
-from yuegp.song.schema import Sampling, Section, SongRequest, TakeInfo
+from yuegp.codec.layout import (
+    RATIOS,
+    SAMPLE_RATE,
+    UPSAMPLED_FRAME,
+    CodecWidths,
+    UpsamplerWidths,
+    decode_shapes,
+    upsampler_shapes,
+)
+from yuegp.generation import pipeline
+from yuegp.generation import plan as planning
 from yuegp.generation.options import ANY, ModelOptions
+from yuegp.library import store
+from yuegp.song.schema import Sampling, Section, SongRequest, TakeInfo
+
 from .exl2_noise import BITS, check_engine, write_random
 from .noise import BLOCK, Noise, config_of, cut, save, write_json
 

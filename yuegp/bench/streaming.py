@@ -21,9 +21,10 @@ from yuegp.checkpoints.config import LlamaConfig, parse_config
 from yuegp.errors import DeviceError, RequestError
 from yuegp.lm import EngineConfig
 from yuegp.lm.llama.build import Plain, build
+from yuegp.lm.llama.engine import TorchLM
 from yuegp.lm.llama.network import Layer
 from yuegp.lm.llama.streaming import StreamedLayers
-from yuegp.lm.llama.engine import TorchLM
+
 from .reference import PROMPT, Figure, Size, milliseconds, size_of, tell
 
 ROWS = 2
@@ -119,7 +120,11 @@ def _pair(size: Size, resident: int) -> tuple[StreamedLayers, TorchLM, Any]:
         network = build(config, Plain(make), size.dtype, place)
     for layer in model.model.layers[resident:]:
         accelerate.cpu_offload(layer, execution_device=device)
-    return streamed[0], TorchLM(network, "random", EngineConfig("torch", size.device, size.dtype, resident=resident)), model
+    return (
+        streamed[0],
+        TorchLM(network, "random", EngineConfig("torch", size.device, size.dtype, resident=resident)),
+        model,
+    )
 
 
 Rows = Callable[[int], AbstractContextManager[Callable[[Tensor], Tensor]]]

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from yuegp.checked import Between, Fault, build, object_of, shown
-from yuegp.files import read_json
 from yuegp.errors import ModelError
+from yuegp.files import read_json
 
 
 @dataclass(frozen=True)

@@ -18,14 +18,15 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from yuegp import files as disk
-from . import filenames, hub, pins
+from yuegp.checkpoints.safetensors import is_pointer
 from yuegp.errors import LibraryError, ModelError
-from .hub import HubFile, HubUnreachable, Listing, NotOffered, RevisionGone
 from yuegp.locks import song_lock
+
+from . import filenames, hub, pins
+from .hub import HubFile, HubUnreachable, Listing, NotOffered, RevisionGone
 from .locate import Pin, files_named, own_folder, read_pin, unfinished, write_pin
 from .registry import Checkpoint
 from .transfer import Digest, Transfer, cannot, part_of, set_aside, writing
-from .verify import is_pointer
 from .xet import Ways
 
 Progress = Callable[[str, int, int], None]

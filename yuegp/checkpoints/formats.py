@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from yuegp.checkpoints.safetensors import StoredTensor, safetensors_header
+from yuegp.checkpoints.verify import weight_files
 from yuegp.errors import ModelError
-from .verify import StoredTensor, safetensors_header, weight_files
 
 Place = tuple[Path, StoredTensor]
 """A file and where in it a tensor lies."""
@@ -34,6 +35,7 @@ REFUSED = {
 FLOATS = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 _EMBEDDING = "model.embed_tokens.weight"
+
 
 def tensors(folder: Path) -> dict[str, Place]:
     """Every stored tensor of the model by name. ModelError for files that are absent, cut short or no safetensors."""

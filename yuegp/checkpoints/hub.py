@@ -24,8 +24,9 @@ from urllib.parse import urlsplit
 from urllib.request import getproxies
 
 from yuegp import __version__
-from . import filenames
 from yuegp.errors import ModelError
+
+from . import filenames
 
 T = TypeVar("T")
 

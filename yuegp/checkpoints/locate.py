@@ -15,12 +15,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from . import comfy_paths, neighbours, strangers
 from yuegp.checked import Fault, build, object_of
-from yuegp.files import read_json, write_atomic
+from yuegp.checkpoints.registry import VOCABULARIES, Checkpoint, read_name, usable
 from yuegp.errors import ModelError
-from yuegp.library.store import home
-from .registry import VOCABULARIES, Checkpoint, models_dir, read_name, usable
+from yuegp.files import read_json, write_atomic
+from yuegp.paths import home, models_dir
+
+from . import comfy_paths, neighbours, strangers
 from .verify import language_model, weight_files
 from .wander import is_folder, read_small, wander
 
@@ -117,8 +118,7 @@ def _looks_whole(folder: Path, role: str) -> bool:
     try:
         if role == "codec":
             return all(any(folder.glob(f"{part}/*.{kind}")) for part, kind in _CODEC_PARTS) and any(
-                path.suffix in (".safetensors", ".pth") and path.is_file()
-                for path in (folder / "final_ckpt").iterdir()
+                path.suffix in (".safetensors", ".pth") and path.is_file() for path in (folder / "final_ckpt").iterdir()
             )
         return (folder / "config.json").is_file() and all(path.is_file() for path in weight_files(folder))
     except (ModelError, OSError):

@@ -12,14 +12,14 @@ import json
 import os
 import re
 from dataclasses import asdict, dataclass, fields, replace
-from pathlib import Path
 from typing import Annotated, Any
 
-from . import filenames, pins
 from yuegp.checked import Between, Fault, Newer, Plain, build, shown, version
-from yuegp.files import read_json, write_atomic
 from yuegp.errors import LibraryError, ModelError, RequestError
-from yuegp.library.store import home
+from yuegp.files import read_json, write_atomic
+from yuegp.paths import home
+
+from . import filenames, pins
 
 STAGE1_PARAMETERS, STAGE2_PARAMETERS = 6_224_613_376, 1_962_543_104
 """Source: sums of the published shard sizes, and of the tensors that the configurations describe."""
@@ -274,11 +274,6 @@ def relatives(checkpoint: Checkpoint) -> list[Checkpoint]:
 # What users add: `models.json` in the program's home
 
 
-def models_dir() -> Path:
-    """Where downloaded checkpoints lie: `YUEGP_MODELS`, or `models` in the program's home."""
-    return Path(os.environ.get("YUEGP_MODELS") or home() / "models").expanduser()
-
-
 def known() -> dict[str, Checkpoint]:
     """Every checkpoint by id: the published ones and the user's own."""
     own = (_read_entry(entry) for entry in notes()["checkpoints"])
@@ -330,7 +325,6 @@ class _Notes:
     checkpoints: tuple[Any, ...]
     places: dict[str, Plain]
     sets: dict[str, tuple[str, ...]]
-
 
 
 def notes() -> dict[str, Any]:

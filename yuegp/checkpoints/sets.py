@@ -15,21 +15,23 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any
 
-from . import locate, registry
 from yuegp.checked import Between, Fault, Newer, Plain, build, version
-from .config import LlamaConfig, read_config
-from yuegp.files import read_json
+from yuegp.checkpoints.safetensors import SCAN_LIMIT as SCAN_LIMIT
+from yuegp.checkpoints.safetensors import StoredTensor as StoredTensor
+from yuegp.checkpoints.safetensors import Watch, refuse_pointer, scan_file
+from yuegp.checkpoints.safetensors import safetensors_header as safetensors_header
+from yuegp.checkpoints.verify import check_tensors
 from yuegp.errors import ModelError
-from .registry import LANGUAGES, MODES, VOCABULARIES, Checkpoint
-from .registry import models_dir as models_dir
+from yuegp.files import read_json
+from yuegp.paths import models_dir as models_dir
 from yuegp.song.schema import Sampling
 from yuegp.tokens.tokenizer import open_tokenizer
-from .verify import SCAN_LIMIT as SCAN_LIMIT
-from .verify import StoredTensor as StoredTensor
-from .verify import Watch, check_tensors, refuse_pointer, scan_file
-from .verify import safetensors_header as safetensors_header
-from .verify import weight_files as weight_files
 from yuegp.tokens.vocab import YUE_V1, VocabLayout
+
+from . import locate, registry
+from .config import LlamaConfig, read_config
+from .registry import LANGUAGES, MODES, VOCABULARIES, Checkpoint
+from .verify import weight_files as weight_files
 
 FORMAT = 1
 """Newest format of `set.json` this program reads."""

@@ -9,6 +9,7 @@ import os
 from pathlib import Path
 
 from yuegp.errors import ModelError
+
 from .registry import VOCABULARIES, read_name
 from .wander import ask, read_small
 

@@ -21,9 +21,10 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
+from yuegp.checkpoints.safetensors import WIDTHS, first_five, refuse_pointer
 from yuegp.errors import ModelError, said
+
 from .unpickler import LONGEST, STEPS, Foreign, Name, Unreadable, unpickle
-from .verify import WIDTHS, first_five, refuse_pointer
 
 INSTEAD = "Get the copy that holds no pickles: python launch.py models get codec-safetensors"
 

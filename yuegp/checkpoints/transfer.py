@@ -19,8 +19,9 @@ from pathlib import Path
 from typing import BinaryIO
 
 from yuegp import files
-from . import hub, xet
 from yuegp.errors import LibraryError, ModelError
+
+from . import hub, xet
 from .hub import HubFile, HubUnreachable
 from .xet import Ways
 

@@ -21,9 +21,10 @@ from datetime import timedelta
 from typing import Any
 from urllib.parse import urlsplit
 
+from yuegp.paths import models_dir
+
 from . import hub
 from .hub import HubFile
-from .registry import models_dir
 
 XET, HTTP = "xet", "http"
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from yuegp.library.store import Song, Take
     from yuegp.generation.options import ModelOptions
+    from yuegp.library.store import Song, Take
 
 
 def print_json(value: Any) -> None:
@@ -27,9 +27,9 @@ def read_text(path: str) -> str:
 
 def songs_root(arguments: argparse.Namespace) -> Path:
     """The folder of song folders."""
-    from yuegp.library import store
+    from yuegp import paths
 
-    return store.songs_dir(arguments.out).absolute()
+    return paths.songs_dir(arguments.out).absolute()
 
 
 def the_song(arguments: argparse.Namespace) -> Song:
@@ -57,7 +57,6 @@ def wishes_of(arguments: argparse.Namespace, model: str) -> ModelOptions:
     wishes = ModelOptions(arguments.engine, arguments.weights, arguments.kv)
     if wishes != ANY:
         from offload.device import machine
-
         from yuegp.generation.memory import allow
 
         allow(model, wishes, machine(), arguments.device)

@@ -6,6 +6,7 @@ import argparse
 from dataclasses import asdict
 
 from yuegp import __version__
+
 from .arguments import print_json
 
 

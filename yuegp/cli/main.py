@@ -12,13 +12,14 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
-from yuegp import __version__
-from . import doctor, songs, plan, make, bench, models
 from quant import command as pressing
+from yuegp import __version__
 from yuegp.errors import Cancelled, YueGPError
+from yuegp.generation.options import AUTO, CACHES, ENGINES, WEIGHTS
 from yuegp.shortage import named
 from yuegp.song.schema import PRESETS
-from yuegp.generation.options import AUTO, CACHES, ENGINES, WEIGHTS
+
+from . import bench, doctor, make, models, plan, songs
 
 STOPPED = 130
 """What a shell reports for a program ended by Ctrl-C."""
@@ -111,9 +112,7 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument("section", type=int, help="which section, from 1")
     _redo_options(p)
 
-    p = _song_options(
-        command("takes", make.takes, "make several versions of a section, to pick from"), computes=True
-    )
+    p = _song_options(command("takes", make.takes, "make several versions of a section, to pick from"), computes=True)
     p.add_argument("section", type=int, help="which section, from 1")
     p.add_argument("-n", "--number", type=int, default=3, metavar="N", help="how many, all in one batch (default 3)")
     _redo_options(p)
@@ -128,9 +127,7 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument("section", type=int, help="which section, from 1")
     p.add_argument("seconds", type=float, help="how much to cut off")
 
-    p = _song_options(
-        command("mute", make.mute, "keep sections from setting the style of later ones"), computes=True
-    )
+    p = _song_options(command("mute", make.mute, "keep sections from setting the style of later ones"), computes=True)
     p.add_argument("sections", type=int, nargs="*", help="which sections, from 1; none to unmute all")
 
     p = command("songs", songs.songs, "list and search songs")
@@ -324,9 +321,7 @@ def _models_options(p: argparse.ArgumentParser) -> None:
     p.add_argument("--quiet", action="store_true", help="no progress")
 
 
-def _song_options(
-    p: argparse.ArgumentParser, takes: bool = True, computes: bool = False
-) -> argparse.ArgumentParser:
+def _song_options(p: argparse.ArgumentParser, takes: bool = True, computes: bool = False) -> argparse.ArgumentParser:
     """A song as the first argument; which take; and how to compute, for commands that do."""
     p.add_argument("song", help="its folder, its title, or the beginning of one of these")
     _root_option(p)

@@ -14,14 +14,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .arguments import print_json, read_text, song_and_take, the_song, wishes_of
 from yuegp.errors import Cancelled, LibraryError, RequestError
-from .songs import show_jobs
 from yuegp.song.schema import PRESETS, Reference, Sampling, Section, SongRequest, Stage, TakeInfo, to_dict
 
+from .arguments import print_json, read_text, song_and_take, the_song, wishes_of
+from .songs import show_jobs
+
 if TYPE_CHECKING:
-    from yuegp.library.store import Song, Take
     from yuegp.generation.plan import SongPlan
+    from yuegp.library.store import Song, Take
 
 INSTRUMENTAL_SECTIONS = tuple(Section(label) for label in ("verse", "chorus", "verse", "chorus", "outro"))
 """What `--instrumental` plays when no lyrics file gives the sections."""
@@ -62,15 +63,15 @@ def show_lyrics(arguments: argparse.Namespace) -> None:
 
 
 def make(arguments: argparse.Namespace) -> None:
-    from yuegp import files
-    from yuegp.library import store
+    from yuegp import files, paths
     from yuegp.generation import pipeline
+    from yuegp.library import store
 
     request, text, notes = _request(arguments)
     plan = pipeline.plan(request)
     wishes_of(arguments, request.model)
     plan = replace(plan, notes=(*notes, *plan.notes))
-    root = store.songs_dir(arguments.out).absolute()
+    root = paths.songs_dir(arguments.out).absolute()
     files.check_writable(root, plan.disk_bytes)
     song = store.create(plan.request, root, text)
     plan = replace(plan, request=song.request)
@@ -120,6 +121,7 @@ def redo(arguments: argparse.Namespace) -> None:
 def takes(arguments: argparse.Namespace) -> None:
     from yuegp.generation import edit
     from yuegp.jobs import queue
+
     from .progress import ProgressBar
 
     song, take = _begin(arguments)
@@ -163,10 +165,12 @@ def _seed(arguments: argparse.Namespace) -> int:
 
 def _run(song: Song, begun: Sequence[Take], arguments: argparse.Namespace, plan: SongPlan | None = None) -> None:
     """Make what is missing of some takes, with a progress line, and say what came of it; or put them in the queue."""
+    from yuegp.generation import pipeline
+    from yuegp.generation import plan as planning
     from yuegp.jobs import queue
-    from yuegp.generation import pipeline, plan as planning
-    from .progress import ProgressBar
     from yuegp.jobs.worker import ProgressTracker
+
+    from .progress import ProgressBar
 
     wishes = wishes_of(arguments, begun[0].info.request.model)
     if arguments.queue:

@@ -10,13 +10,14 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .arguments import print_json
-from yuegp.errors import RequestError
 from yuegp.checkpoints.registry import Checkpoint
+from yuegp.errors import RequestError
+
+from .arguments import print_json
 
 if TYPE_CHECKING:
-    from yuegp.jobs.queue import JobProgress
     from yuegp.generation.plan import Event
+    from yuegp.jobs.queue import JobProgress
     from yuegp.system.provision import Choice, DownloadPlan
 
 ACTIONS = {"list": "show", "get": "get", "check": "check", "add": "add", "remove": "remove"}
@@ -32,7 +33,9 @@ def models(arguments: argparse.Namespace) -> None:
 
 def show(arguments: argparse.Namespace) -> None:
     """Every checkpoint: where it is, or how large, and what it is good for."""
-    from yuegp.checkpoints import sets as models, locate, registry
+    from yuegp import paths
+    from yuegp.checkpoints import locate, registry
+    from yuegp.checkpoints import sets as models
 
     rows = []
     for checkpoint in registry.known().values():
@@ -51,7 +54,7 @@ def show(arguments: argparse.Namespace) -> None:
             print(f"{'':<28} {folder}")
         for aside in sorted(locate.own_folder(checkpoint).rglob("*.bad")):
             print(f"{'':<28} set aside, may be deleted: {aside} ({_gb(aside.stat().st_size)})")
-    print(f"\nModels are kept in {registry.models_dir()}. The model {', '.join(models.EMBEDDED)} is built in.")
+    print(f"\nModels are kept in {paths.models_dir()}. The model {', '.join(models.EMBEDDED)} is built in.")
     if not arguments.all:
         print("Smaller copies are left out here: python launch.py models list --all")
     print("Get what suits this machine: python launch.py models get --language en --mode cot")
@@ -87,8 +90,9 @@ def _gb(size: float) -> str:
 
 def get(arguments: argparse.Namespace) -> None:
     """Choose, show what it costs, ask, download, judge."""
-    from yuegp.system import provision
     from yuegp.checkpoints.hub import HubUnreachable
+    from yuegp.system import provision
+
     from .progress import ProgressBar
 
     choice, checkpoints = _wanted(arguments)
@@ -120,7 +124,8 @@ def get(arguments: argparse.Namespace) -> None:
 
 def _wanted(arguments: argparse.Namespace) -> tuple[Choice | None, list[Checkpoint]]:
     """The checkpoints the arguments ask for, and the choice they come from when they were chosen."""
-    from yuegp.checkpoints import sets as models, registry
+    from yuegp.checkpoints import registry
+    from yuegp.checkpoints import sets as models
     from yuegp.system import provision
 
     language, mode = arguments.language, arguments.mode
@@ -213,8 +218,9 @@ class TransferMeter:
 def check(arguments: argparse.Namespace) -> None:
     """Read everything that is here: checksums and every weight."""
     from yuegp.checkpoints import locate, registry
-    from yuegp.system import provision
     from yuegp.errors import ModelError
+    from yuegp.system import provision
+
     from .progress import ProgressBar
 
     named = [registry.named(word) for word in arguments.words]

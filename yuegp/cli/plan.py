@@ -8,14 +8,14 @@ from dataclasses import replace
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
-from .arguments import print_json, read_text
 from yuegp.errors import ModelError, RequestError
+
+from .arguments import print_json, read_text
 
 if TYPE_CHECKING:
     from offload.device import Card
     from offload.plan import MemoryPlan, MemoryRequest
     from offload.sizes import WeightFormat
-
     from yuegp.checkpoints.sets import ModelSet
     from yuegp.song.schema import Section
 
@@ -32,7 +32,6 @@ def show_plan(arguments: argparse.Namespace) -> None:
     from offload.device import imagined, machine, parse_size
     from offload.plan import DoesNotFit
     from offload.plan import plan as plan_memory
-
     from yuegp.song import lyrics
 
     _check_sound(arguments.model)
@@ -75,10 +74,11 @@ def _need(
 ) -> tuple[MemoryRequest, str]:
     """What the song asks for, and of which models: those on disk, or the released ones that `models get` would fetch
     for that card."""
-    from yuegp.generation import choice, memory, pipeline, plan as planning
     from yuegp.checkpoints import sets
-    from yuegp.tokens.prompts import budget_ids
+    from yuegp.generation import choice, memory, pipeline
+    from yuegp.generation import plan as planning
     from yuegp.song.schema import Sampling, SongRequest
+    from yuegp.tokens.prompts import budget_ids
 
     there = None if arguments.vram else _on_disk(arguments)
     if card is not None and arguments.model in sets.RELEASED and not (there and sections):
@@ -118,12 +118,13 @@ def _on_disk(arguments: argparse.Namespace) -> ModelSet | None:
         return None
 
 
-def _chosen(arguments: argparse.Namespace, card: Card, ram: int) -> tuple[tuple[WeightFormat, ...], tuple[WeightFormat, ...]]:
+def _chosen(
+    arguments: argparse.Namespace, card: Card, ram: int
+) -> tuple[tuple[WeightFormat, ...], tuple[WeightFormat, ...]]:
     """The ways to hold both models of the set that is chosen for the card, with the engine and the bits asked for."""
     from offload.sizes import WeightFormat
-
-    from yuegp.generation import choice, memory
     from yuegp.checkpoints import sets
+    from yuegp.generation import choice, memory
 
     fast = False if arguments.engine == "torch" else None
     first, second, _ = choice.choose(*sets.RELEASED[arguments.model], card, fast, ram).checkpoints
@@ -136,8 +137,8 @@ def _chosen(arguments: argparse.Namespace, card: Card, ram: int) -> tuple[tuple[
 
 
 def _fewer(need: MemoryRequest, arguments: argparse.Namespace) -> tuple[Any, ...]:
-    from yuegp.generation import memory
     from yuegp.checkpoints import sets
+    from yuegp.generation import memory
 
     most = min(float(way.bits) for way in need.ways1)
     if arguments.engine == "torch" or arguments.model not in sets.RELEASED:
@@ -168,5 +169,3 @@ def _row(plan: MemoryPlan, card: Card | None, source: str) -> dict[str, Any]:
         ],
         "reasons": list(plan.reasons),
     }
-
-

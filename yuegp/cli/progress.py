@@ -9,8 +9,8 @@ from types import FrameType
 from typing import Protocol
 
 from yuegp.errors import Cancelled
-from yuegp.jobs.queue import JobProgress
 from yuegp.generation.plan import Event
+from yuegp.jobs.queue import JobProgress
 
 
 class ProgressView(Protocol):

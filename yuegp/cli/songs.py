@@ -10,15 +10,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .arguments import named_song, print_json, song_and_take, songs_root, the_song, wishes_of
 from yuegp.errors import RequestError
 from yuegp.song.schema import Stage, to_dict
 
+from .arguments import named_song, print_json, song_and_take, songs_root, the_song, wishes_of
+
 if TYPE_CHECKING:
-    from yuegp.jobs.queue import Job, JobProgress
-    from yuegp.library.store import Song
     from yuegp.generation.plan import Event
+    from yuegp.jobs.queue import Job, JobProgress
     from yuegp.jobs.worker import Feed
+    from yuegp.library.store import Song
 
 STAGES = {Stage.NEW: "begun", Stage.STAGE1: "written", Stage.STAGE2: "refined", Stage.RENDERED: "ready"}
 
@@ -137,6 +138,7 @@ def export(arguments: argparse.Namespace) -> None:
 
     song, take = song_and_take(arguments)
     from yuegp.generation.plan import Event
+
     from .progress import ProgressBar
 
     parts = exporting.PARTS if arguments.stems else ("mix",)
@@ -151,12 +153,13 @@ def export(arguments: argparse.Namespace) -> None:
 
 
 def import_settings(arguments: argparse.Namespace) -> None:
+    from yuegp import paths
     from yuegp.library import export as exporting
     from yuegp.library import store
     from yuegp.song import lyrics
 
     request, notes = exporting.import_file(arguments.file)
-    root = store.songs_dir(arguments.out).absolute()
+    root = paths.songs_dir(arguments.out).absolute()
     song = store.create(request, root, lyrics.write(request.sections))
     said = "".join(f"Note     {note}\n" for note in notes)
     said += f'A song with the same settings: {song.folder}\nMake it with: python launch.py resume "{song.folder}"'
@@ -187,8 +190,9 @@ def queue(arguments: argparse.Namespace) -> None:
     elif action == "clear":
         show_jobs(waiting.clear(), arguments)
     elif action == "run":
-        from .progress import ProgressBar
         from yuegp.jobs.worker import Worker
+
+        from .progress import ProgressBar
 
         worker = Worker(waiting)
         with ProgressBar(arguments.json or arguments.quiet, _Heard(worker.subscribe())) as screen:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from yuegp.song.schema import Track
+
 from .chunks import Progress, quiet
 from .files import check_codec
 

@@ -16,10 +16,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from yuegp import files
-from yuegp.errors import LibraryError, ModelError
+from yuegp.checkpoints.safetensors import WIDTHS, not_numbers
 from yuegp.checkpoints.sets import safetensors_header
 from yuegp.checkpoints.torchfile import read_bits, read_table
-from yuegp.checkpoints.verify import WIDTHS, not_numbers
+from yuegp.errors import LibraryError, ModelError
+
 from .files import AGAIN, CODEC, ENTRIES, UPSAMPLERS
 
 Watch = Callable[[str, int, int], None]

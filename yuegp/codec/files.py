@@ -19,12 +19,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from yuegp.checked import Between, Fault, build, object_of
-from yuegp.files import read_bytes, read_json
-from yuegp.errors import ModelError, said
+from yuegp.checkpoints.safetensors import WIDTHS, Watch, not_numbers
 from yuegp.checkpoints.sets import SCAN_LIMIT, StoredTensor, safetensors_header
-from yuegp.song.schema import Track
 from yuegp.checkpoints.torchfile import INSTEAD, TorchTensor, read_bits, read_table
-from yuegp.checkpoints.verify import WIDTHS, Watch, not_numbers
+from yuegp.errors import ModelError, said
+from yuegp.files import read_bytes, read_json
+from yuegp.song.schema import Track
+
 from . import layout
 from .layout import CodecWidths, Shapes, UpsamplerWidths
 

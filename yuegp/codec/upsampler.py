@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from yuegp.song.schema import Track
+
 from . import files
 from .chunks import Progress, in_chunks, memory_named, quiet
 from .layout import UPSAMPLED_FRAME, UPSAMPLED_RATE, UpsamplerWidths

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from yuegp.errors import GenerationError, RequestError
+
 from . import files
 from .chunks import Progress, in_chunks, memory_named, quiet
 from .layout import FRAME_SIZE, RATIOS, SAMPLE_RATE, CodecWidths

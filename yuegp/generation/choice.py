@@ -11,14 +11,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 
-from yuegp.lm import ways as offload_ways
 from offload.device import Card, machine
 from offload.plan import NO_LIMITS, MemoryPlan, MemoryRequest, within
 from offload.sizes import RELEASED_SOUND, RELEASED_STAGE1, RELEASED_STAGE2, WeightFormat
-
-from yuegp.checkpoints import sets, locate, registry
-from yuegp.errors import ModelError, RequestError
+from yuegp.checkpoints import locate, registry, sets
 from yuegp.checkpoints.registry import Checkpoint
+from yuegp.errors import ModelError, RequestError
+from yuegp.lm import ways as offload_ways
 
 SECTIONS, SECTION_IDS = 6, 3000
 """The usual song: six sections of half a minute, and the whole context."""
@@ -125,7 +124,9 @@ def _plan(firsts: Copies, seconds: Copies, card: Card | None, ram: int) -> Memor
 
 
 @functools.lru_cache(256)
-def _planned(firsts: tuple[WeightFormat, ...], seconds: tuple[WeightFormat, ...], card: Card | None, ram: int) -> MemoryPlan | None:
+def _planned(
+    firsts: tuple[WeightFormat, ...], seconds: tuple[WeightFormat, ...], card: Card | None, ram: int
+) -> MemoryPlan | None:
     return within(usual(firsts, seconds), card, ram, NO_LIMITS)
 
 

@@ -12,15 +12,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from yuegp.files import write_atomic
 from yuegp.errors import LibraryError, RequestError
+from yuegp.files import write_atomic
 from yuegp.library.store import Song, Take
 from yuegp.locks import song_lock
-from .pipeline import candidates, plan
-from .plan import ProgressCallback, plan_for
 from yuegp.song.schema import MadeWith, Section, SongRequest, Span, Stage
 from yuegp.tokens.vocab import FRAMES_PER_SECOND
+
 from .options import ANY, ModelOptions
+from .pipeline import candidates, plan
+from .plan import ProgressCallback, plan_for
 
 if TYPE_CHECKING:
     from .stage1 import SectionCodes
@@ -93,7 +94,9 @@ def choices(
     return takes
 
 
-def write_together(takes: Sequence[Take], watch: ProgressCallback, device: str = "auto", wishes: ModelOptions = ANY) -> None:
+def write_together(
+    takes: Sequence[Take], watch: ProgressCallback, device: str = "auto", wishes: ModelOptions = ANY
+) -> None:
     """Write the first section of takes that `redo` began from the same parent, in one batch: each gets what it would
     have got alone. Takes that have theirs already are left as they are, and so is one that is left over. Until the
     whole batch is written nothing is saved; `watch` may raise Cancelled."""

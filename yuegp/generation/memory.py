@@ -11,19 +11,19 @@ from offload.device import Card, Machine
 from offload.plan import CACHES, MemoryPlan, MemoryRequest
 from offload.plan import plan as plan_memory
 from offload.sizes import FLOAT_BITS, Shapes, Sound, WeightFormat
-from yuegp.lm.ways import BITS, held
-from yuegp.lm.ways import lacking as _lacking
-
 from yuegp.checkpoints.config import read_config
+from yuegp.checkpoints.sets import ModelSet, find
+from yuegp.checkpoints.verify import exl2_bits
 from yuegp.codec.files import CODEC, ENTRIES, UPSAMPLERS, codec_file, header, shapes_of
 from yuegp.codec.layout import CodecWidths, UpsamplerWidths
 from yuegp.errors import DeviceError, RequestError
 from yuegp.lm import stored_as
-from yuegp.checkpoints.sets import ModelSet, find
-from yuegp.tokens.prompts import Prompts
+from yuegp.lm.ways import BITS, held
+from yuegp.lm.ways import lacking as _lacking
 from yuegp.song.schema import Track
-from yuegp.checkpoints.verify import exl2_bits
+from yuegp.tokens.prompts import Prompts
 from yuegp.tokens.vocab import STAGE2_CHUNK
+
 from .options import ANY, AUTO, ModelOptions
 
 if TYPE_CHECKING:
@@ -32,7 +32,9 @@ if TYPE_CHECKING:
 CHUNK_IDS = 9 * STAGE2_CHUNK + 2
 """Positions of a chunk in Stage 2's cache; as `stage2.chunk_ids` counts them."""
 
-LIBRARY = tuple(WeightFormat("exl2", "exl2", Fraction(bits), kv) for bits in ("8", "6", "5", "4.25", "4") for kv in CACHES)
+LIBRARY = tuple(
+    WeightFormat("exl2", "exl2", Fraction(bits), kv) for bits in ("8", "6", "5", "4.25", "4") for kv in CACHES
+)
 """What Stage 1 can be pressed into for the fast engine."""
 
 
@@ -49,7 +51,9 @@ def ways(folder: Path, stage: int, card: Card | None) -> tuple[WeightFormat, ...
     return held(stored, bits, stage, card, Shapes(read_config(folder), 0))
 
 
-def wished(models: ModelSet, card: Card | None, wishes: ModelOptions) -> tuple[tuple[WeightFormat, ...], tuple[WeightFormat, ...]]:
+def wished(
+    models: ModelSet, card: Card | None, wishes: ModelOptions
+) -> tuple[tuple[WeightFormat, ...], tuple[WeightFormat, ...]]:
     """How both models can be held here as somebody wishes. DeviceError and RequestError say what is not possible."""
     if wishes.fast and (lacking := _lacking(card)):
         repair = ", or run `python launch.py --repair`." if card else "."
@@ -59,7 +63,9 @@ def wished(models: ModelSet, card: Card | None, wishes: ModelOptions) -> tuple[t
         )
     ways1, ways2 = ways(models.stage1, 1, card), ways(models.stage2, 2, card)
     if card is None and wishes.weights in BITS and {way.weights for way in ways1} <= FLOAT_BITS.keys():
-        ways1 += (WeightFormat("torch", wishes.weights, BITS[wishes.weights], "float32", converted=True),)  # not offered unasked
+        ways1 += (
+            WeightFormat("torch", wishes.weights, BITS[wishes.weights], "float32", converted=True),
+        )  # not offered unasked
     found = tuple(way for way in ways1 if _fulfils(way, wishes))
     if not found:
         stored = stored_as(models.stage1)

@@ -18,11 +18,12 @@ import numpy as np
 from yuegp.files import damaged
 from yuegp.library.store import Take
 from yuegp.locks import song_lock
-from .plan import FADE, LEAD, SongPlan, ProgressCallback, missing_sections
-from .plan import plan as plan
 from yuegp.shortage import shortage
 from yuegp.song.schema import MadeWith, Stage
+
 from .options import ANY, ModelOptions
+from .plan import FADE, LEAD, ProgressCallback, SongPlan, missing_sections
+from .plan import plan as plan
 
 if TYPE_CHECKING:
     from offload.manager import ModelManager
@@ -83,8 +84,8 @@ def candidates(
     Nothing is saved here."""
     from offload.plan import DoesNotFit
 
-    from .stage1 import write_candidates
     from .session import GenerationSession
+    from .stage1 import write_candidates
 
     written = parent.load_stage1()
     past = [written[:, 0, span.start : span.stop] for span in parent.info.spans if span.section < section]

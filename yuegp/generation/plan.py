@@ -9,15 +9,16 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from yuegp.audio import files
-from . import choice
-from yuegp.song import lyrics, tags
 from yuegp.checkpoints import sets as models
 from yuegp.errors import RequestError
 from yuegp.library.store import Take
-from yuegp.tokens.prompts import Prompts, budget_ids, build, prompt_limit
+from yuegp.song import lyrics, tags
 from yuegp.song.schema import Reference, Section, SongRequest
+from yuegp.tokens.prompts import Prompts, budget_ids, build, prompt_limit
 from yuegp.tokens.tokenizer import open_tokenizer
 from yuegp.tokens.vocab import FRAMES_PER_SECOND
+
+from . import choice
 
 LONGEST_SECTION = 60.0
 """Twice what the model was trained to write in one go; beyond, sections only fall apart."""

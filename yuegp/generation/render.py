@@ -7,12 +7,13 @@ import math
 
 import numpy as np
 
-from yuegp.audio import files, mix
 from yuegp import codec
+from yuegp.audio import files, mix
 from yuegp.library.store import Take
-from .plan import FADE, LEAD, Event, SongPlan, ProgressCallback
-from yuegp.tokens.prompts import reference_window
 from yuegp.song.schema import Reference, Track
+from yuegp.tokens.prompts import reference_window
+
+from .plan import FADE, LEAD, Event, ProgressCallback, SongPlan
 
 REFERENCE_MARGIN = 15
 """Seconds heard before and after a reference's window. The released program encodes the whole file, because the

@@ -44,9 +44,7 @@ class Sampler:
     """Steps, applied in order, then a draw. `keep` picks the ids that can be drawn out of full-vocabulary logits;
     `off_track` (2, n) marks ids that one track, vocal first, must not use."""
 
-    def __init__(
-        self, settings: Sampling, keep: Sequence[int] | None = None, off_track: Tensor | None = None
-    ) -> None:
+    def __init__(self, settings: Sampling, keep: Sequence[int] | None = None, off_track: Tensor | None = None) -> None:
         self.settings = settings
         self.steps: list[Step] = _steps(settings, None if keep is None else torch.as_tensor(list(keep)))
         if off_track is not None:

@@ -13,21 +13,21 @@ from typing import TypeVar
 import numpy as np
 
 from offload.device import Card, cap, machine, place
-from offload.plan import plan as plan_memory
 from offload.manager import ModelManager
-
+from offload.plan import plan as plan_memory
 from yuegp import __version__
 from yuegp.errors import Cancelled, DeviceError
 from yuegp.library.store import Take
-from .memory import need
-from .plan import Event, SongPlan, ProgressCallback, missing_sections, prompts_of
-from .previews import Previews
-from .render import reference_codes, render
 from yuegp.shortage import named, shortage
 from yuegp.song.schema import MadeWith, Span, Stage, TakeInfo
-from .stage1 import Stage1Input, SectionCodes, write_sections
-from .stage2 import CHUNK, Chunk, chunks, refine
+
+from .memory import need
 from .options import ANY, ModelOptions
+from .plan import Event, ProgressCallback, SongPlan, missing_sections, prompts_of
+from .previews import Previews
+from .render import reference_codes, render
+from .stage1 import SectionCodes, Stage1Input, write_sections
+from .stage2 import CHUNK, Chunk, chunks, refine
 
 T = TypeVar("T")
 
@@ -36,7 +36,13 @@ class GenerationSession:
     """One run of a take: its models, its progress, and what is held open between sections."""
 
     def __init__(
-        self, plan: SongPlan, take: Take, watch: ProgressCallback, device: str, previews: bool = True, wishes: ModelOptions = ANY
+        self,
+        plan: SongPlan,
+        take: Take,
+        watch: ProgressCallback,
+        device: str,
+        previews: bool = True,
+        wishes: ModelOptions = ANY,
     ) -> None:
         self.plan, self.take, self.watch, self.device, self.wishes = plan, take, watch, device, wishes
         self._heard = Previews(take, plan.models.codec, previews)
@@ -230,7 +236,9 @@ class GenerationSession:
         return MadeWith(
             yuegp=__version__,
             model=self.plan.models.id,
-            engine=f"{setup.engine} {self.models.plan.stage1_format}" if setup.engine == "torch" else str(self.models.plan.stage1_format),
+            engine=f"{setup.engine} {self.models.plan.stage1_format}"
+            if setup.engine == "torch"
+            else str(self.models.plan.stage1_format),
             device=setup.device,
             torch=torch.__version__,
             credit=self.plan.models.credit,

@@ -16,10 +16,11 @@ from torch import Tensor
 
 from yuegp.errors import GenerationError
 from yuegp.lm import LMEngine
-from yuegp.tokens.prompts import Prompts, prompt_limit
-from .sampling import Sampler, State, uniforms
 from yuegp.song.schema import Sampling
+from yuegp.tokens.prompts import Prompts, prompt_limit
 from yuegp.tokens.vocab import VocabLayout, deinterleave, interleave
+
+from .sampling import Sampler, State, uniforms
 
 Progress = Callable[[str, int, int], None]
 """progress(what, done, total): called for every frame, and between pieces of a long prompt; raises `Cancelled` to
@@ -95,7 +96,9 @@ def write_candidates(
 class _BatchedDecoder:
     """An open session, and what has been fed to it: rows 0 … takes - 1 conditional, then as many unconditional."""
 
-    def __init__(self, engine: LMEngine, score: Stage1Input, takes: int, sections: int, past: Sequence[list[int]]) -> None:
+    def __init__(
+        self, engine: LMEngine, score: Stage1Input, takes: int, sections: int, past: Sequence[list[int]]
+    ) -> None:
         prompts, sampling = score.prompts, score.sampling
         self.score, self.takes, self.audio = score, takes, list(past)
         self.device, self.limit = engine.device, prompt_limit(engine.context, score.budget)

@@ -15,8 +15,8 @@ from pathlib import Path
 from statistics import fmean, median
 from typing import TYPE_CHECKING, NamedTuple
 
-from yuegp.library import store
 from yuegp.errors import YueGPError
+from yuegp.library import store
 from yuegp.song.schema import Stage, TakeInfo
 from yuegp.tokens.vocab import FRAMES_PER_SECOND, STAGE2_CHUNK
 

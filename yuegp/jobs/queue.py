@@ -24,13 +24,13 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from yuegp import files
-from yuegp.library import store
+from yuegp import files, paths
 from yuegp.checked import NEEDED, Fault, Newer, Plain, build, version
 from yuegp.errors import LibraryError, RequestError
+from yuegp.generation.options import ANY, ModelOptions
+from yuegp.library import store
 from yuegp.locks import lock_handle
 from yuegp.song.schema import Count, Seconds, TakeNumber
-from yuegp.generation.options import ANY, ModelOptions
 
 FORMAT = 2
 """Format number of queue.json. In 1, jobs had no `wishes` and no `together`."""
@@ -40,6 +40,7 @@ LARGEST_QUEUE = 64 << 20
 
 PATIENCE_SECONDS = 30.0
 """How long the queue may be held by another process, which needs some milliseconds."""
+
 
 class State(StrEnum):
     """What a job is doing."""
@@ -140,7 +141,7 @@ class Queue:
     """The jobs of one home. Every call reads what is on disk; any number of these may be used at once."""
 
     def __init__(self, home: Path | None = None) -> None:
-        self.folder = (home or store.home()).absolute() / "queue"
+        self.folder = (home or paths.home()).absolute() / "queue"
         self.path = self.folder / "queue.json"
         self._last = 0  # highest number given so far, as of the latest reading: numbers are not used again
 

@@ -16,16 +16,17 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from . import eta
-from yuegp.library import store
 from yuegp.checkpoints import sets
-from yuegp.generation.edit import write_together
 from yuegp.errors import Cancelled, YueGPError, said
-from .queue import Job, JobProgress, Queue, State
+from yuegp.generation.edit import write_together
 from yuegp.generation.pipeline import run
 from yuegp.generation.plan import Event, ProgressCallback, plan_for
-from yuegp.tokens.prompts import budget_ids
+from yuegp.library import store
 from yuegp.shortage import named
+from yuegp.tokens.prompts import budget_ids
+
+from . import eta
+from .queue import Job, JobProgress, Queue, State
 
 PUBLISH_SECONDS = 0.1
 """Least time between two events of one section for subscribers, and ..."""

@@ -18,12 +18,13 @@ from pathlib import Path
 from typing import Any
 
 from yuegp import files
-from yuegp.song import lyrics, tags
 from yuegp.errors import LibraryError, RequestError
-from .store import Song, open_song
 from yuegp.locks import song_lock
+from yuegp.song import lyrics, tags
 from yuegp.song.schema import Section, Stage
 from yuegp.tokens.vocab import FRAMES_PER_SECOND
+
+from .store import Song, open_song
 
 TRASH = ".trash"
 

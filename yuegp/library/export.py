@@ -22,16 +22,18 @@ from typing import Any
 
 import numpy as np
 
-from yuegp import __version__, files as disk
+from yuegp import __version__
+from yuegp import files as disk
 from yuegp.audio import files, metadata
-from . import store
-from yuegp.song import lyrics
 from yuegp.checked import Fault, Newer, parse, version
 from yuegp.errors import LibraryError, RequestError
-from .store import Song, Take
-from .migrations import migrate_take
+from yuegp.song import lyrics
 from yuegp.song.schema import Reference, SongRequest, Stage, TakeInfo, take_from_dict, to_dict
 from yuegp.tokens.vocab import FRAMES_PER_SECOND
+
+from . import store
+from .migrations import migrate_take
+from .store import Song, Take
 
 PARTS = ("mix", "vocal", "instrumental")
 

@@ -37,9 +37,19 @@ import numpy as np
 from yuegp import files
 from yuegp.checked import Fault, Newer, build, shown, version
 from yuegp.errors import LibraryError, RequestError
-from .migrations import migrate_song, migrate_take
-from yuegp.song.schema import Reference, SongInfo, SongRequest, Stage, TakeInfo, request_from_dict, take_from_dict, to_dict
+from yuegp.song.schema import (
+    Reference,
+    SongInfo,
+    SongRequest,
+    Stage,
+    TakeInfo,
+    request_from_dict,
+    take_from_dict,
+    to_dict,
+)
 from yuegp.tokens.vocab import YUE_V1
+
+from .migrations import migrate_song, migrate_take
 
 FORMAT = 2
 """Format number of song.json and take.json. Raised only together with a migration."""
@@ -48,16 +58,6 @@ SLUG_BYTES = 60
 """Longest title part of a folder name, in UTF-8 bytes: leaves room in the 255 of file systems and in Windows' 260."""
 
 T = TypeVar("T")
-
-
-def home() -> Path:
-    """Where songs and models lie unless told otherwise: `YUEGP_HOME`, or the current folder."""
-    return Path(os.environ.get("YUEGP_HOME") or Path.cwd()).expanduser()
-
-
-def songs_dir(out: Path | str | None = None) -> Path:
-    """The folder that holds the song folders: `out`, or `songs` in the program's home."""
-    return Path(out).expanduser() if out else home() / "songs"
 
 
 # Songs

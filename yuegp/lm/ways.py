@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from fractions import Fraction
 
-from .exl2 import presence
-
 from offload.device import SMALL, Card
 from offload.plan import CACHES
 from offload.sizes import FLOAT_BITS, Shapes, WeightFormat
+
+from .exl2 import presence
 
 BITS = {"int8": Fraction(8), "bnb8": Fraction(8), "nf4": Fraction(4)}
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from yuegp.errors import RequestError
+
 from .schema import Section
 
 LARGEST_FILE = 200_000

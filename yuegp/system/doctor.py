@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from offload.sizes import RELEASED_STAGE1
+from yuegp.shortage import PAGE_FILE
 
 from .environment import PORT, Environment, survey
-from yuegp.shortage import PAGE_FILE
 
 OK, WARN, FAIL = "ok", "warn", "fail"
 

@@ -23,15 +23,16 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from yuegp import __version__, checked, files, owned
-from yuegp.generation import choice
-from yuegp.library import store, catalog
-from yuegp.checkpoints import sets as models, locate, registry
+from yuegp import __version__, checked, files, owned, paths
+from yuegp.checkpoints import locate, registry
+from yuegp.checkpoints import sets as models
+from yuegp.checkpoints.registry import Checkpoint
 from yuegp.errors import YueGPError, said
+from yuegp.generation import choice
 from yuegp.jobs.queue import Job, Queue
+from yuegp.library import catalog
 from yuegp.lm.exl2.flash_probe import probe
 from yuegp.lm.weights.nf4_kernels import trial
-from yuegp.checkpoints.registry import Checkpoint
 
 PATIENCE_SECONDS = 90.0
 """For importing torch and its friends: a cold disk needs most of it."""
@@ -73,6 +74,7 @@ for name in ("transformers", "gradio", "huggingface_hub"):  # slow to import, an
     found[name] = {"version": importlib.metadata.version(name)} if importlib.util.find_spec(name) else {}
 print(json.dumps(found))
 """
+
 
 @dataclass(frozen=True)
 class Package:
@@ -158,7 +160,7 @@ class Environment:
 def survey(port: int = PORT) -> Environment:
     """Find everything out. Takes some seconds, most of them torch's import in another process."""
     packages, torch, probe_error = _packages()
-    home = store.home().absolute()
+    home = paths.home().absolute()
     home_error = ""
     try:
         files.check_writable(home)
@@ -283,11 +285,13 @@ def _disk_free(folder: Path) -> int:
 
 def _songs() -> tuple[list[catalog.SongSummary], tuple[tuple[str, str], ...]]:
     try:
-        entries = catalog.entries(store.songs_dir())
+        entries = catalog.entries(paths.songs_dir())
     except YueGPError as exc:
-        return [], ((store.songs_dir().name, exc.what),)
+        return [], ((paths.songs_dir().name, exc.what),)
     broken = [(entry.folder.name, entry.broken) for entry in entries if entry.broken]
-    broken += [(entry.folder.name, why) for entry in entries if not entry.broken for why in catalog.faults(entry.folder)]
+    broken += [
+        (entry.folder.name, why) for entry in entries if not entry.broken for why in catalog.faults(entry.folder)
+    ]
     return entries, tuple(broken)
 
 

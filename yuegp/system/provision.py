@@ -11,20 +11,21 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from yuegp import files
-from yuegp.checkpoints import download, sets, locate, registry, strangers
-from . import removal
+from yuegp import files, paths
+from yuegp.checkpoints import download, locate, registry, sets, strangers
 from yuegp.checkpoints.config import read_config
-from yuegp.generation.choice import Choice as Choice
-from yuegp.generation.choice import choose as choose
-from yuegp.codec import check_codec
-from yuegp.codec.convert import NotWritten, convert, is_converted
 from yuegp.checkpoints.download import Plan
-from yuegp.errors import LibraryError, ModelError, RequestError
 from yuegp.checkpoints.hub import NotOffered
 from yuegp.checkpoints.registry import Checkpoint
 from yuegp.checkpoints.verify import check_tensors, exl2_bits
+from yuegp.codec import check_codec
+from yuegp.codec.convert import NotWritten, convert, is_converted
+from yuegp.errors import LibraryError, ModelError, RequestError
+from yuegp.generation.choice import Choice as Choice
+from yuegp.generation.choice import choose as choose
 from yuegp.tokens.vocab import YUE_V1
+
+from . import removal
 
 Progress = Callable[[str, str, int, int], None]
 """progress(what is done, checkpoint or file, done, total) in bytes; raising `Cancelled` stops it."""
@@ -95,7 +96,9 @@ def order(checkpoints: Sequence[Checkpoint], newest: bool = False) -> DownloadPl
         if not any(name.endswith("tokenizer.model") for name in names):
             got, _ = _offered(registry.TOKENIZER, newest)  # the same file, whichever repository it is from
             plans += [got] if isinstance(got, Plan) else []
-    return DownloadPlan(tuple(here), tuple(plans), download.free_bytes(registry.models_dir()), tuple(instead), tuple(passed))
+    return DownloadPlan(
+        tuple(here), tuple(plans), download.free_bytes(paths.models_dir()), tuple(instead), tuple(passed)
+    )
 
 
 def _offered(checkpoint: Checkpoint, newest: bool) -> tuple[Plan | tuple[Checkpoint, Path], str]:

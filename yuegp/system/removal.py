@@ -11,11 +11,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from yuegp.checkpoints import locate
+from yuegp.checkpoints.locate import Pin
+from yuegp.checkpoints.registry import Checkpoint
 from yuegp.codec.convert import source_of
 from yuegp.errors import ModelError
 from yuegp.owned import is_link
-from yuegp.checkpoints.locate import Pin
-from yuegp.checkpoints.registry import Checkpoint
 
 _ARRIVING = re.compile(r"(.+)\.(?:part|[0-9a-f]{8}(?:-\d+)?\.bad)")
 """A file that is still arriving, or that arrived damaged, as `transfer` names them."""

@@ -22,6 +22,7 @@ import numpy as np
 
 from yuegp.errors import RequestError
 from yuegp.song.schema import Section
+
 from .vocab import FRAMES_PER_SECOND, VocabLayout, interleave
 
 if TYPE_CHECKING:
@@ -124,7 +125,5 @@ def build(
             *tokenizer.encode(REFERENCE_END),
         ]
     start = tokenizer.encode(SECTION_START)
-    openings = tuple(
-        (*start, *tokenizer.encode(section_text(s)), layout.soa, layout.codec) for s in sections
-    )
+    openings = tuple((*start, *tokenizer.encode(section_text(s)), layout.soa, layout.codec) for s in sections)
     return Prompts(layout, tuple(head), openings, tuple(tokenizer.encode(SECTION_END)))

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from yuegp.errors import ModelError, RequestError
+
 from .vocab import YUE_V1, VocabLayout
 
 if TYPE_CHECKING:

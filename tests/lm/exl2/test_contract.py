@@ -4,29 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import fake_exllamav2 as fake
 import numpy as np
 import pytest
 import torch
+from contract import refined, sections
 from fake_record import record
 from stub_exllamav2 import real_package
 
 from tools.make_exl2 import PRESETS, make_random
 from tools.make_set import LM, write_lm
-from yuegp.generation import stage1, stage2
-from yuegp.lm import LMEngine, EngineConfig, open_engine
-from yuegp.lm.exl2.format import look_into
+from yuegp.lm import EngineConfig, LMEngine, open_engine
 from yuegp.lm.exl2.engine import Exl2LM
-from yuegp.tokens.prompts import build
-from yuegp.song.schema import Sampling, Section
-from yuegp.tokens.tokenizer import ByteTokenizer
-from yuegp.tokens.vocab import VocabLayout
+from yuegp.lm.exl2.format import look_into
 
-LAYOUT = VocabLayout(
-    name="test", soa=256, eoa=257, codec=258, stage_1=259, stage_2=260, code_start=270, text_size=256, codebook_size=30
-)
 SHAPE = LM(1344, 64, 96, 2, 4, 2, 2048)
 Open = Callable[[Path], LMEngine]
 
@@ -109,20 +101,6 @@ def test_what_a_session_refuses(engine: LMEngine) -> None:
         assert (lm.length(0), lm.length(1)) == (10, 5), "a refusal changed a row"
     with pytest.raises(ValueError, match="context of 2048"):
         engine.open([2049])
-
-
-def sections(engine: LMEngine, takes: int = 1, budget: int = 120) -> list[Any]:
-    prompts = build(ByteTokenizer(), LAYOUT, "pop", (Section("verse", "la la"), Section("chorus", "o o o")))
-    score = stage1.Stage1Input(prompts, Sampling(minimum=20, guidance=1.5, guidance_later=1.2), budget)
-    if takes > 1:
-        return [part.codes.tolist() for part in stage1.write_candidates(engine, score, range(takes), 0)]
-    return [part.codes.tolist() for part in stage1.write_sections(engine, score, 7, range(2))]
-
-
-def refined(engine: LMEngine) -> list[Any]:
-    codes = np.random.default_rng(1).integers(0, LAYOUT.codebook_size, (2, 12)).astype(np.int16)
-    plan = stage2.chunks(np.zeros((2, 12), bool))
-    return [part.codes.tolist() for batch in stage2.refine(engine, LAYOUT, codes, plan, 2) for part in batch]
 
 
 EXACT = [name for name in ENGINES if name.startswith("exl2 over") and "packed" not in name]

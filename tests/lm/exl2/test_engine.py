@@ -24,12 +24,12 @@ from tools.make_set import LM, write_lm
 from yuegp.errors import Cancelled, DeviceError, ModelError
 from yuegp.lm import EngineConfig
 from yuegp.lm.exl2 import engine as exl2_lm
-from yuegp.lm.exl2.layers import ROWS
-from yuegp.lm.exl2.self_test import LIMITS, disagreement, self_test
 from yuegp.lm.exl2.embedding import SPARE
+from yuegp.lm.exl2.engine import BUCKET, Exl2LM, kv_bytes
 from yuegp.lm.exl2.format import look_into
 from yuegp.lm.exl2.graph import Steps
-from yuegp.lm.exl2.engine import BUCKET, Exl2LM, kv_bytes
+from yuegp.lm.exl2.layers import ROWS
+from yuegp.lm.exl2.self_test import LIMITS, disagreement, self_test
 from yuegp.lm.llama.engine import TorchLM
 
 VOCAB = 1344
@@ -146,7 +146,10 @@ def test_an_exl2_folder_equals_the_plain_folder_of_its_unpacked_weights(tmp_path
     packed = make_random(tmp_path / "exl2", PRESETS["tiny"], bits=4.5, head_bits=6, seed=3)
     plain = make_plain(tmp_path / "plain", look_into(packed, "exl2"))
     keep = list(range(200, 900))
-    with fake.engine(packed).open([60, 60], keep) as ours, TorchLM.load(plain, EngineConfig()).open([60, 60], keep) as theirs:
+    with (
+        fake.engine(packed).open([60, 60], keep) as ours,
+        TorchLM.load(plain, EngineConfig()).open([60, 60], keep) as theirs,
+    ):
         for lm in (ours, theirs):
             lm.prefill(0, some_ids(50))
             lm.prefill(1, some_ids(4, 1))

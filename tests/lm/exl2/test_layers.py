@@ -14,9 +14,9 @@ from tools.make_exl2 import PRESETS, make_plain, make_random
 from tools.make_set import LM, write_lm
 from yuegp.errors import Cancelled, DeviceError, ModelError
 from yuegp.lm import EngineConfig
-from yuegp.lm.exl2.self_test import LIMITS, disagreement, self_test
-from yuegp.lm.exl2.format import look_into
 from yuegp.lm.exl2.engine import Exl2LM
+from yuegp.lm.exl2.format import look_into
+from yuegp.lm.exl2.self_test import LIMITS, disagreement, self_test
 from yuegp.lm.exl2.weights import Weights
 from yuegp.lm.llama.engine import TorchLM
 
@@ -44,7 +44,9 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def load(parts: Parts, folder: Path, weights: str, kv: str = "same", **more: Any) -> Exl2LM:
-    return Exl2LM(parts[0], look_into(folder, weights), EngineConfig("exl2", "cpu", weights, kv), more.get("progress"), None)
+    return Exl2LM(
+        parts[0], look_into(folder, weights), EngineConfig("exl2", "cpu", weights, kv), more.get("progress"), None
+    )
 
 
 def some_ids(n: int, seed: int = 0) -> list[int]:
@@ -69,7 +71,10 @@ def test_the_same_logits_as_the_torch_engine(parts: Parts, folders: dict[str, Pa
     weights = "exl2" if name == "packed" else "float16"
     engine = load(parts, folders[name], weights)
     capacities = [500, 40, 400]
-    with engine.open(capacities, KEEP) as ours, TorchLM.load(folders[twin], EngineConfig()).open(capacities, KEEP) as theirs:
+    with (
+        engine.open(capacities, KEEP) as ours,
+        TorchLM.load(folders[twin], EngineConfig()).open(capacities, KEEP) as theirs,
+    ):
         assert worst(play(ours), play(theirs)) < 0.01
     assert (len(parts[2].calls) > 0) == (name == "packed"), "packed layers run in the package's fused calls"
 

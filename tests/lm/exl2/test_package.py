@@ -10,10 +10,11 @@ import pytest
 import torch
 
 from yuegp.errors import DeviceError
-from yuegp.lm.exl2 import package as exl2_package, presence
+from yuegp.lm.exl2 import package as exl2_package
+from yuegp.lm.exl2 import presence
 from yuegp.lm.exl2.attention import PagedAttention
-from yuegp.lm.exl2.package import load_package
 from yuegp.lm.exl2.flash_probe import Probe
+from yuegp.lm.exl2.package import load_package
 
 WORKS, FAILS = Probe(True, "works"), Probe(False, "is not installed")
 

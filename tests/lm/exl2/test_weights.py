@@ -17,14 +17,14 @@ from safetensors.torch import load_file, save_file
 from stub_exllamav2 import real_package
 
 from tools.make_exl2 import PRESETS, make_plain, make_random
+from yuegp.checkpoints.safetensors import safetensors_header
 from yuegp.errors import Cancelled, ModelError
 from yuegp.lm import EngineConfig
-from yuegp.lm.weights import reader
-from yuegp.lm.exl2.format import look_into
 from yuegp.lm.exl2.engine import Exl2LM
+from yuegp.lm.exl2.format import look_into
 from yuegp.lm.exl2.weights import replace_loader
 from yuegp.lm.llama.engine import TorchLM
-from yuegp.checkpoints.verify import safetensors_header
+from yuegp.lm.weights import reader
 
 NAMES = ["Jürgen Müller", "音楽", "песни", "🎵", "a b", "it's", "100% #1", "YuE [8 bit]", "{x} (2) ~&;", "x" * 200]
 IDS, KEEP = list(range(300, 340)), list(range(300, 400))

@@ -13,12 +13,11 @@ from typing import Any, Literal
 
 import gradio as gr
 
+from ui.texts import Texts
 from yuegp.errors import RequestError
+from yuegp.generation.options import AUTO, CACHES, ENGINES, WEIGHTS
 from yuegp.generation.plan import CROSSOVERS
 from yuegp.song.schema import PRESETS, Sampling, SongRequest
-from yuegp.generation.options import AUTO, CACHES, ENGINES, WEIGHTS
-
-from ui.texts import Texts
 
 MOST_TAKES = 8
 """Versions asked for at once; each is a song of its own to wait for."""

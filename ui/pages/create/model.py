@@ -5,11 +5,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from yuegp.generation import choice
+from ui.texts import Texts
 from yuegp.checkpoints import sets
 from yuegp.errors import ModelError
-
-from ui.texts import Texts
+from yuegp.generation import choice
 
 TRAINED = {"en": "en", "zh": "zh", "ja": "jp-kr", "ko": "jp-kr"}
 """Language of the lyrics to that of the checkpoint trained for it."""

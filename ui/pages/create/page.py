@@ -13,20 +13,25 @@ from typing import Any
 
 import gradio as gr
 
-from yuegp import files as disk
-from yuegp.library import store
-from yuegp.song import lyrics
-from yuegp.generation import memory, pipeline
-from yuegp.checked import Fault, parse
-from yuegp.errors import RequestError, YueGPError
-from yuegp.song.schema import SongRequest, TakeInfo, request_from_dict
-
-from . import model as create_model, plan as create_plan, reference, tags as create_tags, words as create_words, fields as form
 from ui import machine
-from ui.pages import progress as running
 from ui.context import AppContext
+from ui.pages import progress as running
 from ui.shell import Shell, plain, sendable
 from ui.texts import Texts
+from yuegp import files as disk
+from yuegp.checked import Fault, parse
+from yuegp.errors import RequestError, YueGPError
+from yuegp.generation import memory, pipeline
+from yuegp.library import store
+from yuegp.song import lyrics
+from yuegp.song.schema import SongRequest, TakeInfo, request_from_dict
+
+from . import fields as form
+from . import model as create_model
+from . import plan as create_plan
+from . import reference
+from . import tags as create_tags
+from . import words as create_words
 
 ROLES = ("vocal", "instrumental", "mix")
 PRIVATE: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}

@@ -8,17 +8,18 @@ from pathlib import Path
 from typing import Any
 
 from offload.plan import MemoryPlan
-from yuegp.song import lyrics, tags
-from yuegp.generation import memory, pipeline, plan as planning
-from yuegp.errors import RequestError, YueGPError
-from yuegp.cli.make import INSTRUMENTAL_SECTIONS
-from yuegp.song.schema import Reference, Section, SongRequest
-from yuegp.generation.options import AUTO, ModelOptions
-
-from . import model, fields
 from ui import machine
-from .words import SECTION_SECONDS
 from ui.texts import Texts
+from yuegp.cli.make import INSTRUMENTAL_SECTIONS
+from yuegp.errors import RequestError, YueGPError
+from yuegp.generation import memory, pipeline
+from yuegp.generation import plan as planning
+from yuegp.generation.options import AUTO, ModelOptions
+from yuegp.song import lyrics, tags
+from yuegp.song.schema import Reference, Section, SongRequest
+
+from . import fields, model
+from .words import SECTION_SECONDS
 
 LONGEST_TITLE = 60
 """Characters of the first line that an untitled song is named by."""
@@ -88,7 +89,15 @@ def describe(values: Mapping[str, Any], root: Path, t: Texts) -> dict[str, Any]:
         ("length", _length(plan, wanted.takes, t)),
         ("time", _time(plan, root, wanted, t)),
         ("memory", _memory(held, t)),
-        ("held", t("create.plan.held_text", stage1=held.stage1_format, stage2=held.stage2_format, engine=held.stage1_format.engine)),
+        (
+            "held",
+            t(
+                "create.plan.held_text",
+                stage1=held.stage1_format,
+                stage2=held.stage2_format,
+                engine=held.stage1_format.engine,
+            ),
+        ),
         ("disk", _disk(plan.disk_bytes * wanted.takes, root, t)),
     ]
     return {

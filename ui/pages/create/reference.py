@@ -12,12 +12,11 @@ import numpy as np
 from gradio.processing_utils import save_file_to_cache
 from gradio.utils import get_upload_folder
 
-from yuegp.audio import files as audio
-from yuegp.library import store
-from yuegp.errors import RequestError
-from yuegp.song.schema import Reference
-
 from ui.texts import Texts
+from yuegp.audio import files as audio
+from yuegp.errors import RequestError
+from yuegp.library import store
+from yuegp.song.schema import Reference
 
 PEAKS = 360
 """Points of a drawn wave."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from yuegp.song import tags
 from yuegp.errors import RequestError
+from yuegp.song import tags
 
 
 def vocabulary() -> dict[str, list[str]]:

@@ -8,10 +8,9 @@ from functools import cache
 from importlib import resources
 from typing import Any
 
-from yuegp.song import lyrics
-from yuegp.errors import RequestError
-
 from ui.texts import Texts
+from yuegp.errors import RequestError
+from yuegp.song import lyrics
 
 SHAPES = {
     "pop": ("verse", "chorus", "verse", "chorus", "bridge", "chorus", "outro"),

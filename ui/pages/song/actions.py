@@ -14,15 +14,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from yuegp.generation import edit, pipeline
-from yuegp.library import export, store, catalog
-from yuegp.song import lyrics
+from ui.context import AppContext
 from yuegp.errors import LibraryError, RequestError
+from yuegp.generation import edit, pipeline
 from yuegp.jobs.queue import TO_COME, State
+from yuegp.library import catalog, export, store
 from yuegp.library.store import Song, Take
+from yuegp.song import lyrics
 from yuegp.song.schema import Stage
 
-from ui.context import AppContext
 from .export import EXPORTS
 
 LONGEST_ARTIST = 200

@@ -7,10 +7,9 @@ from pathlib import Path
 from starlette.requests import Request
 from starlette.responses import FileResponse, PlainTextResponse, Response
 
+from ui.context import AppContext
 from yuegp.errors import LibraryError, YueGPError
 from yuegp.library.catalog import refuse_links
-
-from ui.context import AppContext
 
 EXPORTS = "exports"
 """Folder inside a song's folder that exported files are written to."""

@@ -5,13 +5,13 @@ from __future__ import annotations
 
 from html import escape
 
+from ui.texts import Texts
 from yuegp.generation.edit import LATER, MOST_CANDIDATES
 from yuegp.library.export import KINDS, PARTS
 
 from .html import HUES, safe
 from .timeline import clock, unwritten
 from .view import SongView, versions
-from ui.texts import Texts
 
 KIND_ORDER = ("wav24", "flac", "mp3", "wav16")
 """Export formats as they are offered: the first is chosen at first."""

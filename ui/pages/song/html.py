@@ -9,11 +9,11 @@ import re
 from collections.abc import Callable
 from html import escape
 
+from ui.texts import Texts
 from yuegp.jobs.queue import State
 
 from .timeline import Block, blocks, clock, lines, seconds, share, unwritten
 from .view import Row, SongView
-from ui.texts import Texts
 
 HUES = 6
 """Colours that takes are told apart by; the number always stands beside them."""

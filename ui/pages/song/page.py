@@ -7,13 +7,13 @@ from typing import Any
 
 import gradio as gr
 
+from ui.context import AppContext
+from ui.shell import Shell, goto, sendable
+from ui.texts import Texts
 from yuegp.errors import LibraryError, YueGPError
 
 from . import actions, forms, html
-from ui.context import AppContext
-from ui.shell import Shell, goto, sendable
 from .view import SongView, load, rival, sound
-from ui.texts import Texts
 
 STEMS = ("mix", "vocal", "instrumental")
 

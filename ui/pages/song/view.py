@@ -6,13 +6,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ui.context import AppContext
 from yuegp.errors import LibraryError
 from yuegp.jobs.queue import OVER, Job, State
-from yuegp.library.store import Song
 from yuegp.library.catalog import SongSummary
+from yuegp.library.store import Song
 from yuegp.song.schema import SongInfo, Stage, TakeInfo
 
-from ui.context import AppContext
 from .timeline import Block, blocks, seconds
 
 

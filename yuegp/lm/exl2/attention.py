@@ -33,7 +33,9 @@ class AttentionWindow:
     rows: tuple[tuple[slice, Tensor | None], ...]
 
 
-def sight(starts: Sequence[int], lengths: Tensor, n: int, widths: Sequence[int], exact: bool, begins: Tensor) -> AttentionWindow:
+def sight(
+    starts: Sequence[int], lengths: Tensor, n: int, widths: Sequence[int], exact: bool, begins: Tensor
+) -> AttentionWindow:
     """The sight of rows that begin at `starts` in the pool, hold `lengths` (rows,) ids and get `n` more.
 
     `widths` is how far each row looks, in positions from its start. With `exact` it is where the row ends after this

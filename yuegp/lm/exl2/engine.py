@@ -22,16 +22,16 @@ import torch
 from torch import Tensor
 
 from offload.parking import ParkedTensors
-
 from yuegp.errors import DeviceError, ModelError
-from yuegp.lm import Progress, EngineConfig
-from .layers import ROWS, Body, Pass, Rows, pass_errors
-from .self_test import self_test
+from yuegp.lm import EngineConfig, Progress
+
 from .embedding import Embedding, Head
 from .format import ModelFolder, look_into
 from .graph import CudaRecord, Record, Steps
+from .layers import ROWS, Body, Pass, Rows, pass_errors
 from .package import Package, load_package
 from .pages import PAGE, Pages
+from .self_test import self_test
 
 WHOLE_STEP = "YUEGP_EXL2_WHOLE_STEP"
 """Set to 1 to record whole steps as CUDA graphs, in place of ExLlamaV2's own graphs of parts of layers."""
@@ -58,7 +58,12 @@ class Exl2LM:
     its own graphs at the 205th (`graph.cuh`)."""
 
     def __init__(
-        self, package: Package, folder: ModelFolder, setup: EngineConfig, progress: Progress | None, record: Record | None
+        self,
+        package: Package,
+        folder: ModelFolder,
+        setup: EngineConfig,
+        progress: Progress | None,
+        record: Record | None,
     ) -> None:
         def loaded(done: int, total: int) -> None:
             if progress is not None:

@@ -23,9 +23,10 @@ import torch
 from torch import Tensor
 
 from yuegp.checkpoints.config import LlamaConfig, read_config
-from yuegp.errors import ModelError
-from yuegp.checkpoints.verify import safetensors_header, weight_files
 from yuegp.checkpoints.formats import Place, format_of, tensors
+from yuegp.checkpoints.safetensors import safetensors_header
+from yuegp.checkpoints.verify import weight_files
+from yuegp.errors import ModelError
 
 READS = ("exl2", "float16", "bfloat16", "float32")
 FLOATING = ("F16", "BF16", "F32")
@@ -135,8 +136,11 @@ def _check_packed(folder: ModelFolder, stem: str, columns: int, rows: int) -> No
     bits, firsts = groups[::2], groups[1::2]
     ends = np.append(firsts[1:], words)
     regular = len(groups) % 2 == 0 and firsts[:1].tolist() == [0] and np.isin(bits, (8, 6, 5, 4, 3, 2)).all()
-    if not regular or (ends <= firsts).any() or ((ends - firsts) % bits).any() or (
-        int(((ends - firsts) // bits).sum()) * 32 != rows
+    if (
+        not regular
+        or (ends <= firsts).any()
+        or ((ends - firsts) % bits).any()
+        or (int(((ends - firsts) // bits).sum()) * 32 != rows)
     ):
         raise _damaged(folder, stem + "q_groups", f"does not divide {rows} inputs in {words} words into groups")
     _check_stored(folder, stem + "q_weight", ("I32",), (words, columns))
@@ -147,9 +151,7 @@ def _check_packed(folder: ModelFolder, stem: str, columns: int, rows: int) -> No
         raise _damaged(folder, stem + "q_invperm", f"does not name each of {rows} inputs once")
 
 
-def _check_stored(
-    folder: ModelFolder, name: str, dtypes: Sequence[str], shape: tuple[int, ...] | None
-) -> np.ndarray:
+def _check_stored(folder: ModelFolder, name: str, dtypes: Sequence[str], shape: tuple[int, ...] | None) -> np.ndarray:
     """The tensor, mapped, if it is of one of these types and of this shape; None: of any that has values."""
     if name in folder.places:
         place = folder.places[name][1]

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from yuegp.errors import Cancelled, DeviceError, ModelError, said
 from yuegp.shortage import named, shortage
+
 from .attention import sight
 from .format import ModelFolder
 from .package import Package

@@ -17,9 +17,10 @@ from typing import Any
 import torch
 
 from yuegp.errors import DeviceError, said
+
 from .attention import PagedAttention
-from .presence import BUILD, UNCOMPILED, VERSION, missing, other_version
 from .flash_probe import Probe, probe
+from .presence import BUILD, UNCOMPILED, VERSION, missing, other_version
 
 _TORCH = "Use the torch engine instead."
 

@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from yuegp.checkpoints.verify import StoredTensor
-from yuegp.lm.weights.reader import read_tensor, staging, torch_dtype
 from yuegp.checkpoints.formats import Place
+from yuegp.checkpoints.safetensors import StoredTensor
+from yuegp.lm.weights.reader import read_tensor, staging, torch_dtype
 
 
 class Weights:

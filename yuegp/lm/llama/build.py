@@ -12,9 +12,10 @@ from torch import Tensor
 
 from yuegp.checkpoints.config import LlamaConfig
 from yuegp.lm.weights.int8 import Int8
-from .network import Layer, Llama, pair_rotary_rows, rotary_order
 from yuegp.lm.weights.nf4 import BLOCK, Nf4
 from yuegp.lm.weights.packed import Matrix
+
+from .network import Layer, Llama, pair_rotary_rows, rotary_order
 
 
 class Source(Protocol):

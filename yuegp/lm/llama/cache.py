@@ -150,7 +150,13 @@ class StaticView:
     """The past of rows whose lengths (rows,) int64 live on the device, seen through stretches of fixed size."""
 
     def __init__(
-        self, config: LlamaConfig, banks: Sequence[KVCache], lengths: Tensor, n: int, reach: Sequence[int], table: Tensor
+        self,
+        config: LlamaConfig,
+        banks: Sequence[KVCache],
+        lengths: Tensor,
+        n: int,
+        reach: Sequence[int],
+        table: Tensor,
     ) -> None:
         positions = lengths[:, None] + torch.arange(n, device=lengths.device)
         self.rotation = table[positions][:, :, None]

@@ -14,17 +14,17 @@ import torch
 from torch import Tensor
 
 from offload.parking import ParkedTensors
-
 from yuegp.checkpoints.config import LlamaConfig, read_config
-from yuegp.lm import Progress, EngineConfig
-from .build import FAMILY, Source, build
-from .cache import KVCache, RaggedView
-from .graph import Decoder
-from .network import Layer, Llama
+from yuegp.lm import EngineConfig, Progress
 from yuegp.lm.weights.lora import Adapted, Adapter
 from yuegp.lm.weights.nf4 import BLOCK
 from yuegp.lm.weights.nf4_kernels import missing
 from yuegp.lm.weights.reader import Reader
+
+from .build import FAMILY, Source, build
+from .cache import KVCache, RaggedView
+from .graph import Decoder
+from .network import Layer, Llama
 from .streaming import StreamedLayers
 
 PREFILL = 512
@@ -102,7 +102,9 @@ class TorchLM:
 
     def __init__(self, network: Llama, name: str, setup: EngineConfig | None = None) -> None:
         self._network: Llama | None = network
-        self.setup = setup or EngineConfig(device=str(network.embedding.device), weights=str(network.embedding.dtype)[6:])
+        self.setup = setup or EngineConfig(
+            device=str(network.embedding.device), weights=str(network.embedding.dtype)[6:]
+        )
         self.name = name
         self.context = network.config.context
         self.vocab_size = network.config.vocab_size

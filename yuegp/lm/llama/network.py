@@ -25,8 +25,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from yuegp.checkpoints.config import LlamaConfig
-from .cache import CacheView
 from yuegp.lm.weights.packed import Matrix, add_product, product, tensors_of, with_tensors
+
+from .cache import CacheView
 
 
 @dataclass(frozen=True)

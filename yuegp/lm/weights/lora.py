@@ -15,8 +15,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from yuegp.errors import ModelError
 from yuegp.checkpoints.sets import safetensors_header
+from yuegp.errors import ModelError
+
 from .lora_config import read_lora_config, scale
 from .packed import Matrix
 from .reader import Reader, read_tensor
@@ -50,8 +51,10 @@ class Adapter:
                 foreign.append(name)
         halves = [name for name, pair in self._pairs.items() if len(pair) != 2]
         if foreign or halves or not self._pairs:
-            what = f"tensors that are no LoRA pairs: {', '.join((foreign or halves)[:5])}" if foreign or halves else (
-                "no LoRA weights"
+            what = (
+                f"tensors that are no LoRA pairs: {', '.join((foreign or halves)[:5])}"
+                if foreign or halves
+                else ("no LoRA weights")
             )
             raise ModelError(f"{self._file} holds {what}.", "Use an adapter trained with plain LoRA.")
 

@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from yuegp.errors import ModelError
+
 from .nf4_kernels import kernels
 
 BLOCK = 64

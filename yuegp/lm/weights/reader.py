@@ -14,13 +14,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from yuegp.errors import ModelError
+from yuegp.checkpoints.formats import Place, format_of, tensors
 from yuegp.checkpoints.sets import StoredTensor
+from yuegp.errors import ModelError
 from yuegp.lm import Progress
+
 from . import nf4
 from .int8 import Int8
 from .packed import Matrix
-from yuegp.checkpoints.formats import Place, format_of, tensors
 
 PIECE = 64 << 20
 
