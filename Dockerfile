@@ -18,9 +18,9 @@ WORKDIR /app
 # What decides about packages comes first, so that a change elsewhere does not install them again.
 ARG STACK=cpu
 ENV YUEGP_STACK=$STACK
-COPY --chown=yuegp:yuegp launch.py requirements*.txt ./
-COPY --chown=yuegp:yuegp door door
-COPY --chown=yuegp:yuegp locks locks
+COPY --chown=yuegp:yuegp launch.py requirements.txt ./
+COPY --chown=yuegp:yuegp requirements requirements
+COPY --chown=yuegp:yuegp installer installer
 RUN python launch.py install && rm -rf /home/yuegp/.cache .launch
 
 COPY --chown=yuegp:yuegp . .

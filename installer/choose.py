@@ -4,7 +4,7 @@ The limits are those of the pinned packages:
 - torch 2.9.0 for NVIDIA cards: `builds`;
 - torch 2.13.0 for the processor: Linux with glibc from 2.28, Windows on x86-64, macOS from 14 on Apple's processors
   (the tags of its published builds);
-- exllamav2 and flash-attn: what `requirements-fast.txt` lists; flash-attn 2 needs compute capability 8.0 (its README).
+- exllamav2 and flash-attn: what `requirements/fast.txt` lists; flash-attn 2 needs compute capability 8.0 (its README).
 """
 
 from __future__ import annotations

@@ -326,7 +326,7 @@ def try_wheels(plan: Plan, tools: Tools, results: dict[str, str], log: Path, env
 
 def wheel_urls(root: Path) -> list[str]:
     """Addresses of the optional packages' files, with their hashes where those are known: `#sha256=…` at the end."""
-    path = root / "requirements-fast.txt"
+    path = root / "requirements" / "fast.txt"
     return re.findall(r"(?m)^[\w-]+ @ (\S+\.whl\S*)", path.read_text("utf-8")) if path.exists() else []
 
 

@@ -217,7 +217,7 @@ def run(root: Path, argv: Sequence[str]) -> int:
     if command == "test":
         return start([python, "-m", "pytest", *(rest or side_by_side())], env, root)
     if command == "check":
-        return start([python, str(root / "scripts" / "check"), *rest], env, root)
+        return start([python, str(root / "tools" / "check.py"), *rest], env, root)
     # -P: a torch.py or a yuegp folder where the user happens to stand must not be taken for ours
     return start([python, "-P", "-m", "yuegp", command, *rest], env, Path.cwd())
 

@@ -49,11 +49,11 @@ def digest(*paths: Path) -> str:
 
 
 SOURCES = {
-    "setup": ("requirements-setup.txt",),
-    "packages": ("requirements.txt", "requirements-cpu.txt"),
-    "torch-cpu": ("requirements.txt", "requirements-cpu.txt"),
-    "torch-cuda": ("requirements.txt", "requirements-cpu.txt", "requirements-cuda.txt"),
-    "test": ("requirements.txt", "requirements-cpu.txt", "requirements-test.txt"),
+    "setup": ("requirements/setup.txt",),
+    "packages": ("requirements.txt", "requirements/cpu.txt"),
+    "torch-cpu": ("requirements.txt", "requirements/cpu.txt"),
+    "torch-cuda": ("requirements.txt", "requirements/cpu.txt", "requirements/cuda.txt"),
+    "test": ("requirements.txt", "requirements/cpu.txt", "requirements/test.txt"),
 }
 """Lock → the requirement files it was made from (`tools/lock.py`)."""
 
@@ -88,21 +88,21 @@ def venv_version(venv: Path) -> str | None:
 
 def make_record(root: Path, venv: Path, stack: str, tests: bool) -> dict[str, Any]:
     """What an environment must be built from, to be compared with what the one there was built from."""
-    locks = root / "locks"
+    locks = root / "requirements" / "lock"
     record: dict[str, Any] = {
         "format": FORMAT,
         "python": venv_version(venv),
         "stack": stack,
         "packages": digest(
-            root / f"requirements-{stack}.txt",
+            root / "requirements" / f"{stack}.txt",
             root / "requirements.txt",
-            root / "requirements-fast.txt",
+            root / "requirements" / "fast.txt",
             locks / f"torch-{stack}.txt",
             locks / "packages.txt",
         ),
     }
     if tests:
-        record["tests"] = digest(root / "requirements-test.txt", locks / "test.txt")
+        record["tests"] = digest(root / "requirements" / "test.txt", locks / "test.txt")
     return record
 
 

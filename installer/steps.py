@@ -46,16 +46,16 @@ class Tools(NamedTuple):
 
 def torch_step(root: Path, plan: Plan, tools: Tools, env: Mapping[str, str] = os.environ) -> Step:
     """torch, first and exactly, so that nothing after it can bring another build."""
-    version = named(root / f"requirements-{plan.stack}.txt")["torch"]
-    lock = root / "locks" / f"torch-{plan.stack}.txt"
+    version = named(root / "requirements" / f"{plan.stack}.txt")["torch"]
+    lock = root / "requirements" / "lock" / f"torch-{plan.stack}.txt"
     plain = ["-r", str(lock), "--require-hashes", "--no-deps"]
     if not lock_fits(root, lock):
-        plain = ["-r", str(root / f"requirements-{plan.stack}.txt")]
+        plain = ["-r", str(root / "requirements" / f"{plan.stack}.txt")]
     if plan.torch == "locked":
         return Step("torch", tools.ways(*plain))
     exact, index = f"torch=={version}+{plan.torch}", index_of(plan.torch, env)
     # What the build without CUDA needs besides comes with the other packages, checked by hashes.
-    alone = ["--no-deps"] if plan.torch == "cpu" and lock_fits(root, root / "locks" / "packages.txt") else []
+    alone = ["--no-deps"] if plan.torch == "cpu" and lock_fits(root, root / "requirements" / "lock" / "packages.txt") else []
     # First where the user's settings lead, at no cost: a company's index or a folder of files may have the build.
     ways = tools.ways(*alone, exact)
     if tools.uv and not env.get("YUEGP_TORCH_INDEX"):
@@ -94,7 +94,7 @@ def check_step(step: Step) -> None:
 
 
 def locked_step(root: Path, label: str, lock: str, requirements: str, tools: Tools) -> Step:
-    path = root / "locks" / f"{lock}.txt"
+    path = root / "requirements" / "lock" / f"{lock}.txt"
     if lock_fits(root, path):
         return Step(label, tools.ways("-r", str(path), "--require-hashes", "--no-deps"))
     return Step(label, tools.ways("-r", str(root / f"{requirements}.txt")))
@@ -103,7 +103,7 @@ def locked_step(root: Path, label: str, lock: str, requirements: str, tools: Too
 def again(root: Path, tools: Tools, names: Sequence[str], some: Path) -> list[str]:
     """Command that installs these of the packages anew, by pip and with the hashes of the lock where that fits. Their
     lines are written to the file `some`."""
-    lock = root / "locks" / "packages.txt"
+    lock = root / "requirements" / "lock" / "packages.txt"
     source = (lock if lock_fits(root, lock) else root / "requirements.txt").read_text("utf-8")
     entries = [rf"(?mi)^{name.replace('_', '[-_]')}\b.*(?:\n[ \t].*)*" for name in names]
     some.write_text("".join(entry + "\n" for each in entries for entry in re.findall(each, source)), "utf-8")
@@ -112,11 +112,11 @@ def again(root: Path, tools: Tools, names: Sequence[str], some: Path) -> list[st
 
 def uv_step(root: Path, python: str) -> Step:
     """uv into the environment, by pip; also the first thing that needs the network."""
-    return locked_step(root, "uv, which installs faster", "setup", "requirements-setup", Tools(python))
+    return locked_step(root, "uv, which installs faster", "setup", "requirements/setup", Tools(python))
 
 
 def test_step(root: Path, tools: Tools) -> Step:
-    return locked_step(root, "the test tools", "test", "requirements-test", tools)
+    return locked_step(root, "the test tools", "test", "requirements/test", tools)
 
 
 # ---- The environment of pip and uv -----------------------------------------------------------------------------------

@@ -39,7 +39,7 @@ def names() -> list[str]:
     """Every package of the shipped set, test tools left out."""
     found = set(BY_HAND)
     for lock in LOCKS:
-        text = (ROOT / "locks" / f"{lock}.txt").read_text("utf-8")
+        text = (ROOT / "requirements" / "lock" / f"{lock}.txt").read_text("utf-8")
         found |= {name.lower() for name in re.findall(r"(?m)^([A-Za-z][\w.-]*)==", text)}
     return sorted({NVIDIA if re.match(r"nvidia-|cuda-", name) else name for name in found})
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Write `locks/`: every package with one version and the hashes of its files, from the requirement files.
+"""Write `requirements/lock/`: every package with one version and the hashes of its files, from the requirement files.
 
     python tools/lock.py             make the locks that no longer belong to their requirement files
     python tools/lock.py --upgrade   all of them, with the newest versions allowed
@@ -44,7 +44,7 @@ def resolve(sources: list[str], *more: str) -> dict[str, str]:
 
 
 def write(lock: str, blocks: dict[str, str]) -> None:
-    path = ROOT / "locks" / f"{lock}.txt"
+    path = ROOT / "requirements" / "lock" / f"{lock}.txt"
     path.parent.mkdir(exist_ok=True)
     part = path.with_suffix(".part")
     part.write_text(heading(ROOT, lock) + "\n" + "".join(blocks[name] for name in sorted(blocks)), "utf-8")
@@ -56,26 +56,26 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--upgrade", action="store_true", help="make all, with the newest versions allowed")
     upgrade = parser.parse_args().upgrade
-    if not upgrade and all(lock_fits(ROOT, ROOT / "locks" / f"{lock}.txt") for lock in SOURCES):
+    if not upgrade and all(lock_fits(ROOT, ROOT / "requirements" / "lock" / f"{lock}.txt") for lock in SOURCES):
         print("All locks belong to the requirement files as they are.")
         return 0
-    held = ROOT / "locks" / "packages.txt"
+    held = ROOT / "requirements" / "lock" / "packages.txt"
     keep = ["-c", str(held)] if held.exists() and not upgrade else []
     try:
-        cpu = resolve(["requirements.txt", "requirements-cpu.txt"], *keep)
+        cpu = resolve(["requirements.txt", "requirements/cpu.txt"], *keep)
     except SystemExit:
-        cpu = resolve(["requirements.txt", "requirements-cpu.txt"])
+        cpu = resolve(["requirements.txt", "requirements/cpu.txt"])
     packages = {name: block for name, block in cpu.items() if not TORCH.match(name)}
     write("packages", packages)
     write("torch-cpu", {name: block for name, block in cpu.items() if TORCH.match(name)})
-    cuda = resolve(["requirements-cuda.txt"], "-c", str(held))
+    cuda = resolve(["requirements/cuda.txt"], "-c", str(held))
     missing = [name for name in cuda if not TORCH.match(name) and name not in packages]
     if missing:
         raise SystemExit(f"torch for CUDA needs {', '.join(missing)}, which requirements.txt does not bring.")
     write("torch-cuda", {name: block for name, block in cuda.items() if TORCH.match(name)})
-    tests = resolve(["requirements-test.txt"], "-c", str(held))
+    tests = resolve(["requirements/test.txt"], "-c", str(held))
     write("test", {name: block for name, block in tests.items() if name not in packages and not TORCH.match(name)})
-    write("setup", resolve(["requirements-setup.txt"]))
+    write("setup", resolve(["requirements/setup.txt"]))
     return 0
 
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Show what is older in `locks/` than it could be: `python tools/outdated.py`. Changes nothing.
+"""Show what is older in `requirements/lock/` than it could be: `python tools/outdated.py`. Changes nothing.
 
 Two questions, two tables: what would change if the locks were made anew within the requirement files as they are
 (`tools/lock.py --upgrade`), and which requirement files hold something back, or pin it on purpose. Needs uv, pip and
@@ -47,23 +47,23 @@ def changes(have: dict[str, list[str]], could: dict[str, list[str]]) -> list[str
 
 
 def main() -> int:
-    locks = {path.stem: locked(path.read_text("utf-8")) for path in sorted((ROOT / "locks").glob("*.txt"))}
+    locks = {path.stem: locked(path.read_text("utf-8")) for path in sorted((ROOT / "requirements" / "lock").glob("*.txt"))}
     have = {**locks["packages"], **locks["torch-cpu"]}
-    could = locked("".join(resolve(["requirements.txt", "requirements-cpu.txt"]).values()))
+    could = locked("".join(resolve(["requirements.txt", "requirements/cpu.txt"]).values()))
     print("Within the requirement files (python tools/lock.py --upgrade):")
     print("\n".join(changes(have, could)) or "  nothing newer")
     print("\nBeyond them:")
     held = []
     for path in sorted(ROOT.glob("requirements*.txt")):
         for name, exact in named(path).items():
-            if path.name == "requirements-fast.txt":
+            if path.name == "requirements/fast.txt":
                 continue
             now = exact or ", ".join(next((lock[name] for lock in locks.values() if name in lock), ["-"]))
             last = newest(name)
             if last and last not in now.split(", "):
                 held.append(f"  {name:28} {now:22} {last:22} {path.name}")
     print("\n".join(held) or "  nothing")
-    print("\nexllamav2 and flash-attn are addresses in requirements-fast.txt: look at their projects' releases.")
+    print("\nexllamav2 and flash-attn are addresses in requirements/fast.txt: look at their projects' releases.")
     return 0
 
 

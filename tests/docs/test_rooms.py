@@ -1,4 +1,4 @@
-"""Holds the code to docs/house.md: who may import whom, what loads without torch, and a few things nobody may write."""
+"""Holds the code to the tree in docs/house.md: who may import whom, what loads without torch, and a few things nobody may write."""
 
 from __future__ import annotations
 
@@ -11,29 +11,30 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from repository import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 OURS = ("yuegp", "ui", "quant", "offload")
 
 
 def read_table(page: str) -> dict[str, int]:
-    """Module or package → rank, from the table of rooms: rows `| rank | room | `names` | … |`.
-
-    A package stands for everything in it, `yuegp` for its `__init__` alone; other names are files of yuegp."""
+    """Room → floor, from the table of rooms: rows `| floor | room | … |`. A room is a folder, or a file of `yuegp/`."""
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in page.splitlines() if line.startswith("|")]
     return {
-        name if name in OURS else f"yuegp.{name}": int(cells[0])
+        name.strip("/").removesuffix(".py").replace("/", "."): int(cells[0])
         for cells in rows
         if cells[0].isdigit()
-        for name in re.findall(r"`(\w+)/?`", cells[2])
+        for name in re.findall(r"`([\w/.]+)`", cells[1])
     }
 
 
-RANKS = read_table((ROOT / "docs" / "house.md").read_text("utf-8"))
+FLOORS = read_table((ROOT / "docs" / "house.md").read_text("utf-8"))
 
-FOREIGN = {0: {"numpy"}, 1: {"numpy", "sentencepiece", "huggingface_hub", "httpx2", "hf_xet", "yaml"}}
-"""What ranks may use besides the standard library. Ranks not named here may use anything that is installed."""
-ONLY_INSIDE_FUNCTIONS = {"sentencepiece", "huggingface_hub", "httpx2", "hf_xet", "yaml"}
+WITHOUT_TORCH = ("yuegp.errors", "yuegp.files", "yuegp.paths", "yuegp.locks", "yuegp.song", "yuegp.tokens",
+                 "yuegp.checkpoints", "yuegp.library.store", "yuegp.library.catalog", "yuegp.library.migrations",
+                 "yuegp.jobs.queue", "yuegp.cli", "offload")  # fmt: skip
+"""What loads where torch, sentencepiece, the hub library and the sound libraries are absent: a mistake in the lyrics is
+answered before torch would have loaded."""
+ONLY_INSIDE_FUNCTIONS = {"torch", "sentencepiece", "huggingface_hub", "httpx2", "soundfile", "soxr", "transformers"}
 
 
 class Import(NamedTuple):
@@ -51,13 +52,16 @@ def module_name(path: Path, root: Path = ROOT) -> str:
 MODULES = {module_name(path): path for room in OURS for path in sorted((ROOT / room).rglob("*.py"))}
 
 
-def rank(module: str) -> int | None:
-    """Rank of a module or of the package it is in; None for a file of yuegp that the table does not name."""
-    while module not in RANKS and module.count("."):
+def room(module: str) -> str | None:
+    """The room of the table that a module is in: the longest name that leads to it."""
+    while module and module not in FLOORS:
         module = module.rpartition(".")[0]
-        if module == "yuegp":
-            return None
-    return RANKS.get(module)
+    return module or None
+
+
+def floor(module: str) -> int | None:
+    found = room(module)
+    return None if found is None else FLOORS[found]
 
 
 def imports_of(tree: ast.Module, module: str, is_package: bool, known: set[str]) -> Iterator[Import]:
@@ -96,25 +100,25 @@ IMPORTS = {
 
 
 def complaints(module: str, found: list[Import]) -> list[str]:
-    """What the table has against a module's imports."""
-    own, out = rank(module), []
+    """What the table has against a module's imports, wherever they stand: at the top, in functions, for types."""
+    own, out = floor(module), []
+    if module == "yuegp":
+        return [f"yuegp:{line} imports {name}: `import yuegp` loads nothing" for name, line, _ in found if name != "__future__"]
     if own is None:
-        return [f"{module} has no room: give it one in docs/house.md and in RANKS"]
+        return [f"{module} has no room: give it one in docs/house.md"]
+    light = any(module == name or module.startswith(f"{name}.") for name in WITHOUT_TORCH)
     for name, line, when in found:
         top = name.split(".")[0]
-        if top in ("launch", "door"):
-            out.append(f"{module}:{line} imports {top}, which is the door and no room")
+        if top in ("launch", "installer"):
+            out.append(f"{module}:{line} imports {top}, which sets the program up and is no part of it")
         elif top in OURS:
-            other = rank(name)
-            if other is None or other > own:
-                out.append(f"{module}:{line} (rank {own}) imports {name} (rank {other})")
-        elif top not in sys.stdlib_module_names:
-            if own in FOREIGN and top not in FOREIGN[own]:
-                out.append(f"{module}:{line} (rank {own}) imports {name}")
-            elif own in FOREIGN and top in ONLY_INSIDE_FUNCTIONS and when == "import":
-                out.append(f"{module}:{line} imports {name} outside a function")
-            elif top == "torch" and module.split(".")[0] == "ui":
-                out.append(f"{module}:{line}: no tensor ever enters ui/")
+            other = floor(name)
+            if name != "yuegp" and room(name) != room(module) and (other is None or other >= own):
+                out.append(f"{module}:{line} (floor {own}) imports {name} (floor {other})")
+        elif top == "torch" and module.split(".")[0] == "ui":
+            out.append(f"{module}:{line}: no tensor ever enters ui/")
+        elif light and when == "import" and top in ONLY_INSIDE_FUNCTIONS:
+            out.append(f"{module}:{line} imports {name} outside a function")
     return out
 
 
@@ -137,11 +141,11 @@ def circles(graph: dict[str, set[str]]) -> list[list[str]]:
 
 
 @pytest.mark.parametrize("module", MODULES)
-def test_a_module_imports_only_from_its_rank_and_below(module: str) -> None:
+def test_a_module_imports_only_from_lower_floors_and_its_own_room(module: str) -> None:
     assert complaints(module, IMPORTS[module]) == []
 
 
-def test_neighbours_form_no_circle() -> None:
+def test_files_of_one_room_form_no_circle() -> None:
     graph = {
         name: {i.target for i in found if i.when == "import" and i.target in MODULES} - {name}
         for name, found in IMPORTS.items()
@@ -151,25 +155,37 @@ def test_neighbours_form_no_circle() -> None:
 
 def test_the_table_itself_finds_what_it_is_for() -> None:
     def found(source: str, module: str, is_package: bool = False) -> list[str]:
-        known = {"yuegp.errors", "yuegp.stage1", "yuegp.lm.llama", "yuegp.lm", "ui.form"}
+        known = {"yuegp.errors", "yuegp.generation.stage1", "yuegp.lm.llama.network", "yuegp.lm", "ui.context"}
         return complaints(module, list(imports_of(ast.parse(source), module, is_package, known)))
 
-    assert not found("from .errors import RequestError\nimport numpy, json", "yuegp.tags")
-    assert not found("from . import llama\nfrom ..errors import X\nimport torch", "yuegp.lm.torch_lm")
-    assert not found("from .llama import Llama", "yuegp.lm", is_package=True)
-    assert not found("def f():\n    import sentencepiece", "yuegp.tokenizer")
+    assert not found("from yuegp.errors import RequestError\nimport numpy, json", "yuegp.song.tags")
+    assert not found("from . import network\nfrom yuegp.errors import X\nimport torch", "yuegp.lm.llama.engine")
+    assert not found("from .llama.network import Llama", "yuegp.lm", is_package=True)
+    assert not found("def f():\n    import sentencepiece", "yuegp.tokens.tokenizer")
+    stage1 = f"yuegp.generation.stage1 (floor {floor('yuegp.generation')})"
     for source, module, message in (
-        ("import sentencepiece", "yuegp.tokenizer", "yuegp.tokenizer:1 imports sentencepiece outside a function"),
-        ("import torch", "yuegp.prompts", "yuegp.prompts:1 (rank 1) imports torch"),
-        ("def f():\n    from . import stage1", "yuegp.mix", "yuegp.mix:2 (rank 2) imports yuegp.stage1 (rank 3)"),
-        ("from ..stage1 import x", "yuegp.lm.llama", "yuegp.lm.llama:1 (rank 2) imports yuegp.stage1 (rank 3)"),
-        ("import yuegp.unheard_of", "yuegp.cli", "yuegp.cli:1 (rank 5) imports yuegp.unheard_of (rank None)"),
-        ("import launch", "yuegp.cli", "yuegp.cli:1 imports launch, which is the door and no room"),
-        ("from door import record", "yuegp.facts", "yuegp.facts:1 imports door, which is the door and no room"),
-        ("import torch", "ui.form", "ui.form:1: no tensor ever enters ui/"),
+        ("import sentencepiece", "yuegp.tokens.tokenizer", "yuegp.tokens.tokenizer:1 imports sentencepiece outside a function"),
+        ("import torch", "yuegp.tokens.prompts", "yuegp.tokens.prompts:1 imports torch outside a function"),
+        (
+            "def f():\n    from yuegp.generation import stage1",
+            "yuegp.audio.mix",
+            f"yuegp.audio.mix:2 (floor {floor('yuegp.audio')}) imports {stage1}",
+        ),
+        (
+            "from ...generation.stage1 import x",
+            "yuegp.lm.llama.network",
+            f"yuegp.lm.llama.network:1 (floor {floor('yuegp.lm')}) imports {stage1}",
+        ),
+        ("import launch", "yuegp.cli.main", "yuegp.cli.main:1 imports launch, which sets the program up and is no part of it"),
+        ("import torch", "ui.context", "ui.context:1: no tensor ever enters ui/"),
+        (
+            "from yuegp.errors import X",
+            "offload.device",
+            f"offload.device:1 (floor {floor('offload')}) imports yuegp.errors (floor {floor('yuegp.errors')})",
+        ),
     ):
         assert found(source, module) == [message]
-    assert found("from ..stage1 import x", "yuegp.lm", is_package=True) and found("", "yuegp.helpers")
+    assert found("", "yuegp.helpers")
     assert circles({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == [["b", "c", "b"]]
 
 
@@ -178,12 +194,11 @@ def fresh(code: str, *args: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", code, *args], cwd=ROOT, capture_output=True, text=True, timeout=120)
 
 
-WITHOUT_TORCH = """
+BLOCK_TORCH = """
 import sys, importlib
-ABSENT = "torch transformers sentencepiece huggingface_hub httpx2 hf_xet soundfile soxr".split()
 class Block:
     def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in ABSENT:
+        if name.split(".")[0] in "torch transformers sentencepiece huggingface_hub httpx2 soundfile soxr".split():
             raise ModuleNotFoundError("blocked: " + name, name=name)
 sys.meta_path.insert(0, Block())
 for name in sys.argv[1:]:
@@ -191,12 +206,11 @@ for name in sys.argv[1:]:
 """
 
 
-def test_ranks_0_and_1_and_the_command_line_load_with_torch_absent() -> None:
-    """The command line too: a mistake in the lyrics is answered before torch would have loaded."""
-    names = [name for name in MODULES if rank(name) in (0, 1) or name == "yuegp.cli"]
-    answer = fresh(WITHOUT_TORCH, *names)
+def test_the_light_rooms_and_the_command_line_load_with_torch_absent() -> None:
+    names = [name for name in MODULES if any(name == light or name.startswith(f"{light}.") for light in WITHOUT_TORCH)]
+    answer = fresh(BLOCK_TORCH, *names)
     assert answer.returncode == 0, answer.stderr
-    assert len(names) > 5
+    assert len(names) > 40
 
 
 def test_import_yuegp_loads_nothing_else() -> None:
@@ -207,9 +221,8 @@ def test_import_yuegp_loads_nothing_else() -> None:
 
 PYTHON_FILES = [
     path
-    for folder in (*OURS, "door", "tools", "tests", "scripts")
-    for path in sorted((ROOT / folder).rglob("*"))
-    if path.is_file() and (path.suffix == ".py" or path.name == "check")
+    for folder in (*OURS, "installer", "tools", "tests")
+    for path in sorted((ROOT / folder).rglob("*.py"))
 ] + [ROOT / "launch.py"]
 
 
@@ -243,18 +256,9 @@ def test_forbidden_code_is_found() -> None:
     assert len(forbidden(ast.parse(source))) == 5
 
 
-def test_the_program_opens_pickles_with_its_own_reader_only() -> None:
-    """`yuegp.unpickler` runs nothing that a file names. Torch's restricted reader refuses what it does not know."""
-    for name, path in MODULES.items():
-        tree = read(path)
-        calls = {ast.unparse(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
-        assert not calls & {"torch.load", "torch.jit.load", "joblib.load"}, name
-        assert not {i.target.split(".")[0] for i in IMPORTS[name]} & {"pickle", "dill", "cloudpickle", "shelve"}, name
-
-
 def test_only_fronts_print() -> None:
     for name, path in MODULES.items():
-        if (rank(name) or 0) < 5:
+        if (floor(name) or 0) < FLOORS["yuegp.cli"]:
             lines = [
                 node.lineno
                 for node in ast.walk(read(path))
@@ -268,4 +272,4 @@ def test_there_is_no_utils_and_no_common() -> None:
 
 
 def test_every_room_of_the_page_exists() -> None:
-    assert [name for name in RANKS if name not in MODULES] == []
+    assert [name for name in FLOORS if name not in MODULES] == []

@@ -128,13 +128,13 @@ def test_the_cuda_set_is_the_ready_built_one_and_can_be_done_without() -> None:
     assert [step.label for step in done] == ["torch", "the other packages", "exllamav2", "flash-attn"]
     assert [step.optional for step in done] == ["", "", "exllamav2", "flash-attn"]
     assert "exllamav2-0.3.2+cu128.torch2.9.0-cp312-cp312-linux_x86_64.whl" in ways(done[2])[0]
-    assert record.named(ROOT / "requirements-cuda.txt")["torch"] == "2.9.0"
+    assert record.named(ROOT / "requirements" / "cuda.txt")["torch"] == "2.9.0"
 
 
 def test_on_linux_without_a_card_the_gigabytes_of_cuda_are_the_last_resort() -> None:
     tools = steps.Tools("python", ("uv",))
     tried = ways(steps.torch_step(ROOT, plan_for("linux,python=3.12"), tools, {}))
-    version = record.named(ROOT / "requirements-cpu.txt")["torch"]
+    version = record.named(ROOT / "requirements" / "cpu.txt")["torch"]
     assert tried[0].endswith(f"torch=={version}+cpu") and tried[1].startswith("python -m pip")
     assert f"--torch-backend cpu --no-deps torch=={version}" in tried[2]
     assert "torch-cpu.txt" in tried[-1] and "+cpu" not in tried[-1]

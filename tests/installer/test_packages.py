@@ -26,7 +26,7 @@ LOCKS = sorted(record.SOURCES)
 
 
 def blocks(name: str) -> dict[str, str]:
-    text = (ROOT / "locks" / f"{name}.txt").read_text("utf-8")
+    text = (ROOT / "requirements" / "lock" / f"{name}.txt").read_text("utf-8")
     found = re.findall(r"(?m)^([A-Za-z][\w.-]*)(==[^\n]*\n(?:[ ]+[^\n]*\n)*)", text)
     out: dict[str, str] = {}
     for package, block in found:
@@ -39,7 +39,7 @@ def blocks(name: str) -> dict[str, str]:
 
 @pytest.mark.parametrize("name", LOCKS)
 def test_a_lock_belongs_to_the_requirement_files(name: str) -> None:
-    assert record.lock_fits(ROOT, ROOT / "locks" / f"{name}.txt"), "run: python tools/lock.py, then tools/licences.py"
+    assert record.lock_fits(ROOT, ROOT / "requirements" / "lock" / f"{name}.txt"), "run: python tools/lock.py, then tools/licences.py"
 
 
 @pytest.mark.parametrize("name", LOCKS)
@@ -56,10 +56,10 @@ def test_what_the_requirement_files_name_is_locked() -> None:
     held = {name: set(blocks(name)) for name in LOCKS}
     for requirements, name in (
         ("requirements.txt", "packages"),
-        ("requirements-cpu.txt", "torch-cpu"),
-        ("requirements-cuda.txt", "torch-cuda"),
-        ("requirements-test.txt", "test"),
-        ("requirements-setup.txt", "setup"),
+        ("requirements/cpu.txt", "torch-cpu"),
+        ("requirements/cuda.txt", "torch-cuda"),
+        ("requirements/test.txt", "test"),
+        ("requirements/setup.txt", "setup"),
     ):
         assert set(record.named(ROOT / requirements)) <= held[name] | held["packages"], requirements
     assert not [package for package in held["packages"] | held["test"] if lock.TORCH.match(package)]
@@ -72,20 +72,20 @@ def test_the_lock_has_what_exllamav2_needs_but_does_not_say() -> None:
 
 def test_requirement_files_leave_torch_to_the_stack_files() -> None:
     """A torch named later could replace the build chosen first; torchaudio and torchvision would bring another."""
-    for name in ("requirements.txt", "requirements-test.txt"):
+    for name in ("requirements.txt", "requirements/test.txt"):
         assert not [package for package in record.named(ROOT / name) if package.startswith("torch")]
-    for name in ("requirements-cpu.txt", "requirements-cuda.txt"):
+    for name in ("requirements/cpu.txt", "requirements/cuda.txt"):
         named = record.named(ROOT / name)
         assert list(named) == ["torch"] and named["torch"]
 
 
 def test_optional_wheels_are_for_exactly_the_pinned_torch() -> None:
-    version = record.named(ROOT / "requirements-cuda.txt")["torch"]
+    version = record.named(ROOT / "requirements" / "cuda.txt")["torch"]
     urls = wheel_urls(ROOT)
     assert len(urls) == len(set(urls)) >= 8
     for url in urls:
         assert re.search(rf"cu128\.?torch{re.escape(version[:3])}", url), url
-    lines = [line for line in (ROOT / "requirements-fast.txt").read_text("utf-8").splitlines() if " @ " in line]
+    lines = [line for line in (ROOT / "requirements" / "fast.txt").read_text("utf-8").splitlines() if " @ " in line]
     assert len(lines) == len(urls) == 12, "three Pythons, two systems, two packages"
     hashed = [url for url in urls if re.search(r"/flash_attn-[^#]*\.whl#sha256=[0-9a-f]{64}$", url)]
     assert len(hashed) == 6 and all(re.search(r"  # \d{9} bytes$", line) for line in lines if "flash" in line[:6])
@@ -96,7 +96,7 @@ def test_optional_wheels_are_for_exactly_the_pinned_torch() -> None:
 
 def test_no_file_names_a_package_index_but_one_that_names_torchs_own() -> None:
     """Which one is used is the user's setting. pip does not know where the CUDA builds for Windows are, uv does."""
-    files = [*ROOT.glob("requirements*.txt"), *(ROOT / "locks").glob("*.txt"), *(ROOT / "installer").glob("*.py")]
+    files = [*ROOT.glob("requirements*.txt"), *(ROOT / "requirements" / "lock").glob("*.txt"), *(ROOT / "installer").glob("*.py")]
     files += [ROOT / name for name in ("launch.py", "Dockerfile", "run.sh", "run.bat", "pyproject.toml", ".ci/run")]
     files += list(ROOT.glob("*.js"))
     named = r"--index-url|--find-links|pypi\.|pythonhosted|download\.pytorch"

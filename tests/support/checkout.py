@@ -124,10 +124,10 @@ sys.exit(7)
 
 REQUIREMENTS = {
     "requirements.txt": "bitsandbytes>=0\nnumpy>=2\nPyYAML>=6\nsoxr>=1\n",
-    "requirements-cpu.txt": "torch==2.13.0\n",
-    "requirements-cuda.txt": "torch==2.9.0\n",
-    "requirements-test.txt": "hypothesis>=6\n",
-    "requirements-setup.txt": "uv>=0.13\n",
+    "requirements/cpu.txt": "torch==2.13.0\n",
+    "requirements/cuda.txt": "torch==2.9.0\n",
+    "requirements/test.txt": "hypothesis>=6\n",
+    "requirements/setup.txt": "uv>=0.13\n",
 }
 LOCKS = {
     "packages": "bitsandbytes==0.50\nfilelock==4\nnumpy==2.4\npyyaml==6.0\nsoxr==1.1\nsympy==1.14",
@@ -146,15 +146,15 @@ class House:
         self.cwd = folder / "somewhere else"
         self.notes, self.fifo = folder / "notes", folder / "fifo"
         (self.root / "yuegp").mkdir(parents=True)
+        (self.root / "requirements" / "lock").mkdir(parents=True)
         self.cwd.mkdir()
-        for name in ("launch.py", "requirements-fast.txt"):
-            shutil.copy(ROOT / name, self.root)
+        for name in ("launch.py", "requirements/fast.txt"):
+            shutil.copy(ROOT / name, self.root / name)
         shutil.copytree(ROOT / "installer", self.root / "installer", ignore=shutil.ignore_patterns("__pycache__"))
         for name, text in REQUIREMENTS.items():
             (self.root / name).write_text(text)
-        (self.root / "locks").mkdir()
         for name, text in LOCKS.items():
-            (self.root / "locks" / f"{name}.txt").write_text(f"{record.heading(self.root, name)}\n{text}\n")
+            (self.root / "requirements" / "lock" / f"{name}.txt").write_text(f"{record.heading(self.root, name)}\n{text}\n")
         (self.root / "yuegp" / "__main__.py").write_text(FAKE_YUEGP)
         python, script = folder / "fakepython", folder / "fakepython.py"
         script.write_text(FAKE_PYTHON)

@@ -24,7 +24,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # torch's threads wait by spinning; two processes use two cores better
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import numpy as np
 import soundfile
@@ -270,7 +270,7 @@ def heard(folder: Path) -> Iterator[pictures.Row]:
 
 def publish(work: Path) -> None:
     """Put a finished set into the package, and its report into the documentation."""
-    root = Path(__file__).resolve().parent.parent
+    root = Path(__file__).resolve().parents[2]
     shipped, docs = root / "yuegp" / "assets" / "demo", root / "docs"
     shutil.rmtree(shipped)
     shutil.copytree(work / "set", shipped, ignore=shutil.ignore_patterns("drawable.json"))

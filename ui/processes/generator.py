@@ -76,7 +76,7 @@ class GeneratorProcess:
 
 def spawn(module: str, argument: str, without: str = "") -> subprocess.Popen[bytes]:
     """A process that runs one of our modules and can be written to and heard; `without` a variable of ours."""
-    ours = str(Path(__file__).resolve().parent.parent)
+    ours = str(Path(__file__).resolve().parents[2])
     path = os.pathsep.join(filter(None, (ours, os.environ.get("PYTHONPATH"))))
     environment = {name: value for name, value in os.environ.items() if name != without}
     return subprocess.Popen(

@@ -70,7 +70,7 @@ class ModelSet:
 # Finding
 
 
-EMBEDDED = {"demo": Path(__file__).parent / "assets" / "demo"}
+EMBEDDED = {"demo": Path(__file__).resolve().parents[1] / "assets" / "demo"}
 """Sets that come with the program. They differ from others in nothing but where they lie."""
 
 

@@ -52,7 +52,7 @@ _COMMA = ",，、;；"
 @functools.cache
 def vocabulary() -> Mapping[str, tuple[str, ...]]:
     """Component to its tags, most frequent first. Read from the package on first use."""
-    text = (resources.files(__package__) / "assets" / "tags.json").read_text(encoding="utf-8")
+    text = (resources.files("yuegp") / "assets" / "tags.json").read_text(encoding="utf-8")
     return MappingProxyType({component: tuple(tags) for component, tags in json.loads(text).items()})
 
 

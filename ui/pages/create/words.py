@@ -37,7 +37,7 @@ class Example:
 @cache
 def examples() -> tuple[Example, ...]:
     """The songs that come with the page."""
-    text = (resources.files(__package__) / "assets" / "examples.json").read_text(encoding="utf-8")
+    text = (resources.files("ui") / "assets" / "examples.json").read_text(encoding="utf-8")
     return tuple(Example(**{**entry, "lyrics": "\n".join(entry["lyrics"])}) for entry in json.loads(text))
 
 
