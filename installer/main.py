@@ -27,7 +27,7 @@ python launch.py make --lyrics …   any command of yuegp (python launch.py help
 python launch.py install           set up, start nothing
 python launch.py update            fetch the newest version (git) and what it needs
 python launch.py reset             remove the environment; songs and models stay
-python launch.py test [ARGS]       the tests (pytest)
+python launch.py test [ARGS]       the tests (pytest); --coverage: how much of each file they run
 python launch.py check             lint and types
 
 before any of them:
@@ -187,6 +187,14 @@ def start(command: list[str], env: Mapping[str, str], cwd: Path) -> int:
             return child.wait()
 
 
+def pytest_words(rest: Sequence[str]) -> list[str]:
+    """What `launch.py test` hands to pytest: the words behind it; without any, the whole suite side by side.
+    `--coverage` adds how many lines of each file were run."""
+    measured = [f"--cov={part}" for part in ("yuegp", "ui", "offload", "quant")] if "--coverage" in rest else []
+    words = [word for word in rest if word != "--coverage"]
+    return [*(words or side_by_side()), *measured, *(["--cov-report=term:skip-covered"] if measured else [])]
+
+
 def side_by_side() -> list[str]:
     """The whole suite on several processors: a file stays on one, since its tests share what it set up."""
     return ["-n", str(min(4, os.cpu_count() or 1)), "--dist", "loadfile"]
@@ -215,7 +223,7 @@ def run(root: Path, argv: Sequence[str]) -> int:
     venv = venv_folder(root)
     python, env = str(venv_python(venv)), hide_cards(app_env(os.environ, root), read_record(venv))
     if command == "test":
-        return start([python, "-m", "pytest", *(rest or side_by_side())], env, root)
+        return start([python, "-m", "pytest", *pytest_words(rest)], env, root)
     if command == "check":
         return start([python, str(root / "tools" / "check.py"), *rest], env, root)
     # -P: a torch.py or a yuegp folder where the user happens to stand must not be taken for ours

@@ -55,7 +55,11 @@ def torch_step(root: Path, plan: Plan, tools: Tools, env: Mapping[str, str] = os
         return Step("torch", tools.ways(*plain))
     exact, index = f"torch=={version}+{plan.torch}", index_of(plan.torch, env)
     # What the build without CUDA needs besides comes with the other packages, checked by hashes.
-    alone = ["--no-deps"] if plan.torch == "cpu" and lock_fits(root, root / "requirements" / "lock" / "packages.txt") else []
+    alone = (
+        ["--no-deps"]
+        if plan.torch == "cpu" and lock_fits(root, root / "requirements" / "lock" / "packages.txt")
+        else []
+    )
     # First where the user's settings lead, at no cost: a company's index or a folder of files may have the build.
     ways = tools.ways(*alone, exact)
     if tools.uv and not env.get("YUEGP_TORCH_INDEX"):

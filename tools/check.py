@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Lint (ruff) and types (mypy) over the whole project; exit code 0 when both are clean. `python launch.py check`."""
+"""Lint and format (ruff) and types (mypy, also as on Windows) over the whole project; exit code 0 when both are clean. `python launch.py check`."""
 
 import subprocess
 import sys
@@ -7,7 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-CHECKS = (["ruff", "check", "."], ["mypy"], ["mypy", "--platform", "win32"])
+CHECKS = (["ruff", "check", "."], ["ruff", "format", "--check", "."], ["mypy"], ["mypy", "--platform", "win32"])
 
 
 def main() -> int:

@@ -47,7 +47,9 @@ def changes(have: dict[str, list[str]], could: dict[str, list[str]]) -> list[str
 
 
 def main() -> int:
-    locks = {path.stem: locked(path.read_text("utf-8")) for path in sorted((ROOT / "requirements" / "lock").glob("*.txt"))}
+    locks = {
+        path.stem: locked(path.read_text("utf-8")) for path in sorted((ROOT / "requirements" / "lock").glob("*.txt"))
+    }
     have = {**locks["packages"], **locks["torch-cpu"]}
     could = locked("".join(resolve(["requirements.txt", "requirements/cpu.txt"]).values()))
     print("Within the requirement files (python tools/lock.py --upgrade):")

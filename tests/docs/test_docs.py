@@ -29,11 +29,11 @@ NOT_RUN = {
     r"ui --(listen|allow-host)": "the same; tests/ui/test_hosts.py and tests/ui/test_proxy.py",
     r"ui --hosts --forget-host": "forgets what the reader has allowed; tests/ui/test_hosts.py",
     r"(test|check)\b": "these are what runs this file",
-    r"--(dry-run|pretend)\b": "launch.py's own, and no command; tests/installer/test_choose.py tells about many machines",
+    r"--(dry-run|pretend)\b": "launch.py's own; tests/installer/test_choose.py tells about many machines",
     r"models (get|remove)\b": "needs a network or what was downloaded; tests/cli/test_models.py has a hub of its own",
     r"models add\b": "needs a folder of the reader's; tests/cli/test_models.py",
     r".*--model (yue-|shanties)": "needs YuE's weights, or a model of the reader's",
-    r"quant (calibrate|convert|measure)\b": "takes minutes even with the demo; tests/quant/test_quant.py has less to press",
+    r"quant (calibrate|convert|measure)\b": "takes minutes even with the demo; tests/quant has a smaller model",
     r"bench (song|lm|vs-reference|loops)\b": "measures: takes minutes, or a card; tests/test_bench*.py",
 }
 """Commands that are parsed and not run: how they begin, and why."""

@@ -1,4 +1,4 @@
-"""Holds the code to the tree in docs/house.md: who may import whom, what loads without torch, and a few things nobody may write."""
+"""Holds the code to the tree in docs/house.md: who may import whom, what loads without torch, what may not be written."""
 
 from __future__ import annotations
 
@@ -103,7 +103,11 @@ def complaints(module: str, found: list[Import]) -> list[str]:
     """What the table has against a module's imports, wherever they stand: at the top, in functions, for types."""
     own, out = floor(module), []
     if module == "yuegp":
-        return [f"yuegp:{line} imports {name}: `import yuegp` loads nothing" for name, line, _ in found if name != "__future__"]
+        return [
+            f"yuegp:{line} imports {name}: `import yuegp` loads nothing"
+            for name, line, _ in found
+            if name != "__future__"
+        ]
     if own is None:
         return [f"{module} has no room: give it one in docs/house.md"]
     light = any(module == name or module.startswith(f"{name}.") for name in WITHOUT_TORCH)
@@ -164,7 +168,11 @@ def test_the_table_itself_finds_what_it_is_for() -> None:
     assert not found("def f():\n    import sentencepiece", "yuegp.tokens.tokenizer")
     stage1 = f"yuegp.generation.stage1 (floor {floor('yuegp.generation')})"
     for source, module, message in (
-        ("import sentencepiece", "yuegp.tokens.tokenizer", "yuegp.tokens.tokenizer:1 imports sentencepiece outside a function"),
+        (
+            "import sentencepiece",
+            "yuegp.tokens.tokenizer",
+            "yuegp.tokens.tokenizer:1 imports sentencepiece outside a function",
+        ),
         ("import torch", "yuegp.tokens.prompts", "yuegp.tokens.prompts:1 imports torch outside a function"),
         (
             "def f():\n    from yuegp.generation import stage1",
@@ -176,7 +184,11 @@ def test_the_table_itself_finds_what_it_is_for() -> None:
             "yuegp.lm.llama.network",
             f"yuegp.lm.llama.network:1 (floor {floor('yuegp.lm')}) imports {stage1}",
         ),
-        ("import launch", "yuegp.cli.main", "yuegp.cli.main:1 imports launch, which sets the program up and is no part of it"),
+        (
+            "import launch",
+            "yuegp.cli.main",
+            "yuegp.cli.main:1 imports launch, which sets the program up and is no part of it",
+        ),
         ("import torch", "ui.context", "ui.context:1: no tensor ever enters ui/"),
         (
             "from yuegp.errors import X",
@@ -220,9 +232,7 @@ def test_import_yuegp_loads_nothing_else() -> None:
 
 
 PYTHON_FILES = [
-    path
-    for folder in (*OURS, "installer", "tools", "tests")
-    for path in sorted((ROOT / folder).rglob("*.py"))
+    path for folder in (*OURS, "installer", "tools", "tests") for path in sorted((ROOT / folder).rglob("*.py"))
 ] + [ROOT / "launch.py"]
 
 

@@ -39,7 +39,9 @@ def blocks(name: str) -> dict[str, str]:
 
 @pytest.mark.parametrize("name", LOCKS)
 def test_a_lock_belongs_to_the_requirement_files(name: str) -> None:
-    assert record.lock_fits(ROOT, ROOT / "requirements" / "lock" / f"{name}.txt"), "run: python tools/lock.py, then tools/licences.py"
+    assert record.lock_fits(ROOT, ROOT / "requirements" / "lock" / f"{name}.txt"), (
+        "run: python tools/lock.py, then tools/licences.py"
+    )
 
 
 @pytest.mark.parametrize("name", LOCKS)
@@ -96,7 +98,11 @@ def test_optional_wheels_are_for_exactly_the_pinned_torch() -> None:
 
 def test_no_file_names_a_package_index_but_one_that_names_torchs_own() -> None:
     """Which one is used is the user's setting. pip does not know where the CUDA builds for Windows are, uv does."""
-    files = [*ROOT.glob("requirements*.txt"), *(ROOT / "requirements" / "lock").glob("*.txt"), *(ROOT / "installer").glob("*.py")]
+    files = [
+        *ROOT.glob("requirements*.txt"),
+        *(ROOT / "requirements" / "lock").glob("*.txt"),
+        *(ROOT / "installer").glob("*.py"),
+    ]
     files += [ROOT / name for name in ("launch.py", "Dockerfile", "run.sh", "run.bat", "pyproject.toml", ".ci/run")]
     files += list(ROOT.glob("*.js"))
     named = r"--index-url|--find-links|pypi\.|pythonhosted|download\.pytorch"

@@ -119,7 +119,8 @@ def test_what_a_song_of_six_sections_gets_on_common_cards(capsys: pytest.Capture
             turns = "together" if p.together else "in turns"
             sizes = f"{p.peak / GIB:.2f} of {p.budget / GIB:.2f} GB"
             print(
-                f"\n{size:>3} GB: {p.stage1_format}, Stage 2 {p.stage2_format} x {p.stage2_batch}, {p.hear}, {turns}, {sizes}",
+                f"\n{size:>3} GB: {p.stage1_format}, Stage 2 {p.stage2_format} x {p.stage2_batch}, "
+                f"{p.hear}, {turns}, {sizes}",
                 end="",
             )
     assert {size: str(p.stage1_format) for size, p in found.items()} == {

@@ -154,7 +154,9 @@ class House:
         for name, text in REQUIREMENTS.items():
             (self.root / name).write_text(text)
         for name, text in LOCKS.items():
-            (self.root / "requirements" / "lock" / f"{name}.txt").write_text(f"{record.heading(self.root, name)}\n{text}\n")
+            (self.root / "requirements" / "lock" / f"{name}.txt").write_text(
+                f"{record.heading(self.root, name)}\n{text}\n"
+            )
         (self.root / "yuegp" / "__main__.py").write_text(FAKE_YUEGP)
         python, script = folder / "fakepython", folder / "fakepython.py"
         script.write_text(FAKE_PYTHON)

@@ -1,7 +1,8 @@
 """Measures a finished demo set through the product, and writes the figures down.
 
 Prompts and seeds are fixed here: composed by `songs.make_song` from seeds no training used. The music is written by
-`yuegp.generation.stage1` from `yuegp.tokens.prompts`, refined by `yuegp.generation.stage2` and decoded by the set's codec, as `yuegp make` does.
+`yuegp.generation.stage1` from `yuegp.tokens.prompts`, refined by `yuegp.generation.stage2` and decoded by the set's
+codec, as `yuegp make` does.
 What is heard in it, `listen.Ear` says, which is fitted to real songs and tested on others: the measures' own errors
 stand beside the model's.
 """
