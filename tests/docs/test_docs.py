@@ -180,7 +180,7 @@ def test_a_wrong_command_would_be_found() -> None:
 def test_every_option_exists(name: str) -> None:
     known = {option for _, parser in parsers(build_parser()) for option in parser._option_string_actions}
     known |= set(build_parser()._option_string_actions) | set(re.findall(r"--[a-z-]+", HELP))
-    known |= {option for tool in (ROOT / "tools").glob("*.py")
+    known |= {option for tool in (ROOT / "tools").rglob("*.py")
               for option in re.findall(r'add_argument\("(--[a-z-]+)"', tool.read_text(encoding="utf-8"))}  # fmt: skip
     others = ("pip ", "docker ", "uv ", "python tools/", "python -m pytest", "curl ")
     for text in quoted(ROOT / name):
