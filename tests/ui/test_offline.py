@@ -222,7 +222,7 @@ def attack(listener: Listener, home: Path, ways_out: str) -> int:
 
 
 def test_gradio_alone_would_fetch_what_a_request_names(listener: Listener, tmp_path: Path) -> None:
-    """That the attack is one. The installer for files is ours already."""
+    """That the attack is one. The route for files is ours already."""
     assert attack(listener, tmp_path, "open") >= 12 and listener.count >= 2
 
 

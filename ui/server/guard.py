@@ -51,7 +51,7 @@ class _Way:
 
 
 class Guard:
-    """Stands before `app`, at `port`. `listening` is True when other machines may come; then there must be a installer.
+    """Stands before `app`, at `port`. `listening` is True when other machines may come; then there must be a password.
     `names` are allowed besides our own; `stranger` makes the page that is shown under one that is not, of that name
     and the command that allows it."""
 

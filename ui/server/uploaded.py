@@ -1,7 +1,7 @@
 """Files that were uploaded or exported, for the page's players and for programs to fetch: those in the uploads folder.
 
-Gradio has a installer of its own for this, which takes any address too, fetches it and hands it out as ours; this one stands
-before it and knows paths only."""
+Gradio has a route of its own for this, which takes any address too, fetches it and hands it out as ours; this one
+stands before it and knows paths only."""
 
 from __future__ import annotations
 
