@@ -38,7 +38,7 @@ def ask(query: str, seconds: float = 10) -> str:
     with contextlib.suppress(OSError, subprocess.SubprocessError):
         command = [tool, query, "--format=csv,noheader,nounits"]
         answer = subprocess.run(
-            command, capture_output=True, text=True, errors="replace", stdin=subprocess.DEVNULL, timeout=seconds,
+            command, capture_output=True, encoding="utf-8", errors="replace", stdin=subprocess.DEVNULL, timeout=seconds,
             check=True,
         )  # fmt: skip
         return answer.stdout

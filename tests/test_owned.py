@@ -101,7 +101,10 @@ def test_a_page_that_is_over_leaves_no_folder_behind_in_the_end(tmp_path: Path) 
 
 def end_of_a_page(home: Path) -> Path:
     """The folder of a page whose process has ended."""
-    code = "import sys; from pathlib import Path; from ui import uploads; print(uploads.begin(Path(sys.argv[1]), 0))"
+    code = (
+        "import sys; from pathlib import Path; from ui.server import uploads; "
+        "print(uploads.begin(Path(sys.argv[1]), 0))"
+    )
     root = Path(__file__).resolve().parent.parent
     done = subprocess.run([sys.executable, "-c", code, str(home)], cwd=root, capture_output=True, text=True, check=True)
     return Path(done.stdout.strip())

@@ -134,11 +134,13 @@ os.open(p, flags)
 DIRECT = {
     "yuegp/library/export.py": 2,  # flushed before it is closed; renamed inside of `disk.patiently`
     "yuegp/library/catalog.py": 2,  # the same; and an empty folder of ours on systems other than Windows
-    "yuegp/system/provision.py": 1,  # the same
+    "yuegp/system/provision.py": 2,  # empty folders, inside of `files.patiently`
     "yuegp/library/store.py": 1,  # a sweep, which leaves what cannot go
-    "ui/server/serve.py": 2,  # a sweep
+    "yuegp/generation/previews.py": 1,  # an empty folder, or one that somebody uses and stays
+    "yuegp/owned.py": 3,  # an empty folder inside of `files.patiently`; links
     "quant/exl2.py": 1,  # an empty folder
-    "installer/install.py": 3,  # inside of `record.patiently`; a sweep
+    "installer/install.py": 5,  # inside of `record.patiently`; a sweep that leaves what cannot go
+    "installer/own_folders.py": 1,  # a sweep that leaves what cannot go
     "installer/record.py": 1,
 }
 """How often files are moved, removed or flushed past `disk`, by file; `tools/` is for us."""

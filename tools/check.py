@@ -1,5 +1,7 @@
 #!/usr/bin/env python3
-"""Lint and format (ruff) and types (mypy, also as on Windows) over the whole project; exit code 0 when both are clean. `python launch.py check`."""
+"""Lint and format (ruff) and types (mypy, also as on Windows) over the whole project: `python launch.py check`.
+
+Exit code 0 when all are clean."""
 
 import subprocess
 import sys

@@ -25,7 +25,7 @@ BUILD = {
 
 
 def build(desk: AppContext, t: Texts) -> gr.Blocks:
-    """The page, ready to be mounted with `look()`. Costs no model and no torch."""
+    """The page, ready to be mounted with `page_options()`. Costs no model and no torch."""
     with gr.Blocks(title=t("shell.name"), analytics_enabled=False, delete_cache=(86400, 86400)) as blocks:
         shell = Shell(
             page=blocks,

@@ -14,7 +14,9 @@ import re
 import stat
 from pathlib import Path
 
-from .files import read_bytes
+from .errors import LibraryError
+from .files import patiently, read_bytes
+from .files import remove as remove_file
 
 MARK = ".made-by-yuegp"
 
@@ -64,26 +66,25 @@ def folder_in(parent: Path, name: str) -> Path:
 def remove(path: Path) -> None:
     """Remove a file or a link, or the files and links of a folder and then the folder. Folders in it stay, and so does
     what cannot be removed. The name must be one that we gave."""
-    with contextlib.suppress(OSError):
-        if is_link(path):
-            _unlink(path)
-        elif path.is_dir():
+    with contextlib.suppress(OSError, LibraryError):
+        if path.is_dir() and not is_link(path):
             for inside in path.iterdir():
                 if is_link(inside) or inside.is_file():
                     _unlink(inside)
-            path.rmdir()
+            patiently(path.rmdir, path, "removed")
         else:
-            path.unlink()
+            _unlink(path)
 
 
 def _unlink(path: Path) -> None:
-    with contextlib.suppress(OSError):
-        try:
-            path.unlink()
-        except PermissionError:  # a junction is a folder to Windows; removing that leaves what it leads to
-            if not is_link(path):
-                raise
+    with contextlib.suppress(OSError, LibraryError):
+        if is_link(path) and path.is_dir():  # a junction is a folder to Windows; removing that leaves what it leads to
+            with contextlib.suppress(PermissionError):
+                path.unlink()
+                return
             os.rmdir(path)
+        else:
+            remove_file(path)
 
 
 def newest(path: Path) -> float:

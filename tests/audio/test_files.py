@@ -272,8 +272,8 @@ def test_a_full_disk_leaves_the_old_file_and_no_debris(tmp_path: Path, kind: str
 
 def test_checking_a_reference_loads_no_torch(tmp_path: Path) -> None:
     code = (
-        "import sys; sys.modules.update(torch=None, soxr=None); from yuegp import audio, mix; "
-        "from yuegp.song.schema import Reference; audio.check_reference(Reference(mix=sys.argv[1], end=2.0))"
+        "import sys; sys.modules.update(torch=None, soxr=None); from yuegp.audio import files, mix; "
+        "from yuegp.song.schema import Reference; files.check_reference(Reference(mix=sys.argv[1], end=2.0))"
     )
     root = Path(__file__).resolve().parents[2]
     path = save(tmp_path / "a.wav", tone(2))

@@ -127,7 +127,7 @@ def test_nothing_is_written_for_an_engine_that_is_not_here(
         raise AssertionError("a folder was made")
 
     monkeypatch.setattr("yuegp.cli.bench._device", lambda arguments: device)
-    monkeypatch.setattr(exl2_noise, "take_in", absent)
+    monkeypatch.setattr(exl2_noise, "load_package", absent)
     monkeypatch.setattr(tempfile, "TemporaryDirectory", write)
     assert main.main(["bench", what, "--engine", "exl2", "--bits", "6", "--vram", "10GB"]) == 4
     said = {"cpu": "NVIDIA cards only; this measurement would run on cpu", "cuda": "is not installed"}

@@ -46,7 +46,7 @@ def test_a_set_that_is_on_disk_is_here_with_its_size(tiny_set: Path) -> None:
 
 def test_the_machine_is_told_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
     card = Card(0, "NVIDIA GeForce RTX 3060", 12 << 30, 11 << 30)
-    monkeypatch.setattr(machine, "look", lambda: Machine((card,), 32 << 30, 20 << 30))
+    monkeypatch.setattr(machine, "describe_machine", lambda: Machine((card,), 32 << 30, 20 << 30))
     assert dict(setup.machine_rows(T)) == {
         "Graphics card": "NVIDIA GeForce RTX 3060: 11.0 GB of 12.0 GB free",
         "Memory": "20.0 GB of 32.0 GB free",
@@ -56,7 +56,7 @@ def test_the_machine_is_told_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_profile_is_the_plans_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
     def held(card: Card | None) -> dict[str, Any] | None:
-        monkeypatch.setattr(machine, "look", lambda: Machine((card,) if card else (), 64 << 30, 48 << 30))
+        monkeypatch.setattr(machine, "describe_machine", lambda: Machine((card,) if card else (), 64 << 30, 48 << 30))
         return setup.profile(T)
 
     assert held(None) is None

@@ -17,6 +17,7 @@ from downloads import ENTRY, SIZE, refusal, same
 from hub_server import Hub
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from repository import ROOT
 
 from yuegp.checkpoints import download, locate, transfer
 from yuegp.checkpoints import hub as hub_room
@@ -136,8 +137,8 @@ def test_a_part_left_by_an_ended_program_is_gone_on_with(hub: Hub, repo: Path, a
 
 def test_a_killed_download_is_gone_on_with(hub: Hub, repo: Path, tmp_path: Path) -> None:
     hub.slow = threading.Event()
-    code = "from yuegp import download; from test_download import ENTRY; download.get(ENTRY)"
-    paths = f"{Path(__file__).parent}{os.pathsep}{Path(__file__).resolve().parents[2]}"
+    code = "from yuegp.checkpoints import download; from downloads import ENTRY; download.get(ENTRY)"
+    paths = f"{ROOT / 'tests' / 'support'}{os.pathsep}{ROOT}"
     env = os.environ | {"HF_HUB_OFFLINE": "0", "PYTHONPATH": paths}
     child = subprocess.Popen([sys.executable, "-c", code], env=env, stderr=subprocess.PIPE)
     part = locate.own_folder(ENTRY) / "model.safetensors.part"

@@ -132,7 +132,7 @@ def test_an_adapter_beside_the_model_is_not_part_of_it(plain: Path, tmp_path: Pa
 
 
 def test_nan_is_found_anywhere_in_a_file_however_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(verify, "SCAN_BLOCK", 7)
+    monkeypatch.setattr("yuegp.checkpoints.safetensors.SCAN_BLOCK", 7)
     for at in (0, 6, 7, 99):
         values = np.ones(100, np.float32)
         values[at] = np.nan

@@ -1,4 +1,4 @@
-"""Holds the code to the tree in docs/house.md: who may import whom, what loads without torch, what may not be written."""
+"""Holds the code to the tree in docs/house.md: who may import whom, what loads without torch, what is forbidden."""
 
 from __future__ import annotations
 

@@ -204,7 +204,7 @@ def test_a_wrong_attention_is_refused_at_load(pair: tuple[Path, Path], monkeypat
         return out if out.shape[1] == 1 else out.roll(1, 1)
 
     monkeypatch.setattr(attn, "flash_attn_with_kvcache", shifted)
-    monkeypatch.setattr("yuegp.lm.exl2.engine.take_in", lambda card: package)
+    monkeypatch.setattr("yuegp.lm.exl2.engine.load_package", lambda card: package)
     with pytest.raises(DeviceError, match="wrong numbers"):
         load(pair[1], "float16")
 

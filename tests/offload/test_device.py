@@ -189,8 +189,8 @@ def test_the_tool_is_asked_once_and_a_broken_one_is_no_card(tmp_path: Path, monk
 def test_nothing_here_loads_torch() -> None:
     """The page asks for the machine before torch is loaded."""
     code = (
-        "import sys; from offload.device import machine; from offload import plan, pace, sizes; machine({}); "
-        "from yuegp import memory, machines; print('torch' in sys.modules)"
+        "import sys; from offload.device import machine; from offload import plan, cost, sizes; machine({}); "
+        "from yuegp.generation import memory; from yuegp.cli import plan; print('torch' in sys.modules)"
     )
     answer = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert answer.stdout.strip() == "False", answer.stderr

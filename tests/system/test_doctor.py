@@ -75,7 +75,7 @@ def test_it_looks_at_this_machine_without_loading_torch_here(tmp_path: Path) -> 
     damaged.mkdir(parents=True)
     (damaged / "song.json").write_text("{", encoding="utf-8")
     program = (
-        "import sys, json; from yuegp import doctor; found = doctor.examine(1); "
+        "import sys, json; from yuegp.system import doctor; found = doctor.examine(1); "
         "print(json.dumps([[f.name, f.state, f.what] for f in found] + ['torch' in sys.modules]))"
     )
     done = subprocess.run(

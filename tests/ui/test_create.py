@@ -54,9 +54,10 @@ def tone(path: Path, seconds: float, loud: float = 0.3, rate: int = 22050) -> st
 def test_the_page_is_built_without_torch() -> None:
     """Loading torch takes seconds, in which the page would show nothing."""
     code = (
-        "import sys; from pathlib import Path; from ui.app import build, look; from ui.context import Desk;"
-        "from ui.texts import Texts; from yuegp.jobs.queue import Queue;"
-        "build(Desk(Path('songs').absolute(), Queue()), Texts('en')); look(); print('torch' in sys.modules)"
+        "import sys; from pathlib import Path; from ui.app import build, page_options;"
+        "from ui.context import AppContext; from ui.texts import Texts; from yuegp.jobs.queue import Queue;"
+        "build(AppContext(Path('songs').absolute(), Queue()), Texts('en')); page_options();"
+        "print('torch' in sys.modules)"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).resolve().parents[2]
@@ -225,7 +226,7 @@ def test_an_empty_page_is_no_error(desk: AppContext) -> None:
 
 
 def test_no_memory_is_said_before_the_click(desk: AppContext, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine, "look", lambda: machine.Machine((), 1 << 20, 1 << 20))
+    monkeypatch.setattr(machine, "describe_machine", lambda: machine.Machine((), 1 << 20, 1 << 20))
     assert create_plan.describe(values(), desk.root, T)["error"]
 
 

@@ -1,8 +1,8 @@
 """Training of the demo set's two language models: what they are asked, and what it costs them to be wrong.
 
 Both are plain Llamas of the released architecture (`network.py`). Stage 1 reads the prompts that
-`yuegp.tokens.prompts` builds and learns the codes that follow; four helps, all gone from the exported model, make it listen to its lyrics within minutes
-instead of days:
+`yuegp.tokens.prompts` builds and learns the codes that follow; four helps, all gone from the exported model, make it
+listen to its lyrics within minutes instead of days:
 
 - *guided attention*: one head of one layer is asked to look, just before each sung syllable, at that syllable's piece
   in the section's text;

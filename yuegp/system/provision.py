@@ -235,8 +235,8 @@ def remove(checkpoint: Checkpoint) -> int:
             freed += size
         inside = {parent for path in gone for parent in path.parents if folder in parent.parents}
         for place in sorted(inside, reverse=True):
-            with contextlib.suppress(OSError):  # something else is in it
-                place.rmdir()
+            with contextlib.suppress(OSError, LibraryError):  # something else is in it
+                files.patiently(place.rmdir, place, "removed")
     with contextlib.suppress(OSError, LibraryError):  # a lock that somebody looks at keeps the empty folder
         files.patiently(folder.rmdir, folder, "removed")
     registry.forget(checkpoint.id)

@@ -325,12 +325,12 @@ def test_an_engine_that_fails_its_self_test_is_unloaded(folder: Path, monkeypatc
 
     monkeypatch.setattr(exl2_lm, "_card", lambda device: 0)
     taken = fake.package()
-    monkeypatch.setattr(exl2_lm, "take_in", lambda card: fake.dataclasses.replace(taken, model=model))
+    monkeypatch.setattr(exl2_lm, "load_package", lambda card: fake.dataclasses.replace(taken, model=model))
     with pytest.raises(DeviceError, match="wrong numbers"):
         Exl2LM.load(folder, EngineConfig("exl2", "cpu", "float16"))
     assert models[0].unloaded
     said: list[tuple[str, int, int]] = []
-    monkeypatch.setattr(exl2_lm, "take_in", lambda card: taken)
+    monkeypatch.setattr(exl2_lm, "load_package", lambda card: taken)
     engine = Exl2LM.load(folder, EngineConfig("exl2", "cpu", "float16"), lambda *what: said.append(what))
     assert said[0][1] == 0 and said[-1][1] == said[-1][2] == engine.weight_bytes
     assert [done for _, done, _ in said] == sorted(done for _, done, _ in said)

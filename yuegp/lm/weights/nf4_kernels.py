@@ -73,8 +73,8 @@ def trial(device: str, dtype: str, block: int = 64, time_limit: float = TIME_LIM
     command = [sys.executable, "-c", PROGRAM, device, dtype, str(block)]
     try:
         ended = subprocess.run(
-            command, capture_output=True, text=True, errors="replace", stdin=subprocess.DEVNULL, timeout=time_limit,
-            check=False, env=environment,
+            command, capture_output=True, encoding="utf-8", errors="replace", stdin=subprocess.DEVNULL,
+            timeout=time_limit, check=False, env=environment,
         )  # fmt: skip
     except subprocess.TimeoutExpired:
         return Trial(False, f"bitsandbytes gave no answer within {time_limit:g} seconds")
