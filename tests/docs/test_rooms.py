@@ -34,6 +34,8 @@ WITHOUT_TORCH = ("yuegp.errors", "yuegp.files", "yuegp.paths", "yuegp.locks", "y
                  "yuegp.jobs.queue", "yuegp.cli", "offload")  # fmt: skip
 """What loads where torch, sentencepiece, the hub library and the sound libraries are absent: a mistake in the lyrics is
 answered before torch would have loaded."""
+WITH_TORCH = ("offload.parking", "offload.pinned")
+"""What moves tensors between card and RAM: only engines, which are made of torch, load it."""
 ONLY_INSIDE_FUNCTIONS = {"torch", "sentencepiece", "huggingface_hub", "httpx2", "soundfile", "soxr", "transformers"}
 
 
@@ -62,6 +64,10 @@ def room(module: str) -> str | None:
 def floor(module: str) -> int | None:
     found = room(module)
     return None if found is None else FLOORS[found]
+
+
+def loads_without_torch(module: str) -> bool:
+    return module not in WITH_TORCH and any(module == name or module.startswith(f"{name}.") for name in WITHOUT_TORCH)
 
 
 def imports_of(tree: ast.Module, module: str, is_package: bool, known: set[str]) -> Iterator[Import]:
@@ -103,10 +109,14 @@ def complaints(module: str, found: list[Import]) -> list[str]:
     """What the table has against a module's imports, wherever they stand: at the top, in functions, for types."""
     own, out = floor(module), []
     if module == "yuegp":
-        return [f"yuegp:{line} imports {name}: `import yuegp` loads nothing" for name, line, _ in found if name != "__future__"]
+        return [
+            f"yuegp:{line} imports {name}: `import yuegp` loads nothing"
+            for name, line, _ in found
+            if name != "__future__"
+        ]
     if own is None:
         return [f"{module} has no room: give it one in docs/house.md"]
-    light = any(module == name or module.startswith(f"{name}.") for name in WITHOUT_TORCH)
+    light = loads_without_torch(module)
     for name, line, when in found:
         top = name.split(".")[0]
         if top in ("launch", "installer"):
@@ -164,7 +174,11 @@ def test_the_table_itself_finds_what_it_is_for() -> None:
     assert not found("def f():\n    import sentencepiece", "yuegp.tokens.tokenizer")
     stage1 = f"yuegp.generation.stage1 (floor {floor('yuegp.generation')})"
     for source, module, message in (
-        ("import sentencepiece", "yuegp.tokens.tokenizer", "yuegp.tokens.tokenizer:1 imports sentencepiece outside a function"),
+        (
+            "import sentencepiece",
+            "yuegp.tokens.tokenizer",
+            "yuegp.tokens.tokenizer:1 imports sentencepiece outside a function",
+        ),
         ("import torch", "yuegp.tokens.prompts", "yuegp.tokens.prompts:1 imports torch outside a function"),
         (
             "def f():\n    from yuegp.generation import stage1",
@@ -176,7 +190,11 @@ def test_the_table_itself_finds_what_it_is_for() -> None:
             "yuegp.lm.llama.network",
             f"yuegp.lm.llama.network:1 (floor {floor('yuegp.lm')}) imports {stage1}",
         ),
-        ("import launch", "yuegp.cli.main", "yuegp.cli.main:1 imports launch, which sets the program up and is no part of it"),
+        (
+            "import launch",
+            "yuegp.cli.main",
+            "yuegp.cli.main:1 imports launch, which sets the program up and is no part of it",
+        ),
         ("import torch", "ui.context", "ui.context:1: no tensor ever enters ui/"),
         (
             "from yuegp.errors import X",
@@ -207,7 +225,7 @@ for name in sys.argv[1:]:
 
 
 def test_the_light_rooms_and_the_command_line_load_with_torch_absent() -> None:
-    names = [name for name in MODULES if any(name == light or name.startswith(f"{light}.") for light in WITHOUT_TORCH)]
+    names = [name for name in MODULES if loads_without_torch(name)]
     answer = fresh(BLOCK_TORCH, *names)
     assert answer.returncode == 0, answer.stderr
     assert len(names) > 40
@@ -220,9 +238,7 @@ def test_import_yuegp_loads_nothing_else() -> None:
 
 
 PYTHON_FILES = [
-    path
-    for folder in (*OURS, "installer", "tools", "tests")
-    for path in sorted((ROOT / folder).rglob("*.py"))
+    path for folder in (*OURS, "installer", "tools", "tests") for path in sorted((ROOT / folder).rglob("*.py"))
 ] + [ROOT / "launch.py"]
 
 
