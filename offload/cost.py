@@ -1,17 +1,14 @@
 """How long a plan would take: a model of memory traffic, for comparing plans before anything ran. It is right about
-what matters here (bytes per pass, passes, swaps) and makes no promise in seconds; `yuegp/jobs/eta.py` does that, from songs
-that were made."""
+what matters here (bytes per pass, passes, swaps) and makes no promise in seconds, which only songs that were made can
+give."""
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
+from .device import Card
+from .plan import MemoryPlan
 from .sizes import FLOAT_BITS, Shapes, WeightFormat, kv_per_id, layer_bytes, streamed_bytes, weight_bytes
-
-if TYPE_CHECKING:
-    from .device import Card
-    from .plan import MemoryPlan
 
 USUAL = 400e9
 """Bytes per second of a card's memory when nobody knows: an RTX 3060's is 360 GB/s."""

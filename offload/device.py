@@ -1,5 +1,5 @@
 """What the machine has: its cards, its RAM, and where a model runs. Asks the NVIDIA driver's own tool first, so that
-nothing has to load torch to know; what fits is `plan.py`'s business.
+nothing has to load torch to know; what fits is `planner.py`'s business.
 
 `YUEGP_PRETEND_VRAM=10GB` rehearses a smaller card: everything here reports it, and `cap` holds torch to it. Where there
 is no card, it invents one to plan with.
@@ -15,15 +15,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from yuegp.errors import DeviceError, RequestError
-
 from . import smi
+from .errors import NoSuchDevice, NoSuchSize
 from .ram import ram
+from .units import GIB, MIB
 
 SMALL = 500_000_000
 """Parameters up to which a CPU computes in float32: 2 GB, exact, and fast enough. Above, bfloat16 halves the RAM."""
-
-MIB, GIB = 1 << 20, 1 << 30
 
 CONTEXT = 550 * MIB
 """What a process has on a card before its first tensor, and cannot get rid of: CUDA context, cuBLAS workspace, odds and
@@ -99,7 +97,7 @@ class Machine:
 
 
 def machine(environment: Mapping[str, str] = os.environ) -> Machine:
-    """The machine as it is now. RequestError when `YUEGP_PRETEND_VRAM` is no size. Costs some tens of milliseconds."""
+    """The machine as it is now. NoSuchSize when `YUEGP_PRETEND_VRAM` is no size. Costs some tens of milliseconds."""
     cards = _cards()
     pretend = parse_size(environment[PRETEND]) if environment.get(PRETEND) else None
     if pretend is not None:
@@ -129,11 +127,11 @@ def _shrunk(card: Card, total: int) -> Card:
 
 def parse_size(text: str) -> int:
     """A size such as `10GB`, `10`, `7.5 GiB` or `8192MB` in bytes. Cards are sold in binary gigabytes that are called
-    GB, so that is what it means here. RequestError for anything else."""
+    GB, so that is what it means here. NoSuchSize for anything else."""
     found = re.fullmatch(r"\s*(\d+(?:[.,]\d+)?)\s*(?:([GM])I?B?)?\s*", text.upper())
     size = float(found[1].replace(",", ".")) * (MIB if found[2] == "M" else GIB) if found else 0
     if not found or not MIB <= size < 1024 * GIB:
-        raise RequestError(f"{text!r} is no amount of memory.", "Write it like 10GB, or 8192MB.")
+        raise NoSuchSize(f"{text!r} is no amount of memory.", "Write it like 10GB, or 8192MB.")
     return int(size)
 
 
@@ -217,13 +215,13 @@ def _bandwidth(name: str) -> float | None:
 
 
 def place(parameters: int, device: str = "auto") -> Placement:
-    """The placement of a model of so many parameters. `device` is auto, cpu or cuda; DeviceError when there is no
+    """The placement of a model of so many parameters. `device` is auto, cpu or cuda; NoSuchDevice when there is no
     such device here."""
     import torch
 
     present = torch.cuda.is_available()
     if device == "cuda" and not present:
-        raise DeviceError(
+        raise NoSuchDevice(
             f"No CUDA card can be used here: torch {torch.__version__} finds none.",
             "Use --device cpu, or run `python launch.py` again on a machine with an NVIDIA driver.",
         )
@@ -233,12 +231,3 @@ def place(parameters: int, device: str = "auto") -> Placement:
     if parameters <= SMALL:
         return Placement("cpu", "float32", f"{reason}, and the model is small")
     return Placement("cpu", "bfloat16", f"{reason}; bfloat16 halves the memory of a large model")
-
-
-def free_bytes(device: str) -> int:
-    """Memory a new allocation could use now: free VRAM, or RAM."""
-    if device.startswith("cuda"):
-        import torch
-
-        return torch.cuda.mem_get_info(device)[0]
-    return ram().free

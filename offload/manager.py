@@ -5,17 +5,19 @@ from __future__ import annotations
 
 import contextlib
 import gc
-from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
-from typing import Protocol, runtime_checkable
-
-from yuegp.errors import DeviceError
-from yuegp.lm import EngineConfig, LMEngine, open_engine
+from collections.abc import Callable, Iterator
+from typing import Generic, Protocol, TypeVar, runtime_checkable
 
 from .device import Card
-from .plan import MemoryPlan, within
+from .errors import NothingSmaller
+from .plan import MemoryPlan
+from .planner import within
 
-Open = Callable[[Path, EngineConfig], LMEngine]
+
+class Engine(Protocol):
+    """A loaded language model."""
+
+    def unload(self) -> None: ...
 
 
 @runtime_checkable
@@ -28,34 +30,32 @@ class Offloadable(Protocol):
     def unpark(self) -> None: ...
 
 
-class ModelManager:
+E = TypeVar("E", bound=Engine)
+
+
+class ModelManager(Generic[E]):
     """The two language models of a song, of which as many are loaded as the plan allows. A context manager: leaving it
-    unloads both."""
+    unloads both. `open_model` loads the model of a stage (1 or 2) as the plan of that moment says."""
 
     def __init__(
-        self,
-        plan: MemoryPlan,
-        folders: Mapping[int, Path],
-        card: Card | None = None,
-        ram: int = 0,
-        open_model: Open = open_engine,
+        self, plan: MemoryPlan, open_model: Callable[[int, MemoryPlan], E], card: Card | None = None, ram: int = 0
     ) -> None:
         self.plan, self.swaps = plan, 0
         """`swaps` counts models that were brought, the first time included."""
-        self._folders, self._card, self._ram, self._open = folders, card, ram, open_model
-        self._here: dict[int, LMEngine] = {}
-        self._waiting: dict[int, LMEngine] = {}
+        self._open, self._card, self._ram = open_model, card, ram
+        self._here: dict[int, E] = {}
+        self._waiting: dict[int, E] = {}
         self._in_use: list[int] = []
         self._limits: dict[int, int] = {}
 
-    def __enter__(self) -> ModelManager:
+    def __enter__(self) -> ModelManager[E]:
         return self
 
     def __exit__(self, *exc: object) -> None:
         self.clear()
 
     @contextlib.contextmanager
-    def engine(self, stage: int) -> Iterator[LMEngine]:
+    def engine(self, stage: int) -> Iterator[E]:
         """The model of a stage (1 or 2), on its device. It stays until somebody else needs the room."""
         if not self.plan.together:
             for other in [other for other in self._here if other != stage]:
@@ -90,7 +90,7 @@ class ModelManager:
 
     def fall_back(self, stage: int) -> str:
         """Memory ran out in a stage: unload everything, and go on by the next smaller plan. What has changed, as a
-        sentence; DeviceError when nothing is left to be made smaller."""
+        sentence; NothingSmaller when nothing is left to be made smaller."""
         self.clear()
         gc.collect()  # the error's traceback went through closures that hold tensors
         before = self.plan
@@ -100,14 +100,14 @@ class ModelManager:
             if next_plan is not None:
                 break
         if next_plan is None:
-            raise DeviceError(
+            raise NothingSmaller(
                 f"Memory ran out in Stage {stage}, and nothing that it holds can be made smaller.",
                 "Close other programs that use the card or the memory, then resume the song: what is finished is kept.",
             )
         self.plan, self._limits[stage] = next_plan, next_plan.steps[stage - 1].bytes
         return f"Memory ran out in Stage {stage}. Going on {_difference(before, next_plan)}."
 
-    def _parks(self, stage: int, engine: LMEngine) -> bool:
+    def _parks(self, stage: int, engine: Engine) -> bool:
         outlasts = stage in self.plan.parked or (stage == 1 and self.plan.caches != "rebuilt")
         return outlasts and isinstance(engine, Offloadable)
 
@@ -129,8 +129,7 @@ class ModelManager:
             engine.unpark()
             del self._waiting[stage]
         else:
-            setup = self.plan.stage1 if stage == 1 else self.plan.stage2
-            engine = self._open(self._folders[stage], setup)
+            engine = self._open(stage, self.plan)
         self._here[stage] = engine
 
 

@@ -1,7 +1,7 @@
 """How many bytes things take on a card: weights in every format, KV caches, scratch memory, the codec. Exact integers
 where the layout of a format decides, stated assumptions elsewhere. What is done with them is in `plan.py`.
 
-Sources: EXL2's layout and scratch as its source gives them (0.3.2); our own formats as `yuegp/lm` keeps them.
+Sources: EXL2's layout and scratch as its source gives them (0.3.2); our own formats as the torch engine keeps them.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import Protocol
 
-from yuegp.checkpoints.config import LlamaConfig
-from yuegp.codec.layout import CodecWidths, UpsamplerWidths, decode_shapes, upsampler_shapes
+from .units import MIB
 
 PREFILL = 1024
 """Most ids that the engines prefill at once, unless they stream: what scratch memory is counted for."""
@@ -24,17 +24,9 @@ STREAMED_PREFILL = 2048
 PAGE = 256
 """Both engines give a row's KV cache room in multiples of this many ids."""
 
-DECODE_SCRATCH = 824_000_000 // (250 * 1024)
-"""Bytes per frame and unit of decoder width that decoding 250 frames takes beside the weights: measured at the released
-width on a CPU, 824 MB at most. On a card not measured yet."""
-
-UPSAMPLE_SCRATCH = 144_000_000 // (500 * 1536)
-"""The same of the upsampler, per frame and unit of its inner width: 144 MB for 500 frames on a CPU."""
-
 EXL2_PACK = 32
 """EXL2 pads an output layer to multiples of this many ids."""
 
-MIB = 1 << 20
 SHARED, LARGE, STEP = 20 * MIB, 10 * MIB, 2 * MIB
 """How torch gives out a card's memory: tensors of 1 to 10 MiB share stretches of 20, larger ones get whole steps of 2.
 Source: `AllocatorConfig.h` of torch."""
@@ -52,15 +44,44 @@ KV_BYTES = {
 """Bytes of a key and of a value; the quantized ones with a float16 scale for 32 of them. Q6 is 8-bit keys and 4-bit
 values."""
 
+CACHES = tuple(kv for kv in KV_BYTES if kv != "float32")
+"""The types of the KV cache that a plan may choose on a card, the best first."""
+
 FLOAT_BITS = {"float32": 32, "bfloat16": 16, "float16": 16}
 TORCH_BITS = {**FLOAT_BITS, "int8": 8, "bnb8": 8, "nf4": 4}
+
+
+class Llama(Protocol):
+    """The sizes of a Llama. `context` counts positions, `ffn` is the width of the gated MLP, `tied` says that embedding
+    and output layer are one matrix, `kv_values` counts the numbers a position of one row has in the KV cache."""
+
+    @property
+    def vocab_size(self) -> int: ...
+    @property
+    def hidden(self) -> int: ...
+    @property
+    def ffn(self) -> int: ...
+    @property
+    def layers(self) -> int: ...
+    @property
+    def heads(self) -> int: ...
+    @property
+    def kv_heads(self) -> int: ...
+    @property
+    def head_dim(self) -> int: ...
+    @property
+    def context(self) -> int: ...
+    @property
+    def tied(self) -> bool: ...
+    @property
+    def kv_values(self) -> int: ...
 
 
 @dataclass(frozen=True)
 class Shapes:
     """A language model as the plan sees it: its widths, and the number of ids whose logits are wanted."""
 
-    config: LlamaConfig
+    config: Llama
     drawn: int
 
     @property
@@ -211,20 +232,7 @@ def scratch_bytes(shapes: Shapes, way: WeightFormat, ids: int, past: int, rows: 
 
 @dataclass(frozen=True)
 class Sound:
-    """What turning codes into sound takes on its device."""
+    """Bytes that turning codes into sound takes on its device."""
 
     weights: int
     scratch: int
-
-    @classmethod
-    def of(cls, codec: CodecWidths, upsampler: UpsamplerWidths) -> Sound:
-        """The codec and one upsampler, in float32, and the larger of their scratch memories."""
-        tensors = (*decode_shapes(codec).values(), *upsampler_shapes(upsampler).values())
-        scratch = max(250 * codec.decoder * DECODE_SCRATCH, 500 * upsampler.inner * UPSAMPLE_SCRATCH)
-        return cls(4 * sum(math.prod(shape) for shape in tensors), scratch)
-
-
-RELEASED_STAGE1 = Shapes(LlamaConfig(83968, 4096, 11008, 32, 32, 4, 128, 16384), 1025)
-RELEASED_STAGE2 = Shapes(LlamaConfig(83840, 2048, 5504, 32, 16, 16, 128, 8192), 7168)
-RELEASED_SOUND = Sound.of(CodecWidths(), UpsamplerWidths())
-"""YuE v1's own: known without having them."""

@@ -129,7 +129,7 @@ def _shown(screen: ProgressBar) -> Callable[[str, int, int], None]:
 
 
 def _device(arguments: argparse.Namespace) -> str:
-    from offload.device import place
+    from yuegp.generation.memory import place
 
     return place(0, arguments.device).device
 

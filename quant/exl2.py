@@ -23,15 +23,13 @@ from yuegp.checkpoints.config import read_config
 from yuegp.checkpoints.verify import weight_files
 from yuegp.errors import Cancelled, DeviceError, LibraryError, ModelError, RequestError
 from yuegp.files import discard, replace, write_atomic
+from yuegp.lm.exl2.format import HEAD_BITS
 from yuegp.owned import is_link
 from yuegp.shortage import shortage_in
 
 from .quantize import same_job
 
 Progress = Callable[[str, int, int], None]
-
-HEAD_BITS = 8
-"""Of the output layer; we trim it to the ids that can be drawn, so its size hardly matters."""
 
 NEED_VRAM = 8 << 30
 """What the package's documentation asks for at YuE's width."""

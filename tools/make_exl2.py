@@ -21,12 +21,11 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from quant.exl2 import HEAD_BITS
 from tools.make_set import LM, SIZES, lm_config
 from yuegp.bench.exl2_noise import BITS, group_words, groups, packed, shapes, write_folder, write_random
 from yuegp.bench.noise import Part, save, write_json
 from yuegp.checkpoints.config import parse_config
-from yuegp.lm.exl2.format import HEAD, ModelFolder
+from yuegp.lm.exl2.format import HEAD, HEAD_BITS, ModelFolder
 
 PRESETS = {
     "stage1": SIZES["released"].stage1,

@@ -9,7 +9,7 @@ from pathlib import Path
 from threading import Lock
 
 from offload.device import Machine
-from offload.device import machine as ask
+from yuegp.generation.memory import machine as ask
 from yuegp.generation.plan import SongPlan
 from yuegp.jobs import eta
 from yuegp.song.schema import TakeInfo

@@ -11,12 +11,12 @@ import fake_exllamav2 as fake
 import pytest
 
 from offload.device import GIB, Machine, imagined
-from offload.sizes import RELEASED_SOUND, RELEASED_STAGE1
 from yuegp.bench import song
 from yuegp.checkpoints import sets
 from yuegp.codec import check_codec
 from yuegp.codec.layout import CodecWidths, decode_shapes
 from yuegp.generation import memory, pipeline
+from yuegp.generation.released import RELEASED_SOUND, RELEASED_STAGE1
 from yuegp.lm.exl2.engine import Exl2LM
 from yuegp.lm.exl2.format import look_into
 from yuegp.song.schema import Section, SongRequest

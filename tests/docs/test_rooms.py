@@ -34,6 +34,8 @@ WITHOUT_TORCH = ("yuegp.errors", "yuegp.files", "yuegp.paths", "yuegp.locks", "y
                  "yuegp.jobs.queue", "yuegp.cli", "offload")  # fmt: skip
 """What loads where torch, sentencepiece, the hub library and the sound libraries are absent: a mistake in the lyrics is
 answered before torch would have loaded."""
+WITH_TORCH = ("offload.parking", "offload.pinned")
+"""What moves tensors between card and RAM: only engines, which are made of torch, load it."""
 ONLY_INSIDE_FUNCTIONS = {"torch", "sentencepiece", "huggingface_hub", "httpx2", "soundfile", "soxr", "transformers"}
 
 
@@ -62,6 +64,10 @@ def room(module: str) -> str | None:
 def floor(module: str) -> int | None:
     found = room(module)
     return None if found is None else FLOORS[found]
+
+
+def loads_without_torch(module: str) -> bool:
+    return module not in WITH_TORCH and any(module == name or module.startswith(f"{name}.") for name in WITHOUT_TORCH)
 
 
 def imports_of(tree: ast.Module, module: str, is_package: bool, known: set[str]) -> Iterator[Import]:
@@ -110,7 +116,7 @@ def complaints(module: str, found: list[Import]) -> list[str]:
         ]
     if own is None:
         return [f"{module} has no room: give it one in docs/house.md"]
-    light = any(module == name or module.startswith(f"{name}.") for name in WITHOUT_TORCH)
+    light = loads_without_torch(module)
     for name, line, when in found:
         top = name.split(".")[0]
         if top in ("launch", "installer"):
@@ -219,7 +225,7 @@ for name in sys.argv[1:]:
 
 
 def test_the_light_rooms_and_the_command_line_load_with_torch_absent() -> None:
-    names = [name for name in MODULES if any(name == light or name.startswith(f"{light}.") for light in WITHOUT_TORCH)]
+    names = [name for name in MODULES if loads_without_torch(name)]
     answer = fresh(BLOCK_TORCH, *names)
     assert answer.returncode == 0, answer.stderr
     assert len(names) > 40

@@ -62,7 +62,6 @@ def card(gigabytes: float, capability: tuple[int, int] = (8, 6)) -> Card:
 
 def here(monkeypatch: pytest.MonkeyPatch, *cards: Card, ram: int = 16) -> None:
     monkeypatch.setattr(device, "_cards", lambda: cards)
-    monkeypatch.setattr(device, "free_bytes", lambda where: ram * GIB)
     monkeypatch.setattr(machine, "describe_machine", lambda: Machine(cards, 2 * ram * GIB, ram * GIB))
 
 

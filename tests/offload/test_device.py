@@ -16,7 +16,7 @@ from repository import ROOT
 from installer import probe as machine_
 from offload import device, smi
 from offload.device import DESKTOP, DRIVER, GIB, MIB, Card, imagined, machine, parse_size, parse_smi, visible
-from yuegp.errors import RequestError
+from offload.errors import NoSuchSize
 from yuegp.system import environment
 
 TWO = """0, NVIDIA GeForce RTX 3080, 10240, 9011, 8.6, Enabled, 4, 16
@@ -170,7 +170,7 @@ def test_sizes_are_read_as_cards_are_sold(text: str, size: int) -> None:
 
 @pytest.mark.parametrize("text", ["", "much", "-4GB", "0GB", "10 TB", "1e3", "nan"])
 def test_other_sizes_are_refused(text: str) -> None:
-    with pytest.raises(RequestError, match="no amount of memory"):
+    with pytest.raises(NoSuchSize, match="no amount of memory"):
         parse_size(text)
 
 
@@ -189,7 +189,7 @@ def test_the_tool_is_asked_once_and_a_broken_one_is_no_card(tmp_path: Path, monk
 def test_nothing_here_loads_torch() -> None:
     """The page asks for the machine before torch is loaded."""
     code = (
-        "import sys; from offload.device import machine; from offload import plan, cost, sizes; machine({}); "
+        "import sys; from offload.device import machine; from offload import explain, planner; machine({}); "
         "from yuegp.generation import memory; from yuegp.cli import plan; print('torch' in sys.modules)"
     )
     answer = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)

@@ -16,12 +16,13 @@ import torch
 from torch import Tensor
 
 from offload.device import GIB
+from offload.errors import NothingSmaller
 from offload.manager import ModelManager, Offloadable
 from offload.parking import ParkedTensors
-from offload.plan import MemoryPlan, MemoryRequest, plan
+from offload.plan import MemoryPlan, MemoryRequest
+from offload.planner import plan
 from offload.sizes import Shapes, Sound, WeightFormat
 from yuegp.checkpoints.config import read_config
-from yuegp.errors import DeviceError
 from yuegp.lm import EngineConfig, LMEngine, LMSession, open_engine
 
 FLOAT = WeightFormat("torch", "float32", Fraction(32), "float32")
@@ -31,11 +32,6 @@ def memory(tiny_set: Path, **changes: Any) -> MemoryPlan:
     shapes = (Shapes(read_config(tiny_set / f"stage{n}"), drawn) for n, drawn in ((1, 1025), (2, 7168)))
     need = MemoryRequest(*shapes, Sound(1, 1), (FLOAT,), (FLOAT,), 6, 3000, 4000)
     return replace(plan(need, None, 2 * GIB), **changes)
-
-
-class Folders(dict[int, Path]):
-    def __init__(self, tiny_set: Path) -> None:
-        super().__init__({n: tiny_set / f"stage{n}" for n in (1, 2)})
 
 
 class Watched:
@@ -68,15 +64,16 @@ class Waiting(Watched):
         self.log.append(f"back {self.name}")
 
 
-def cast(tiny_set: Path, kind: type[Watched], **changes: Any) -> tuple[ModelManager, list[str]]:
+def cast(tiny_set: Path, kind: type[Watched], **changes: Any) -> tuple[ModelManager[Any], list[str]]:
     log: list[str] = []
-    return ModelManager(
-        memory(tiny_set, **changes), Folders(tiny_set), None, 2 * GIB,
-        lambda folder, setup: kind(open_engine(folder, setup), log),  # type: ignore[return-value]
-    ), log  # fmt: skip
+
+    def load(stage: int, plan: MemoryPlan) -> Any:
+        return kind(open_engine(tiny_set / f"stage{stage}", EngineConfig()), log)
+
+    return ModelManager(memory(tiny_set, **changes), load, None, 2 * GIB), log
 
 
-def take_turns(cast: ModelManager, turns: Sequence[int] = (1, 2, 1, 2)) -> None:
+def take_turns(cast: ModelManager[Any], turns: Sequence[int] = (1, 2, 1, 2)) -> None:
     with cast:
         for stage in turns:
             with cast.engine(stage) as engine, engine.open([8]) as session:
@@ -137,15 +134,15 @@ def test_five_times_loaded_and_unloaded_leaves_nothing(tiny_set: Path) -> None:
     """Inherited fault: models that stay on the card after they were unloaded."""
     left: list[weakref.ref[Any]] = []
 
-    def remember(folder: Path, setup: EngineConfig) -> LMEngine:
-        engine = open_engine(folder, setup)
+    def remember(stage: int, plan: MemoryPlan) -> LMEngine:
+        engine = open_engine(tiny_set / f"stage{stage}", EngineConfig())
         left.append(weakref.ref(engine))
         left.append(weakref.ref(engine._network))  # type: ignore[attr-defined]
         left.extend(weakref.ref(t) for t in engine._network.layers[0].tensors())  # type: ignore[attr-defined]
         return engine
 
     for _ in range(5):
-        take_turns(ModelManager(memory(tiny_set, together=False), Folders(tiny_set), None, 2 * GIB, remember))
+        take_turns(ModelManager(memory(tiny_set, together=False), remember, None, 2 * GIB))
     gc.collect()
     assert len(left) > 50 and not [ref for ref in left if ref() is not None]
 
@@ -169,7 +166,7 @@ def test_running_out_of_memory_steps_the_plan_down_and_says_how(tiny_set: Path) 
 def test_stepping_down_ends_with_a_sentence_and_never_goes_up_again(tiny_set: Path) -> None:
     actors, _ = cast(tiny_set, Watched)
     batches = []
-    with pytest.raises(DeviceError, match="nothing that it holds can be made smaller") as caught:
+    with pytest.raises(NothingSmaller, match="nothing that it holds can be made smaller") as caught:
         for _ in range(200):
             actors.fall_back(2)
             batches.append(actors.plan.stage2_batch)

@@ -13,11 +13,10 @@ from hypothesis import strategies as st
 
 from offload import cost
 from offload.device import GIB, MIB, Card, imagined
-from offload.plan import RAM_SHARE, DoesNotFit, MemoryPlan, MemoryRequest, plan, within
+from offload.errors import DoesNotFit
+from offload.plan import MemoryPlan, MemoryRequest
+from offload.planner import RAM_SHARE, plan, within
 from offload.sizes import (
-    RELEASED_SOUND,
-    RELEASED_STAGE1,
-    RELEASED_STAGE2,
     Shapes,
     WeightFormat,
     blocks,
@@ -28,6 +27,7 @@ from offload.sizes import (
 )
 from yuegp.checkpoints.config import read_config
 from yuegp.generation import memory
+from yuegp.generation.released import RELEASED_SOUND, RELEASED_STAGE1, RELEASED_STAGE2
 from yuegp.generation.stage2 import chunk_ids
 from yuegp.lm import EngineConfig, open_engine
 
@@ -137,7 +137,7 @@ def test_without_a_desktop_small_cards_hold_more() -> None:
 def test_a_model_too_large_for_the_card_is_streamed_and_says_so() -> None:
     """Stage 1 in bfloat16 on a 10 GB card works, slowly."""
     p = profile(10, ways=(BFLOAT16,))
-    assert p.resident is not None and 0 < p.resident < 32 and p.stage1.resident == p.resident
+    assert p.resident is not None and 0 < p.resident < 32 and memory.engine_config(p, 1).resident == p.resident
     assert any("layers are sent to the card" in reason for reason in p.reasons)
     assert p.peak <= p.budget < replace(p, resident=None).peak
 
@@ -172,7 +172,7 @@ def test_on_a_processor_nothing_is_parked_or_streamed(tiny_set: Path) -> None:
     way = WeightFormat("torch", "float32", Fraction(32), "float32")
     shapes = Shapes(read_config(tiny_set / "stage1"), 1025), Shapes(read_config(tiny_set / "stage2"), 7168)
     p = plan(MemoryRequest(*shapes, RELEASED_SOUND, (way,), (way,), 6, 600, 4000), None, 8 * GIB)
-    assert p.device == "cpu" and not p.parked and p.resident is None and p.stage1 == EngineConfig()
+    assert p.device == "cpu" and not p.parked and p.resident is None and memory.engine_config(p, 1) == EngineConfig()
     assert "CUDA" not in p.table()
 
 

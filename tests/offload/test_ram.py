@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import sys
 from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 
 import pytest
 
 from offload.device import GIB, imagined, machine
-from offload.plan import RAM_SHARE, within
+from offload.planner import RAM_SHARE, within
 from offload.ram import Ram, grows, of_linux, of_mac, of_status, ram
-from yuegp.generation import memory
+from offload.sizes import WeightFormat
+from yuegp.generation import choice
 
 MEMINFO = """MemTotal:       32594240 kB
 MemFree:         1034240 kB
@@ -111,7 +113,8 @@ def test_this_machine() -> None:
 def test_no_more_than_half_of_all_ram_is_pinned(monkeypatch: pytest.MonkeyPatch) -> None:
     """A plan that waits in RAM or streams, where nearly all RAM is free: half of all is less than the usual share."""
     card, free = imagined(8 * GIB), 30 * GIB
-    need = memory.released(1 << 20, 6, 1500, True, (memory.Way("torch", "bfloat16", memory.Fraction(16)),))
+    stage1, stage2 = (WeightFormat("torch", kind, Fraction(16)) for kind in ("bfloat16", "float16"))
+    need = replace(choice.usual([stage1], [stage2]), budget=1500, longest=1 << 20)
     loose = within(need, card, free, {})
     assert loose is not None and 0 < loose.ram <= free * RAM_SHARE
     tight = within(need, replace(card, pinned=loose.ram - 1), free, {})

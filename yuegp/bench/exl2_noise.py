@@ -1,5 +1,5 @@
 """Random models in the EXL2 layout, without a card and without calibration: every pattern of bits is a valid matrix.
-The layout is described in `lm/exl2_format.py`.
+The layout is described in `yuegp/lm/exl2/format.py`.
 
 Bits may be a fraction: matrices are then mixed, as real ones are. Scales come on top, about 0.03 bits per weight.
 """
@@ -14,10 +14,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from quant.exl2 import HEAD_BITS
 from yuegp.checkpoints.config import LlamaConfig
 from yuegp.errors import DeviceError
-from yuegp.lm.exl2.format import EMBEDDING, HEAD
+from yuegp.lm.exl2.format import EMBEDDING, HEAD, HEAD_BITS
 from yuegp.lm.exl2.package import load_package
 
 from .noise import BLOCK, Noise, Part, config_of, cut, given, save, write_json

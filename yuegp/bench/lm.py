@@ -22,6 +22,7 @@ from torch import Tensor
 from yuegp.checkpoints.config import LlamaConfig, read_config
 from yuegp.checkpoints.sets import find
 from yuegp.errors import RequestError
+from yuegp.generation import released
 from yuegp.lm import EngineConfig, LMEngine, LMSession, open_engine
 from yuegp.lm.llama.build import FAMILY
 from yuegp.lm.llama.engine import TorchLM, assemble, compute_type
@@ -39,10 +40,7 @@ kernels out in its first ones, and records its graphs later still."""
 LONGEST_WARMUP = 256
 """Room left for them in the context."""
 
-SHAPES = {
-    "stage1": LlamaConfig(83968, 4096, 11008, 32, 32, 4, 128, 16384),
-    "stage2": LlamaConfig(83840, 2048, 5504, 32, 16, 16, 128, 8192),
-}
+SHAPES = {"stage1": released.STAGE1, "stage2": released.STAGE2}
 CONTEXTS = {"stage1": (1024, 8192, 16000), "stage2": (304, 1500, 2700), "demo": (256, 1024, 2000)}
 SMALL_CONTEXTS = (64, 256)
 

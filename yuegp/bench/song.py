@@ -21,8 +21,8 @@ from typing import Any
 
 import numpy as np
 
-from offload.device import CONTEXT, GIB, PRETEND, parse_size
-from offload.sizes import RELEASED_STAGE1, RELEASED_STAGE2
+from offload.device import CONTEXT, PRETEND
+from offload.units import gigabytes
 from yuegp.checkpoints.config import LlamaConfig
 from yuegp.codec.files import CODEC, UPSAMPLERS
 from yuegp.codec.layout import (
@@ -34,11 +34,13 @@ from yuegp.codec.layout import (
     decode_shapes,
     upsampler_shapes,
 )
-from yuegp.generation import pipeline
+from yuegp.generation import pipeline, released
 from yuegp.generation import plan as planning
+from yuegp.generation.memory import parse_size
 from yuegp.generation.options import ANY, ModelOptions
 from yuegp.library import store
 from yuegp.song.schema import Sampling, Section, SongRequest, TakeInfo
+from yuegp.tokens.vocab import FRAMES_PER_SECOND
 
 from .exl2_noise import BITS, check_engine, write_random
 from .noise import BLOCK, Noise, config_of, cut, save, write_json
@@ -98,7 +100,7 @@ def _make(job: SongBenchmark, folder: Path, songs: Path, say: Callable[[str], No
     seconds = job.section_seconds or MEASURED_SECONDS[job.preset]
     words = "la " * 40
     sections = tuple(Section(LABELS[k % len(LABELS)], words) for k in range(job.sections))
-    sampling = Sampling(minimum=2 * round(seconds * 50))  # nobody ends a section early
+    sampling = Sampling(minimum=2 * round(seconds * FRAMES_PER_SECOND))  # nobody ends a section early
     request = SongRequest(sections, "pop", seed=1, model=str(folder), sampling=sampling, section_seconds=seconds)
     plan = pipeline.plan(request)
     song = store.create(plan.request, songs)
@@ -117,7 +119,7 @@ def _make(job: SongBenchmark, folder: Path, songs: Path, say: Callable[[str], No
     cast = pipeline.run(replace(plan, request=song.request), take, watch, job.device, wishes=job.wishes)
     total = time.perf_counter() - start
     assert cast is not None
-    made = take.frames / 50
+    made = take.frames / FRAMES_PER_SECOND
     return {
         "bench": "song",
         "shapes": job.preset if job.folder is None else folder.name,
@@ -146,7 +148,7 @@ def _tell(row: Mapping[str, Any], say: Callable[[str], None]) -> None:
     for name, took in row["seconds"].items():
         say(f"{name:<8}{took:>10.1f}{took / row['song_seconds']:>15.3f}")
     say(f"models brought {row['models_brought']} times; first sound after {row['first_sound']} s")
-    say(f"peak {row['peak'] / GIB:.2f} GB, planned {row['planned'] / GIB:.2f} GB")
+    say(f"peak {gigabytes(row['peak'])}, planned {gigabytes(row['planned'])}")
     for note in row["notes"]:
         say(note)
 
@@ -186,7 +188,7 @@ def random_set(folder: Path, preset: str, bits: float | None = None) -> Path:
     """A model set of noise in the released layout: `released` shapes (17 GB on disk) or `demo` (small) ones. With
     `bits`, Stage 1 is an EXL2 model of so many per weight (8: 11 GB in all)."""
     real = preset == "released"
-    stages = (RELEASED_STAGE1.config, RELEASED_STAGE2.config) if real else SMALL
+    stages = (released.STAGE1, released.STAGE2) if real else SMALL
     codec, upsampler = (CodecWidths(), UpsamplerWidths()) if real else SMALL_CODEC
     for number, config in enumerate(stages, 1):
         place = folder / f"stage{number}"

@@ -56,8 +56,7 @@ def wishes_of(arguments: argparse.Namespace, model: str) -> ModelOptions:
 
     wishes = ModelOptions(arguments.engine, arguments.weights, arguments.kv)
     if wishes != ANY:
-        from offload.device import machine
-        from yuegp.generation.memory import allow
+        from yuegp.generation.memory import allow, machine
 
         allow(model, wishes, machine(), arguments.device)
     return wishes

@@ -122,6 +122,6 @@ def _job(arguments: argparse.Namespace) -> LMBenchmark:
 
 
 def _device(arguments: argparse.Namespace) -> str:
-    from offload.device import place
+    from yuegp.generation.memory import place
 
     return place(0, arguments.device).device

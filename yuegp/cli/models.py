@@ -140,7 +140,8 @@ def _wanted(arguments: argparse.Namespace) -> tuple[Choice | None, list[Checkpoi
     language = {"ja": "jp-kr", "ko": "jp-kr"}.get(language, language)
     card = None
     if arguments.for_card:
-        from offload.device import imagined, parse_size
+        from offload.device import imagined
+        from yuegp.generation.memory import parse_size
 
         card = imagined(parse_size(arguments.for_card))
     choice = provision.choose(language, mode or "cot", card, elsewhere=True)

@@ -29,9 +29,8 @@ HEAD_IDS = 80
 
 def show_plan(arguments: argparse.Namespace) -> None:
     """Print the memory plan of a song."""
-    from offload.device import imagined, machine, parse_size
-    from offload.plan import DoesNotFit
-    from offload.plan import plan as plan_memory
+    from offload.device import imagined
+    from yuegp.generation.memory import DoesNotFit, machine, parse_size, plan_memory
     from yuegp.song import lyrics
 
     _check_sound(arguments.model)

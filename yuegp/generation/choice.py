@@ -1,7 +1,7 @@
 """Which of YuE's published models suit a machine, and how they are held there: decided here and nowhere else.
 
 `models get` and the page fetch what is chosen here, `plan`, the Set-up page and the doctor tell of it, the README's
-table is what it answers, and a song takes what lies on the disk in the same order. That order is `offload.plan`'s.
+table is what it answers, and a song takes what lies on the disk in the same order. That order is `offload/plan.py`'s.
 """
 
 from __future__ import annotations
@@ -11,13 +11,18 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 
-from offload.device import Card, machine
-from offload.plan import NO_LIMITS, MemoryPlan, MemoryRequest, within
-from offload.sizes import RELEASED_SOUND, RELEASED_STAGE1, RELEASED_STAGE2, WeightFormat
+from offload.device import Card
+from offload.plan import MemoryPlan, MemoryRequest
+from offload.planner import NO_LIMITS, within
+from offload.sizes import WeightFormat
+from offload.units import gigabytes
 from yuegp.checkpoints import locate, registry, sets
 from yuegp.checkpoints.registry import Checkpoint
 from yuegp.errors import ModelError, RequestError
 from yuegp.lm import ways as offload_ways
+
+from .memory import machine
+from .released import RELEASED_SOUND, RELEASED_STAGE1, RELEASED_STAGE2
 
 SECTIONS, SECTION_IDS = 6, 3000
 """The usual song: six sections of half a minute, and the whole context."""
@@ -83,7 +88,7 @@ def choose(
     found = _published(fast, ("stage1", language, mode)), _published(fast, ("stage2", "any", "any"))
     firsts, seconds = (_copies(some, card, set()) for some in found)
     codec = registry.sound_model()
-    where = f"{card.name} ({card.free / 2**30:.1f} GB free)" if card else "the processor"
+    where = f"{card.name} ({gigabytes(card.free, 1)} free)" if card else "the processor"
     best = _plan(firsts, seconds, card, ram)
     if best is None:
         smallest = (min(some.values(), key=lambda c: c.about) for some in (firsts, seconds))

@@ -1,23 +1,27 @@
-"""What a song asks of the memory: from a song's plan and the models on disk to `offload.plan`'s question, and its
-answer. Reads configurations and headers; loads no weights and no torch."""
+"""The border to `offload`: from a song's plan and the models on disk to its question, from its answer to how engines
+are opened, and from its errors to ours. Reads configurations and headers; loads no torch, and no weights before
+`opener`'s answer is called."""
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable, Iterator
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from offload import device as offload_device
+from offload import errors, planner
 from offload.device import Card, Machine
-from offload.plan import CACHES, MemoryPlan, MemoryRequest
-from offload.plan import plan as plan_memory
-from offload.sizes import FLOAT_BITS, Shapes, Sound, WeightFormat
+from offload.plan import MemoryPlan, MemoryRequest
+from offload.sizes import CACHES, FLOAT_BITS, Shapes, Sound, WeightFormat
 from yuegp.checkpoints.config import read_config
 from yuegp.checkpoints.sets import ModelSet, find
 from yuegp.checkpoints.verify import exl2_bits
 from yuegp.codec.files import CODEC, ENTRIES, UPSAMPLERS, codec_file, header, shapes_of
 from yuegp.codec.layout import CodecWidths, UpsamplerWidths
 from yuegp.errors import DeviceError, RequestError
-from yuegp.lm import stored_as
+from yuegp.lm import EngineConfig, LMEngine, open_engine, stored_as
 from yuegp.lm.ways import BITS, held
 from yuegp.lm.ways import lacking as _lacking
 from yuegp.song.schema import Track
@@ -25,6 +29,7 @@ from yuegp.tokens.prompts import Prompts
 from yuegp.tokens.vocab import STAGE2_CHUNK
 
 from .options import ANY, AUTO, ModelOptions
+from .released import sound
 
 if TYPE_CHECKING:
     from .plan import SongPlan
@@ -36,6 +41,54 @@ LIBRARY = tuple(
     WeightFormat("exl2", "exl2", Fraction(bits), kv) for bits in ("8", "6", "5", "4.25", "4") for kv in CACHES
 )
 """What Stage 1 can be pressed into for the fast engine."""
+
+
+# Errors
+
+
+class DoesNotFit(DeviceError):
+    """There is not enough memory for a song. `nearest` is a lesser song that would fit, with its plan."""
+
+    def __init__(self, found: errors.DoesNotFit) -> None:
+        super().__init__(found.what, found.hint)
+        self.nearest = found.nearest
+
+
+@contextlib.contextmanager
+def memory_errors() -> Iterator[None]:
+    """Turn what `offload` refuses into this program's errors, which have the same sentences."""
+    try:
+        yield
+    except errors.DoesNotFit as exc:
+        raise DoesNotFit(exc) from exc
+    except errors.NoSuchSize as exc:
+        raise RequestError(exc.what, exc.hint) from exc
+    except errors.OffloadError as exc:
+        raise DeviceError(exc.what, exc.hint) from exc
+
+
+machine = memory_errors()(offload_device.machine)
+place = memory_errors()(offload_device.place)
+parse_size = memory_errors()(offload_device.parse_size)
+plan_memory = memory_errors()(planner.plan)
+
+
+# Engines
+
+
+def engine_config(plan: MemoryPlan, stage: int) -> EngineConfig:
+    """How the plan holds the model of a stage (1 or 2)."""
+    way, resident = (plan.stage1_format, plan.resident) if stage == 1 else (plan.stage2_format, None)
+    return EngineConfig(way.engine, plan.device, way.weights, way.kv if way.engine == "exl2" else "same", resident)
+
+
+def opener(models: ModelSet) -> Callable[[int, MemoryPlan], LMEngine]:
+    """What loads the model of a stage as a plan says: for `ModelManager`."""
+    folders = {1: models.stage1, 2: models.stage2}
+    return lambda stage, plan: open_engine(folders[stage], engine_config(plan, stage))
+
+
+# Requests
 
 
 def ways(folder: Path, stage: int, card: Card | None) -> tuple[WeightFormat, ...]:
@@ -95,7 +148,7 @@ def sound_of(models: ModelSet) -> Sound:
     """What the set's codec takes, from the shapes of its tensors."""
     names = (CODEC, UPSAMPLERS[Track.VOCAL])
     codec, upsampler = (shapes_of(header(codec_file(models.codec, name), ENTRIES.get(name))) for name in names)
-    return Sound.of(CodecWidths.of(codec), UpsamplerWidths.of(upsampler))
+    return sound(CodecWidths.of(codec), UpsamplerWidths.of(upsampler))
 
 
 def longest(prompts: Prompts, sections: int, budget: int) -> int:

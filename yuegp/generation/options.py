@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from offload import sizes
 from yuegp.errors import RequestError
 
 AUTO = "auto"
@@ -17,7 +18,7 @@ ENGINES = (AUTO, "torch", "exl2")
 WEIGHTS = (AUTO, "float", "int8", "nf4", "exl2")
 """`float`: as many bits as the model was trained with."""
 
-CACHES = (AUTO, "fp16", "q8", "q6", "q4")
+CACHES = (AUTO, *sizes.CACHES)
 """`fp16`: not quantized, whatever numbers the engine computes in."""
 
 

@@ -27,6 +27,7 @@ from .plan import plan as plan
 
 if TYPE_CHECKING:
     from offload.manager import ModelManager
+    from yuegp.lm import LMEngine
 
     from .stage1 import SectionCodes
 
@@ -40,7 +41,7 @@ def run(
     wishes: ModelOptions = ANY,
     hear: str | None = None,
     previews: bool = True,
-) -> ModelManager | None:
+) -> ModelManager[LMEngine] | None:
     """Make what is missing of `take`: codes of both stages, then stems and mix. Every finished section and batch is
     on disk before the next begins; `watch` may raise Cancelled at any event and nothing finished is lost. Only one
     process at a time may make a song: LibraryError says which one does.
@@ -82,8 +83,7 @@ def candidates(
 ) -> tuple[list[SectionCodes], MadeWith]:
     """One section once per seed, after the earlier sections of `parent`, in as few batches as the memory allows.
     Nothing is saved here."""
-    from offload.plan import DoesNotFit
-
+    from .memory import DoesNotFit
     from .session import GenerationSession
     from .stage1 import write_candidates
 

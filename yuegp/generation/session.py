@@ -12,16 +12,16 @@ from typing import TypeVar
 
 import numpy as np
 
-from offload.device import Card, cap, machine, place
+from offload.device import Card, cap
 from offload.manager import ModelManager
-from offload.plan import plan as plan_memory
 from yuegp import __version__
 from yuegp.errors import Cancelled, DeviceError
 from yuegp.library.store import Take
+from yuegp.lm import LMEngine
 from yuegp.shortage import named, shortage
 from yuegp.song.schema import MadeWith, Span, Stage, TakeInfo
 
-from .memory import need
+from .memory import engine_config, machine, memory_errors, need, opener, place, plan_memory
 from .options import ANY, ModelOptions
 from .plan import Event, ProgressCallback, SongPlan, missing_sections, prompts_of
 from .previews import Previews
@@ -46,7 +46,7 @@ class GenerationSession:
     ) -> None:
         self.plan, self.take, self.watch, self.device, self.wishes = plan, take, watch, device, wishes
         self._heard = Previews(take, plan.models.codec, previews)
-        self._models: ModelManager | None = None
+        self._models: ModelManager[LMEngine] | None = None
         self._stage1_input: Stage1Input | None = None
         self._writing: Generator[SectionCodes, None, None] | None = None
         self._made, self._last, self._note = 0, ("", 0), ""
@@ -70,10 +70,10 @@ class GenerationSession:
         memory = plan_memory(asked, card, ram)
         if hear is not None:
             memory = replace(memory, hear=hear)
-        self._models = ModelManager(memory, {1: plan.models.stage1, 2: plan.models.stage2}, card, ram)
+        self._models = ModelManager(memory, opener(plan.models), card, ram)
 
     @property
-    def models(self) -> ModelManager:
+    def models(self) -> ModelManager[LMEngine]:
         """Who is on the card."""
         if self._models is None:
             raise RuntimeError("nothing was planned yet")
@@ -90,7 +90,9 @@ class GenerationSession:
                     raise
             # outside of the handler: its traceback would keep what is to be freed
             self._close_stage1_session()
-            self._note = f"{self._note} {self.models.fall_back(stage)}".strip()
+            with memory_errors():
+                change = self.models.fall_back(stage)
+            self._note = f"{self._note} {change}".strip()
 
     def _where_there_is_room(self, work: Callable[[str], T], where: str) -> T:
         """Work of the codec, with the models out of its way: on the card, or on the CPU when memory runs out there."""
@@ -232,7 +234,7 @@ class GenerationSession:
     def made_with(self) -> MadeWith:
         import torch
 
-        setup = self.models.plan.stage1
+        setup = engine_config(self.models.plan, 1)
         return MadeWith(
             yuegp=__version__,
             model=self.plan.models.id,

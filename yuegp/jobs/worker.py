@@ -56,7 +56,7 @@ def run_job(job: Job, watch: ProgressCallback) -> None:
 def forecast(job: Job) -> tuple[eta.Costs, eta.Workload] | None:
     """What earlier takes of the same model cost on this device, and what is to be done. None when that cannot be
     found out; `run_job` then says why."""
-    from offload.device import place
+    from yuegp.generation.memory import place
 
     try:
         folder = Path(job.song)

@@ -5,8 +5,7 @@ from __future__ import annotations
 from fractions import Fraction
 
 from offload.device import SMALL, Card
-from offload.plan import CACHES
-from offload.sizes import FLOAT_BITS, Shapes, WeightFormat
+from offload.sizes import CACHES, FLOAT_BITS, Shapes, WeightFormat
 
 from .exl2 import presence
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from offload.sizes import RELEASED_STAGE1
+from yuegp.generation.released import RELEASED_STAGE1
 from yuegp.shortage import PAGE_FILE
 
 from .environment import PORT, Environment, survey

@@ -232,7 +232,7 @@ def _packages() -> tuple[dict[str, Package], dict[str, Any], str]:
 def _foreseen(packages: Mapping[str, Package]) -> tuple[str, str]:
     """What is chosen of YuE's released models for the card that is here; nothing without one. Packages were imported
     to look at them, so more is known of the fast engine than `choice` can see."""
-    from offload.device import machine
+    from yuegp.generation.memory import machine
 
     here = machine()
     if here.card is None:

@@ -22,8 +22,9 @@ import torch
 from torch import Tensor
 
 from offload.parking import ParkedTensors
+from offload.sizes import CACHES, KV_BYTES
 from yuegp.errors import DeviceError, ModelError
-from yuegp.lm import EngineConfig, Progress
+from yuegp.lm.engine import EngineConfig, Progress
 
 from .embedding import Embedding, Head
 from .format import ModelFolder, look_into
@@ -44,9 +45,6 @@ RECORDED_ROWS = 32
 
 HOLDS = ("exl2", "float16", "bfloat16")
 """Weights this engine is asked to hold. It computes in float16, and turns what is stored as bfloat16 into it."""
-
-KV_BYTES = {"fp16": (2.0, 2.0), "q8": (1.0625, 1.0625), "q6": (1.0625, 0.5625), "q4": (0.5625, 0.5625)}
-"""Bytes per key and value. Quantized ones carry a 2-byte scale for 32 values; q6 has 8-bit keys and 4-bit values."""
 
 
 class Exl2LM:
@@ -91,7 +89,7 @@ class Exl2LM:
     def load(cls, folder: Path, setup: EngineConfig, progress: Progress | None = None) -> Self:
         """Load a folder as `setup` says, and prove that it computes right. DeviceError when there is no card, no
         ExLlamaV2, or wrong numbers; ModelError when the folder is at fault."""
-        if setup.kv != "same" and setup.kv not in KV_BYTES:
+        if setup.kv != "same" and setup.kv not in CACHES:
             raise ValueError(f"there is no KV cache of kind {setup.kv!r}")
         if setup.weights not in HOLDS:
             raise ValueError(f"the exl2 engine cannot hold weights as {setup.weights}")
@@ -130,8 +128,8 @@ class Exl2LM:
 
     def park(self, caches: bool) -> None:
         """Leave the card, but for the small part of embedding and output layer that sessions use: see
-        `offload.manager.Parks`. The layers are dropped, since the package prepares them on the card, and `unpark` reads
-        them again; the caches of open sessions stay, or wait in main memory."""
+        `offload.manager.Offloadable`. The layers are dropped, since the package prepares them on the card, and `unpark`
+        reads them again; the caches of open sessions stay, or wait in main memory."""
         if self._body is None:
             raise RuntimeError(f"the engine {self.name} was unloaded")
         sessions = list(self._sessions)

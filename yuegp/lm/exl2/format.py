@@ -33,6 +33,10 @@ FLOATING = ("F16", "BF16", "F32")
 _NUMPY = {"F16": "<f2", "BF16": "<u2", "F32": "<f4", "I16": "<i2", "I32": "<i4"}
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head"
 
+HEAD_BITS = 8
+"""Bits per weight of the output layer in the models we make: it is trimmed to the ids that can be drawn, so its size
+hardly matters."""
+
 
 @dataclass(frozen=True)
 class ModelFolder:

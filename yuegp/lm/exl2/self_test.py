@@ -7,15 +7,14 @@ plausible-sounding garbage. The same ids read in one pass and in two must give t
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from yuegp.errors import DeviceError
-
-if TYPE_CHECKING:
-    from .engine import Exl2LM
+from yuegp.lm.engine import LMSession
 
 LIMITS = {"fp16": 0.1, "q8": 0.15, "q6": 0.35, "q4": 0.5}
 """How far apart two readings may be, in parts of the logits, by kind of KV cache. A quantized one is read exactly in
@@ -25,7 +24,23 @@ LONG, SHORT, SPLIT, KEPT = 280, 9, 131, 512
 """Ids of the longer row (more than a page), of the shorter one; where the longer is split; how many logits count."""
 
 
-def self_test(engine: Exl2LM) -> None:
+class ScoredSession(LMSession, Protocol):
+    """A session that also gives the logits of every position it reads."""
+
+    def score(self, row: int, ids: Sequence[int]) -> Tensor: ...
+
+
+class ScoringEngine(Protocol):
+    """What an engine needs to be tested: sessions with a KV cache of any kind, `kv` being the usual one."""
+
+    kv: str
+    vocab_size: int
+    context: int
+
+    def open(self, capacities: Sequence[int], keep: Sequence[int], kind: str) -> ScoredSession: ...
+
+
+def self_test(engine: ScoringEngine) -> None:
     """DeviceError when readings that must agree do not. Takes six passes of up to 280 ids."""
     for kind in dict.fromkeys(["fp16", engine.kv]):
         error = disagreement(engine, kind)
@@ -38,7 +53,7 @@ def self_test(engine: Exl2LM) -> None:
 
 
 @torch.inference_mode()
-def disagreement(engine: Exl2LM, kind: str) -> float:
+def disagreement(engine: ScoringEngine, kind: str) -> float:
     """The largest relative difference between logits of the same position reached in different ways; infinite when
     some are not finite.
 

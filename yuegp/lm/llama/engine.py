@@ -15,7 +15,7 @@ from torch import Tensor
 
 from offload.parking import ParkedTensors
 from yuegp.checkpoints.config import LlamaConfig, read_config
-from yuegp.lm import EngineConfig, Progress
+from yuegp.lm.engine import EngineConfig, Progress
 from yuegp.lm.weights.lora import Adapted, Adapter
 from yuegp.lm.weights.nf4 import BLOCK
 from yuegp.lm.weights.nf4_kernels import missing

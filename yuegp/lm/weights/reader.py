@@ -17,7 +17,7 @@ from torch import Tensor
 from yuegp.checkpoints.formats import Place, format_of, tensors
 from yuegp.checkpoints.sets import StoredTensor
 from yuegp.errors import ModelError
-from yuegp.lm import Progress
+from yuegp.lm.engine import Progress
 
 from . import nf4
 from .int8 import Int8
