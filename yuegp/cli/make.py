@@ -19,6 +19,7 @@ from yuegp.song.schema import PRESETS, Reference, Sampling, Section, SongRequest
 
 from .arguments import print_json, read_text, song_and_take, the_song, wishes_of
 from .songs import show_jobs
+from .wording import edit_in_words
 
 if TYPE_CHECKING:
     from yuegp.generation.plan import SongPlan
@@ -115,7 +116,11 @@ def redo(arguments: argparse.Namespace) -> None:
     from yuegp.generation import edit
 
     song, take = _begin(arguments)
-    _run(song, [edit.redo(song, take, arguments.section - 1, _seed(arguments), arguments.later)], arguments)
+    _run(
+        song,
+        [edit.redo(song, take, arguments.section - 1, _seed(arguments), edit.later_sections(arguments.later))],
+        arguments,
+    )
 
 
 def takes(arguments: argparse.Namespace) -> None:
@@ -130,7 +135,14 @@ def takes(arguments: argparse.Namespace) -> None:
     wishes = wishes_of(arguments, take.info.request.model)
     with queue.Queue().work(), ProgressBar(quiet=arguments.json or arguments.quiet) as screen:
         begun = edit.choices(
-            song, take, arguments.section - 1, seeds, arguments.later, screen.show, arguments.device, wishes
+            song,
+            take,
+            arguments.section - 1,
+            seeds,
+            edit.later_sections(arguments.later),
+            screen.show,
+            arguments.device,
+            wishes,
         )
     _run(song, begun, arguments)
     if not arguments.json:
@@ -214,7 +226,7 @@ def _describe(plan: SongPlan, song: Song, begun: Sequence[Take]) -> None:
     print(f"Song     {length}, seed {plan.request.seed}")
     print(f"Tags     {plan.tags}")
     numbers = ", ".join(str(take.info.number) for take in begun)
-    print(f"Take     {numbers}" + (f": take {info.parent}, {info.how}" if info.parent else ""))
+    print(f"Take     {numbers}" + (f": take {info.parent}, {edit_in_words(info.edit)}" if info.parent else ""))
     print(f"Folder   {song.folder}")
     for note in plan.notes:
         print(f"Note     {note}")

@@ -178,6 +178,6 @@ def plan_for(take: Take) -> SongPlan:
 
 def missing_sections(plan: SongPlan, take: Take) -> range:
     """The sections to be written next, one after the other: up to the kept ones that follow, or to the end."""
-    spans, later = take.info.spans, take.info.later
+    spans, kept = take.info.spans, take.info.kept_sections
     first = spans[-1].section + (not spans[-1].open) if spans else 0
-    return range(first, later[0].section if later else plan.count)
+    return range(first, kept[0].section if kept else plan.count)

@@ -62,7 +62,7 @@ def act(desk: AppContext, name: str, what: str, values: Values) -> Done:
 def redo(desk: AppContext, name: str, values: Values) -> Done:
     song, take = _song_and_take(desk, name, values)
     section, count = _integer(values, "section"), _integer(values, "count", 1, edit.MOST_CANDIDATES)
-    later, first = str(values.get("later")), secrets.randbelow(2**32)
+    later, first = edit.later_sections(str(values.get("later"))), secrets.randbelow(2**32)
     made = [edit.redo(song, take, section, first + i, later) for i in range(count)]
     desk.again(song, *made)
     numbers = ", ".join(str(new.info.number) for new in made)
