@@ -196,7 +196,7 @@ def test_candidates_are_takes_in_the_queue_and_the_parent_stays(desk: AppContext
     assert len({info.request.seed for info in takes}) == 3
     assert all(info.parent == 1 and len(info.spans) == 1 and len(info.kept_sections) == 1 for info in takes)
     jobs = desk.jobs(song.folder.name)
-    assert [(job.take, job.together) for job in jobs] == [(n, (2, 3, 4)) for n in (2, 3, 4)], "one batch for all"
+    assert [(job.take, job.batch_takes) for job in jobs] == [(n, (2, 3, 4)) for n in (2, 3, 4)], "one batch for all"
     assert song.take(1).info == before
 
 
@@ -210,7 +210,7 @@ def test_an_edit_is_made_the_way_the_song_was_unless_that_is_not_possible_any_mo
         desk.make(song, song.take(1), "cpu", wishes)
         act(desk, song, "redo", section="1", later="keep", count="1")
         job = desk.jobs(song.folder.name)[-1]
-        assert (job.device, job.wishes, job.together) == ("cpu", then, ())
+        assert (job.device, job.wishes, job.batch_takes) == ("cpu", then, ())
         for job in desk.jobs():
             desk.queue.cancel(job.number)
 

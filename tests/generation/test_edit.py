@@ -312,7 +312,7 @@ def test_the_queue_writes_what_was_begun_together_once_for_all(
 
     monkeypatch.setattr(edit, "candidates", candidates)
     for number in numbers:
-        queue.add(song.folder, number, "cpu", together=numbers)
+        queue.add(song.folder, number, "cpu", batch_takes=numbers)
     Worker(queue).run()
     assert batches == [[31, 32]] and [str(job.state) for job in queue.jobs()] == ["done", "done"]
     assert all(song.take(number).info.stage is Stage.RENDERED for number in numbers)

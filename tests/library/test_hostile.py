@@ -510,7 +510,7 @@ def test_files_as_they_were_written_before_they_were_checked_open_unchanged(tmp_
     ]
     assert takes[2].info.spans[-1].open and takes[2].load_leads().shape == (1, 2, 8, 32)
     paused, failed = Queue().jobs()
-    assert (paused.wishes.weights, paused.together, paused.take) == ("nf4", (2, 3), 2)
+    assert (paused.wishes.weights, paused.batch_takes, paused.take) == ("nf4", (2, 3), 2)
     assert (failed.what, failed.trace, failed.last and failed.last.ready) == ("Out of memory.", "T", (0, 1))
     assert settings.load() == settings.Settings("ko") and not environment._damaged(paths.home())
     assert {"my tune", "yue-s1-en-cot-x"} <= set(registry.known()) == set(registry.usable()[0])
