@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ui.context import AppContext
-from ui.pages import edits
+from ui.pages import wording
 from ui.pages.song import actions, export, timeline
 from ui.pages.song import html as song_html
 from ui.pages.song import page as song_page
@@ -29,6 +29,7 @@ from yuegp.generation.options import ANY, ModelOptions
 from yuegp.jobs.queue import JobProgress, Queue, State
 from yuegp.library import store
 from yuegp.library.store import Song
+from yuegp.song.notes import NoteCode
 from yuegp.song.schema import Edit, EditKind, Section, SongRequest, Span, Stage, TakeInfo
 
 T = Texts()
@@ -155,7 +156,7 @@ def test_what_was_done_to_a_take_is_said_in_the_language_of_the_page(desk: AppCo
         edit.mute(song, take, []),
         edit.proceed(song, take, [Section("outro", "x")]),
     ]
-    assert [edits.in_words(new.info.edit, T) for new in done] == [
+    assert [wording.edit_in_words(new.info.edit, T) for new in done] == [
         "section 2 made again",
         "rewound to section 2",
         "rewound to 2.5 s",
@@ -164,10 +165,10 @@ def test_what_was_done_to_a_take_is_said_in_the_language_of_the_page(desk: AppCo
         "nothing muted",
         "continued",
     ]
-    assert edits.in_words(Edit(EditKind.OTHER, text="turned upside down"), T) == "turned upside down"
-    assert edits.in_words(None, T) == "made"
+    assert wording.edit_in_words(Edit(EditKind.OTHER, text="turned upside down"), T) == "turned upside down"
+    assert wording.edit_in_words(None, T) == "made"
     for language in LANGUAGES:
-        assert all(edits.in_words(Edit(kind, text="x"), Texts(language)) for kind in EditKind)
+        assert all(wording.edit_in_words(Edit(kind, text="x"), Texts(language)) for kind in EditKind)
 
 
 def test_every_sentence_of_the_page_is_there() -> None:
@@ -226,7 +227,7 @@ def test_the_song_goes_on_with_new_words_and_says_what_it_made_of_them(desk: App
     done = act(desk, song, "continue", words="hello\n[outro]\nbye", count="")
     info = song.take(2).info
     assert [s.label for s in info.request.sections[3:]] == ["verse", "outro"] and info.edit == Edit(EditKind.CONTINUE)
-    assert done.notes and "became a [verse]" in done.notes[0]
+    assert done.notes and done.notes[0].code is NoteCode.BEFORE_LABEL
     act(desk, song, "continue", words="[outro]\nbye", count="9")
     assert song.take(3).info.request.first_sections == 4, "no more than there are"
     with pytest.raises(RequestError):

@@ -265,7 +265,7 @@ def test_a_redone_middle_keeps_the_end_and_sounds_whole(made: tuple[Song, Take])
 def test_candidates_are_takes_of_their_own(made: tuple[Song, Take]) -> None:
     song, take = made
     events: list[plan.Event] = []
-    some = edit.choices(song, take, 1, [21, 22, 23], "keep", events.append)
+    some = edit.choices(song, take, 1, [21, 22, 23], LaterSections.KEEP, events.append)
     assert events and {event.stage for event in events} == {"writing"}
     assert all(event.done <= event.total and event.what == "section 2 of 3" for event in events)
     for candidate in some:

@@ -16,8 +16,8 @@ from yuegp.jobs.queue import OVER, TO_COME, Job, State
 from yuegp.library import store
 from yuegp.library.store import Take
 
-from .edits import in_words
 from .progress import share
+from .wording import edit_in_words
 
 ONE = ("cancel", "pause", "resume")
 """What can be done to one job, besides moving it."""
@@ -95,7 +95,7 @@ def _title(job: Job, t: Texts) -> tuple[str, str, Take | None]:
         take = song.take(job.take)
     except YueGPError:
         return folder.name, t("queue.gone"), None
-    return song.info.title or folder.name, in_words(take.info.edit, t) if take.info.parent else "", take
+    return song.info.title or folder.name, edit_in_words(take.info.edit, t) if take.info.parent else "", take
 
 
 def handle_action(desk: AppContext, asked: Any, t: Texts) -> dict[str, Any]:

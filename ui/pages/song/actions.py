@@ -21,6 +21,7 @@ from yuegp.jobs.queue import TO_COME, State
 from yuegp.library import catalog, export, store
 from yuegp.library.store import Song, Take
 from yuegp.song import lyrics
+from yuegp.song.notes import Note
 from yuegp.song.schema import Stage
 
 from .export import EXPORTS
@@ -41,8 +42,8 @@ class Done:
     """What goes into the sentence."""
     files: tuple[str, ...] = ()
     """Names of files that were exported."""
-    notes: tuple[str, ...] = ()
-    """Sentences about the lyrics that were given."""
+    notes: tuple[Note, ...] = ()
+    """What there is to say of the lyrics that were given."""
     front: int | None = None
     """A new take that is ready already, to be shown at once."""
 
@@ -86,7 +87,7 @@ def proceed(desk: AppContext, name: str, values: Values) -> Done:
     count = min(len(whole), len(take.info.spans) + _integer(values, "count", 1)) if values.get("count") else None
     pipeline.plan(replace(take.info.request, sections=whole, first_sections=count))
     done = _begun(desk, song, edit.proceed(song, take, parsed.sections, count))
-    return replace(done, notes=tuple(map(str, parsed.notes)))
+    return replace(done, notes=parsed.notes)
 
 
 def trim(desk: AppContext, name: str, values: Values) -> Done:

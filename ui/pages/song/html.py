@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from html import escape
 
-from ui.pages.edits import in_words
+from ui.pages.wording import edit_in_words
 from ui.texts import Texts
 from yuegp.jobs.queue import State
 
@@ -205,7 +205,7 @@ def _take(row: Row, view: SongView, t: Texts) -> str:
     if info:
         origin = say("song.take.made")
         if info.parent:
-            origin = say("song.take.from", how=in_words(info.edit, t), parent=info.parent)
+            origin = say("song.take.from", how=edit_in_words(info.edit, t), parent=info.parent)
         length = clock(seconds(info.frames))
         facts = f"{origin} · {say('song.take.facts', length=length, seed=info.request.seed)}"
         buttons = _listen(row, front, t)
