@@ -80,9 +80,9 @@ class AppContext:
             memory.allow(song.request.model, wishes, machine.describe_machine(), device)
         except YueGPError:
             wishes = ANY
-        together = tuple(take.info.number for take in takes) if len(takes) > 1 else ()
+        batch_takes = tuple(take.info.number for take in takes) if len(takes) > 1 else ()
         for take in takes:
-            self.queue.add(song.folder, take.info.number, device, wishes, together)
+            self.queue.add(song.folder, take.info.number, device, wishes, batch_takes)
 
     def name_of(self, job: Job) -> str:
         """The name by which pages know the song of a job."""

@@ -13,6 +13,7 @@ import pytest
 import soundfile
 
 from yuegp.audio import files
+from yuegp.cli.wording import sentence
 from yuegp.errors import GenerationError, LibraryError, RequestError
 from yuegp.song.schema import Reference
 
@@ -174,7 +175,7 @@ def test_a_file_under_one_second_is_refused(tmp_path: Path) -> None:
 
 def test_a_window_longer_than_the_file_ends_with_it(tmp_path: Path) -> None:
     notes = files.check_reference(Reference(mix=save(tmp_path / "a.wav", tone(5)), start=2))
-    assert len(notes) == 1 and "ends at 5.0 s" in notes[0]
+    assert len(notes) == 1 and "ends at 5.0 s" in sentence(notes[0])
 
 
 def test_silence_is_refused_where_it_is_used(tmp_path: Path) -> None:
@@ -201,13 +202,13 @@ def test_ten_channels_are_refused(tmp_path: Path) -> None:
 
 def test_8_khz_is_accepted_with_a_note(tmp_path: Path) -> None:
     (note,) = files.check_reference(Reference(mix=save(tmp_path / "a.wav", tone(2, 8000), 8000), end=2))
-    assert "8000 Hz" in note
+    assert "8000 Hz" in sentence(note)
 
 
 def test_of_unequal_files_the_shorter_rules(tmp_path: Path) -> None:
     long, short = save(tmp_path / "v.wav", tone(9)), save(tmp_path / "i.wav", tone(4))
     notes = files.check_reference(Reference(vocal=long, instrumental=short, end=4))
-    assert len(notes) == 1 and "9.0 s and 4.0 s" in notes[0]
+    assert len(notes) == 1 and "9.0 s and 4.0 s" in sentence(notes[0])
     refused(Reference(vocal=long, instrumental=short, start=5, end=9), "i.wav lasts 4.00 s")
 
 

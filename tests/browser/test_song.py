@@ -17,18 +17,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ui.context import AppContext
+from ui.pages import wording
 from ui.pages.song import actions, export, timeline
 from ui.pages.song import html as song_html
 from ui.pages.song import page as song_page
 from ui.pages.song import view as song_view
-from ui.texts import Texts
+from ui.texts import LANGUAGES, Texts
 from yuegp.errors import LibraryError, RequestError, YueGPError
 from yuegp.generation import edit, pipeline
 from yuegp.generation.options import ANY, ModelOptions
 from yuegp.jobs.queue import JobProgress, Queue, State
 from yuegp.library import store
 from yuegp.library.store import Song
-from yuegp.song.schema import Section, SongRequest, Span, Stage, TakeInfo
+from yuegp.song.notes import NoteCode
+from yuegp.song.schema import Edit, EditKind, Section, SongRequest, Span, Stage, TakeInfo
 
 T = Texts()
 
@@ -78,7 +80,7 @@ def test_blocks_are_drawn_to_scale_and_leave_no_gap(lengths: list[int]) -> None:
 
 def test_an_unfinished_take_shows_what_is_to_come_and_what_follows() -> None:
     whole = finished(100, 150, 50, 200)
-    redone = replace(whole, stage=Stage.NEW, spans=whole.spans[:1], later=whole.spans[2:])
+    redone = replace(whole, stage=Stage.NEW, spans=whole.spans[:1], kept_sections=whole.spans[2:])
     drawn = timeline.blocks(redone)
     assert [(block.section, block.state) for block in drawn] == [(0, "made"), (1, "planned"), (2, "kept"), (3, "kept")]
     assert drawn[2].start == drawn[1].stop and drawn[3].seconds == 4.0
@@ -136,7 +138,7 @@ def test_nothing_from_a_song_becomes_html(desk: AppContext) -> None:
     info = finished(100, words=evil)
     info = replace(info, request=replace(info.request, title=evil, tags=evil, sections=(Section(evil, evil),)))
     made = store.create(info.request, desk.root)
-    made.new_take(replace(info, how=evil, parent=1), np.zeros((2, 1, 100), np.int16))
+    made.new_take(replace(info, edit=Edit(EditKind.OTHER, text=evil), parent=1), np.zeros((2, 1, 100), np.int16))
     shown = song_page.render(desk, {"song": made.folder.name}, True, T)
     assert shown["state"] == "open"
     for part, html in shown["parts"].items():
@@ -154,12 +156,19 @@ def test_what_was_done_to_a_take_is_said_in_the_language_of_the_page(desk: AppCo
         edit.mute(song, take, []),
         edit.proceed(song, take, [Section("outro", "x")]),
     ]
-    keys = []
-    for new in done:
-        keys += [key for key, pattern in song_html.HOW.items() if re.fullmatch(pattern, new.info.how)]
-        assert song_html.how(new.info.how, T)
-    assert keys == ["redone", "rewound-section", "rewound-second", "trimmed", "muted", "unmuted", "continued"]
-    assert song_html.how("turned upside down", T) == "turned upside down"
+    assert [wording.edit_in_words(new.info.edit, T) for new in done] == [
+        "section 2 made again",
+        "rewound to section 2",
+        "rewound to 2.5 s",
+        "section 2 trimmed by 0.5 s",
+        "muted sections: 1, 3",
+        "nothing muted",
+        "continued",
+    ]
+    assert wording.edit_in_words(Edit(EditKind.OTHER, text="turned upside down"), T) == "turned upside down"
+    assert wording.edit_in_words(None, T) == "made"
+    for language in LANGUAGES:
+        assert all(wording.edit_in_words(Edit(kind, text="x"), Texts(language)) for kind in EditKind)
 
 
 def test_every_sentence_of_the_page_is_there() -> None:
@@ -186,9 +195,9 @@ def test_candidates_are_takes_in_the_queue_and_the_parent_stays(desk: AppContext
     assert done.values == {"take": "2, 3, 4"}
     takes = [song.take(number).info for number in (2, 3, 4)]
     assert len({info.request.seed for info in takes}) == 3
-    assert all(info.parent == 1 and len(info.spans) == 1 and len(info.later) == 1 for info in takes)
+    assert all(info.parent == 1 and len(info.spans) == 1 and len(info.kept_sections) == 1 for info in takes)
     jobs = desk.jobs(song.folder.name)
-    assert [(job.take, job.together) for job in jobs] == [(n, (2, 3, 4)) for n in (2, 3, 4)], "one batch for all"
+    assert [(job.take, job.batch_takes) for job in jobs] == [(n, (2, 3, 4)) for n in (2, 3, 4)], "one batch for all"
     assert song.take(1).info == before
 
 
@@ -202,7 +211,7 @@ def test_an_edit_is_made_the_way_the_song_was_unless_that_is_not_possible_any_mo
         desk.make(song, song.take(1), "cpu", wishes)
         act(desk, song, "redo", section="1", later="keep", count="1")
         job = desk.jobs(song.folder.name)[-1]
-        assert (job.device, job.wishes, job.together) == ("cpu", then, ())
+        assert (job.device, job.wishes, job.batch_takes) == ("cpu", then, ())
         for job in desk.jobs():
             desk.queue.cancel(job.number)
 
@@ -211,14 +220,14 @@ def test_an_edit_is_made_the_way_the_song_was_unless_that_is_not_possible_any_mo
 def test_later_sections_are_kept_remade_or_left(desk: AppContext, song: Song, later: str, kept: int) -> None:
     act(desk, song, "redo", section="1", later=later, count="1")
     info = song.take(2).info
-    assert len(info.later) == kept and info.request.first_sections == (2 if later == "stop" else None)
+    assert len(info.kept_sections) == kept and info.request.first_sections == (2 if later == "stop" else None)
 
 
 def test_the_song_goes_on_with_new_words_and_says_what_it_made_of_them(desk: AppContext, song: Song) -> None:
     done = act(desk, song, "continue", words="hello\n[outro]\nbye", count="")
     info = song.take(2).info
-    assert [s.label for s in info.request.sections[3:]] == ["verse", "outro"] and info.how == "continued"
-    assert done.notes and "became a [verse]" in done.notes[0]
+    assert [s.label for s in info.request.sections[3:]] == ["verse", "outro"] and info.edit == Edit(EditKind.CONTINUE)
+    assert done.notes and done.notes[0].code is NoteCode.BEFORE_LABEL
     act(desk, song, "continue", words="[outro]\nbye", count="9")
     assert song.take(3).info.request.first_sections == 4, "no more than there are"
     with pytest.raises(RequestError):

@@ -19,7 +19,7 @@ from yuegp.jobs.queue import Queue
 from yuegp.jobs.worker import Worker
 from yuegp.library import store
 from yuegp.library.store import Song, Take
-from yuegp.song.schema import Section, SongRequest, Span, Stage, TakeInfo
+from yuegp.song.schema import LaterSections, Section, SongRequest, Span, Stage, TakeInfo
 
 SECTIONS = tuple(Section(label, words) for label, words in (("verse", "one two"), ("chorus", ""), ("outro", "six")))
 
@@ -71,8 +71,8 @@ def test_a_redone_section_stands_between_kept_ones(tmp_path_factory: Any, frames
     take = edit.redo(song, parent, k, seed=5)
     assert take.info.parent == 1 and take.info.request.seed == 5 and take.info.number == 2
     sing(take, new)
-    if take.info.later:
-        pipeline._join_later(take)
+    if take.info.kept_sections:
+        pipeline._join_kept(take)
     spans = song.take(2).info.spans
     assert [s.stop - s.start for s in spans] == [*frames[:k], new, *frames[k + 1 :]]
     assert [s.take for s in spans] == [1] * k + [2] + [1] * (len(frames) - k - 1)
@@ -99,8 +99,8 @@ def test_a_trimmed_section_is_shorter_and_the_rest_moves_up(
     cut = data.draw(st.integers(1, frames[k] - 1))
     song, parent = song_of(tmp_path_factory.mktemp("s"), frames)
     take = edit.trim(song, parent, k, cut / 50)
-    if take.info.later:
-        pipeline._join_later(take)
+    if take.info.kept_sections:
+        pipeline._join_kept(take)
     stop = parent.info.spans[k].stop
     keep = np.r_[0 : stop - cut, stop : sum(frames)]
     assert np.array_equal(take.load_stage1(), parent.load_stage1()[:, :, keep])
@@ -133,7 +133,9 @@ def test_any_chain_of_edits_leaves_whole_songs(
         k = data.draw(st.integers(0, len(take.info.spans) - 1))
         length = take.info.spans[k].stop - take.info.spans[k].start
         if op == "redo":
-            new = edit.redo(song, take, k, seed=1, later=data.draw(st.sampled_from(["keep", "remake"])))
+            new = edit.redo(
+                song, take, k, seed=1, later=data.draw(st.sampled_from([LaterSections.KEEP, LaterSections.REMAKE]))
+            )
         elif op == "trim":
             if length < 2:
                 continue
@@ -146,8 +148,8 @@ def test_any_chain_of_edits_leaves_whole_songs(
             new = edit.mute(song, take, {k})
         count = len(new.info.request.sections)
         while len(new.info.spans) < count:
-            if new.info.later and len(new.info.spans) == new.info.later[0].section:
-                pipeline._join_later(new)
+            if new.info.kept_sections and len(new.info.spans) == new.info.kept_sections[0].section:
+                pipeline._join_kept(new)
             else:
                 sing(new, data.draw(st.integers(2, 60)))
         take = song.take(new.info.number)
@@ -162,7 +164,7 @@ def test_any_chain_of_edits_leaves_whole_songs(
 def test_codes_that_were_never_refined_are_joined_without_a_fade(tmp_path: Path) -> None:
     song, parent = song_of(tmp_path, [40, 50], refined=False)
     take = edit.trim(song, parent, 0, 0.1)
-    pipeline._join_later(take)
+    pipeline._join_kept(take)
     assert take.info.seams == () and not take.load_stage2()[1].any()
 
 
@@ -173,7 +175,7 @@ def test_what_cannot_be_done_is_said(tmp_path: Path) -> None:
     song, take = song_of(tmp_path, [100, 50])
     for refused, said in (
         (lambda: edit.redo(song, take, 2, 0), "has no section 3; it has 2"),
-        (lambda: edit.redo(song, take, 0, 0, later="drop"), "'drop'"),
+        (lambda: edit.later_sections("drop"), "'drop'"),
         (lambda: edit.trim(song, take, 0, 2), "lasts 2.00 s; 2 s cannot be cut"),
         (lambda: edit.trim(song, take, 0, 0), "cannot be cut"),
         (lambda: edit.rewind(song, take, 0, second=3), r"lasts 3.0 s; 3 s is not inside"),
@@ -235,13 +237,13 @@ def test_a_continued_song_keeps_its_codes_and_knows_all_its_words(made: tuple[So
 
 def test_sections_can_be_made_one_by_one(made: tuple[Song, Take]) -> None:
     song, take = made
-    first = run(edit.redo(song, take, 0, seed=8, later="stop"))
+    first = run(edit.redo(song, take, 0, seed=8, later=LaterSections.STOP))
     assert len(first.info.spans) == 1
     second = run(edit.proceed(song, first, count=2))
     assert len(second.info.spans) == 2 and section(second, 0) == section(first, 0)
     third = run(edit.proceed(song, second))
     assert len(third.info.spans) == 3
-    whole = run(edit.redo(song, take, 0, seed=8, later="remake"))
+    whole = run(edit.redo(song, take, 0, seed=8, later=LaterSections.REMAKE))
     assert [first_codes(third, k) for k in range(3)] == [first_codes(whole, k) for k in range(3)]
 
 
@@ -263,7 +265,7 @@ def test_a_redone_middle_keeps_the_end_and_sounds_whole(made: tuple[Song, Take])
 def test_candidates_are_takes_of_their_own(made: tuple[Song, Take]) -> None:
     song, take = made
     events: list[plan.Event] = []
-    some = edit.choices(song, take, 1, [21, 22, 23], "keep", events.append)
+    some = edit.choices(song, take, 1, [21, 22, 23], LaterSections.KEEP, events.append)
     assert events and {event.stage for event in events} == {"writing"}
     assert all(event.done <= event.total and event.what == "section 2 of 3" for event in events)
     for candidate in some:
@@ -288,7 +290,7 @@ def test_takes_begun_together_are_written_in_one_batch_as_they_would_be_alone(ma
     assert [song.take(t.info.number).frames for t in some[:2]] == [some[0].frames] * 2, "nothing is saved half"
     edit.write_together(some, lambda event: None)
     written = [song.take(t.info.number) for t in some]
-    assert [t.info.spans[-1].seed for t in written[:2]] == [21, 22] and all(t.info.later for t in written[:2])
+    assert [t.info.spans[-1].seed for t in written[:2]] == [21, 22] and all(t.info.kept_sections for t in written[:2])
     assert written[2].info == alone.info, "what was there is left as it is"
     lonely = [run(edit.redo(song, take, 1, seed)) for seed in (21, 22)]
     for begun, other in zip(written, lonely, strict=False):
@@ -310,7 +312,7 @@ def test_the_queue_writes_what_was_begun_together_once_for_all(
 
     monkeypatch.setattr(edit, "candidates", candidates)
     for number in numbers:
-        queue.add(song.folder, number, "cpu", together=numbers)
+        queue.add(song.folder, number, "cpu", batch_takes=numbers)
     Worker(queue).run()
     assert batches == [[31, 32]] and [str(job.state) for job in queue.jobs()] == ["done", "done"]
     assert all(song.take(number).info.stage is Stage.RENDERED for number in numbers)
@@ -340,5 +342,5 @@ def test_a_muted_section_is_still_heard(made: tuple[Song, Take]) -> None:
 def test_a_section_without_words_and_one_at_its_limit_can_be_redone(made: tuple[Song, Take]) -> None:
     song, take = made
     assert take.info.request.sections[1].words == "" and not take.info.spans[1].ended
-    again = run(edit.redo(song, take, 1, seed=2, later="remake"))
+    again = run(edit.redo(song, take, 1, seed=2, later=LaterSections.REMAKE))
     assert len(again.info.spans) == 3

@@ -272,7 +272,7 @@ def test_facts_of_takes_that_are_new_half_written_redone_or_refined() -> None:
     assert facts_of(new, 3000, "cpu") == Workload(3000, 3)
     half = replace(info, spans=info.spans[:2], stage=Stage.STAGE1)
     assert facts_of(half, 3000, "cpu") == Workload(3000, 1, (600, 600), 600, 600, 2)
-    redone = replace(half, number=2, spans=info.spans[:1], later=info.spans[2:])
+    redone = replace(half, number=2, spans=info.spans[:1], kept_sections=info.spans[2:])
     assert facts_of(redone, 3000, "cpu") == Workload(3000, 1, (600, 600), 0, 600, 1)
     opened = replace(half, spans=(info.spans[0], replace(info.spans[1], stop=400, open=True)))
     assert facts_of(opened, 3000, "cpu").todo == 2

@@ -306,21 +306,25 @@ def test_wishes_are_kept_with_the_job(queue: Queue, song: Callable[[], Path]) ->
     folder = song()
     queue.add(folder, 1, "cpu", wishes, (1, 2))
     (job,) = Queue(queue.folder.parent).jobs()
-    assert (job.device, job.wishes, job.together) == ("cpu", wishes, (1, 2))
+    assert (job.device, job.wishes, job.batch_takes) == ("cpu", wishes, (1, 2))
     for file in folder.rglob("*.json"):
         assert "nf4" not in file.read_text(), "it belongs to the machine, not to the song"
 
 
-def test_a_queue_of_the_first_format_is_read(queue: Queue, song: Callable[[], Path]) -> None:
-    queue.add(song(), 1)
+def test_queues_of_older_formats_are_read(queue: Queue, song: Callable[[], Path]) -> None:
+    queue.add(song(), 1, batch_takes=(1, 2))
     data = json.loads(queue.path.read_text())
-    for name in ("wishes", "together"):
-        del data["jobs"][0][name]
+    entry = data["jobs"][0]
+    entry["together"] = entry.pop("batch_takes")
+    queue.path.write_text(json.dumps(data | {"format": 2}))
+    (job,) = queue.jobs()
+    assert job.batch_takes == (1, 2)
+    del entry["wishes"], entry["together"]
     queue.path.write_text(json.dumps(data | {"format": 1}))
     (job,) = queue.jobs()
-    assert (job.wishes, job.together) == (ANY, ())
+    assert (job.wishes, job.batch_takes) == (ANY, ())
     queue.pause(1)
-    assert json.loads(queue.path.read_text())["format"] == jobs.FORMAT == 2
+    assert json.loads(queue.path.read_text())["format"] == jobs.FORMAT == 3
 
 
 @pytest.mark.parametrize(
@@ -336,7 +340,7 @@ def test_a_queue_of_the_first_format_is_read(queue: Queue, song: Callable[[], Pa
         ("state", "lost", "state is 'lost', not one of waiting"),
         ("song", "a\0b", "song holds a NUL character"),
         ("song", ["a"], "song is a list, not a text"),
-        ("together", [1, {}], r"together\[1\] is an object, not a whole number"),
+        ("batch_takes", [1, {}], r"batch_takes\[1\] is an object, not a whole number"),
         ("last", {"job": 2}, "last has no entry called 'state'"),
         ("eta", 1, "an entry that is not known: 'eta'"),
         (None, [1, 2], "is a list, not an object"),
@@ -367,11 +371,11 @@ def test_who_was_taken_off_the_queue_is_not_written_along(queue: Queue, song: Ca
     for _ in range(2):
         opened.new_take(TakeInfo(0, opened.request))
     for take in (1, 2, 3):
-        queue.add(folder, take, together=(1, 2, 3))
+        queue.add(folder, take, batch_takes=(1, 2, 3))
     queue.cancel(2)
     queue.pause(3)
     seen: list[tuple[int, ...]] = []
-    worker(queue, lambda job, watch: seen.append(job.together)).run()
+    worker(queue, lambda job, watch: seen.append(job.batch_takes)).run()
     assert seen == [(1, 3)]
 
 

@@ -123,7 +123,7 @@ def test_damaged_songs_are_listed_with_the_reason_and_the_others_as_ever(tmp_pat
     make(tmp_path, "Whole")
     (make(tmp_path, "Cut").folder / "song.json").write_text('{"format": 2, "song"')
     newer = make(tmp_path, "Newer").folder / "song.json"
-    newer.write_text(newer.read_text().replace('"format": 2', '"format": 99'))
+    newer.write_text(newer.read_text().replace('"format": 3', '"format": 99'))
     (make(tmp_path, "Gone", seconds=1).folder / "song.json").unlink()
     (make(tmp_path, "Take", seconds=1).folder / "takes" / "001" / "take.json").write_text("[]")
     damage(make(tmp_path, "Picked", seconds=1), picked=7)

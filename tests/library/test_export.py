@@ -18,6 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from yuegp.audio import files, metadata, mix
+from yuegp.cli.wording import sentence
 from yuegp.errors import Cancelled, LibraryError, RequestError
 from yuegp.library import export
 from yuegp.library.export import file_name, import_file
@@ -381,7 +382,7 @@ def test_an_export_names_no_path_of_this_machine(tmp_path: Path) -> None:
     assert "Model mine, seed" in tags.comment
     got, notes = import_file(path)
     assert got == replace(REQUEST, model="mine") and got.reference is None
-    assert len(notes) == 1 and "(2 s to 12.5 s of mix.wav), which is not in the file" in notes[0]
+    assert len(notes) == 1 and "(2 s to 12.5 s of mix.wav), which is not in the file" in sentence(notes[0])
     assert import_file(take.folder / "take.json")[0].reference is not None
 
 
@@ -389,7 +390,7 @@ def test_a_joined_take_says_that_it_cannot_be_made_in_one_go(tmp_path: Path) -> 
     song, take = make_song(tmp_path / "songs", seams=(50,), spans=(*SPANS[:2], replace(SPANS[2], take=9)))
     path = export.export(song, take, tmp_path, "wav16", ("vocal",))[0]
     for source in (path, take.folder / "take.json"):
-        assert "joined from several" in import_file(source)[1][0]
+        assert "joined from several" in sentence(import_file(source)[1][0])
 
 
 def test_song_folders_are_imported_from_any_of_their_pages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

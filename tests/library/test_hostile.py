@@ -40,7 +40,7 @@ from yuegp.jobs import eta
 from yuegp.jobs.queue import Queue
 from yuegp.library import catalog, export, store
 from yuegp.library.store import Song
-from yuegp.song.schema import MadeWith, Section, SongRequest, Span, Stage, TakeInfo
+from yuegp.song.schema import Edit, EditKind, MadeWith, Section, SongRequest, Span, Stage, TakeInfo
 from yuegp.system import environment
 
 HOSTILE = Path(__file__).resolve().parents[1] / "fixtures" / "hostile"
@@ -502,10 +502,15 @@ def test_files_as_they_were_written_before_they_were_checked_open_unchanged(tmp_
     assert (song.info.rating, song.request.seed, song.request.title) == (5, 2**63 - 1, "Today's song ☃")
     assert song.request.reference and song.request.reference.mix == str(song.folder / "references" / "mix.wav")
     assert takes[0].info.seconds == {"stage1": 6.79, "stage2": 10, "sound": 0.0}
-    assert takes[1].info.later == (Span(1, 100, 200, False, 1, 7),) and takes[1].info.parent == 1
+    assert takes[1].info.kept_sections == (Span(1, 100, 200, False, 1, 7),) and takes[1].info.parent == 1
+    assert [take.info.edit for take in takes] == [
+        None,
+        Edit(EditKind.REDO, 0),
+        Edit(EditKind.REWIND_SECOND, seconds=3.0),
+    ]
     assert takes[2].info.spans[-1].open and takes[2].load_leads().shape == (1, 2, 8, 32)
     paused, failed = Queue().jobs()
-    assert (paused.wishes.weights, paused.together, paused.take) == ("nf4", (2, 3), 2)
+    assert (paused.wishes.weights, paused.batch_takes, paused.take) == ("nf4", (2, 3), 2)
     assert (failed.what, failed.trace, failed.last and failed.last.ready) == ("Out of memory.", "T", (0, 1))
     assert settings.load() == settings.Settings("ko") and not environment._damaged(paths.home())
     assert {"my tune", "yue-s1-en-cot-x"} <= set(registry.known()) == set(registry.usable()[0])

@@ -179,7 +179,7 @@ def test_slugs_keep_words_of_any_script() -> None:
         (b'{"format": "1", "request": {}}', "damaged"),
         (b'{"format": 1, "request": {"sections": 5}}', "damaged"),
         (b'{"format": 2, "song": {}, "request": {"sections": [], "sampling": {}, "tags": "", "mood": 1}}', "mood"),
-        (b'{"format": 3, "request": {}}', r"made by a newer yuegp \(format 3; this one reads up to 2\)"),
+        (b'{"format": 4, "request": {}}', r"made by a newer yuegp \(format 4; this one reads up to 3\)"),
     ],
 )
 def test_a_damaged_song_json_is_named_and_left_alone(tmp_path: Path, content: bytes, message: str) -> None:
@@ -268,7 +268,7 @@ def test_a_song_of_format_1_opens_and_is_written_anew_only_when_it_changes(tmp_p
     assert mask.shape == (2, 100) and mask.all() and (refined[:, :1] == old.load_stage1()).all()
     assert (folder / "song.json").read_bytes() == before
     song.save_info(replace(song.info, rating=5))
-    assert json.loads((folder / "song.json").read_text())["format"] == 2
+    assert json.loads((folder / "song.json").read_text())["format"] == 3
     assert open_song(folder).take(1).info == old.info
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from yuegp.cli.wording import sentence
 from yuegp.errors import RequestError
 from yuegp.song import tags
 from yuegp.song.tags import advise, find, fold, parse, suggest, vocabulary, without_voice
@@ -110,34 +111,35 @@ def test_an_unknown_word_before_vocal_is_an_own_timbre() -> None:
     assert find("vaporwave, smoky vocal")["own"] == ("vaporwave", "smoky vocal")
     assert without_voice("vaporwave smoky vocal piano") == "vaporwave piano"
     assert without_voice("jazz, slightly smoky vocals, piano") == "jazz, piano"
-    assert not any("timbre" in hint for hint in advise("pop piano sad female smoky vocal"))
+    assert not any("timbre" in sentence(hint) for hint in advise("pop piano sad female smoky vocal"))
 
 
 def test_advice_names_each_missing_component() -> None:
     assert advise("pop piano happy female airy vocal") == ()
     assert len(advise("xyz")) == 5
     (hint,) = advise("happy pop female airy vocal vocal")
-    assert "instrument" in hint and "piano" in hint
+    assert "instrument" in sentence(hint) and "piano" in sentence(hint)
 
 
 def test_advice_on_two_singers_unless_it_is_a_duet() -> None:
     line = "pop piano happy male female airy vocal"
     (hint,) = advise(line)
-    assert "a man and a woman" in hint
+    assert "a man and a woman" in sentence(hint)
     assert advise(line + " duet") == ()
 
 
 def test_advice_on_chinese_lyrics_without_a_spoken_language() -> None:
     line = "pop piano happy female airy vocal"
-    assert "Mandarin or Cantonese" in advise(line, "zh")[0]
+    assert "Mandarin or Cantonese" in sentence(advise(line, "zh")[0])
     assert advise(line + " cantonese", "zh") == () == advise(line, "ja")
     assert advise("pop piano happy", "zh", instrumental=True) == ()
 
 
 def test_advice_on_doubled_tags_and_voices_in_an_instrumental_song() -> None:
-    assert advise("pop Piano happy female airy vocal piano") == ("piano is named 2 times; once is enough.",)
+    (hint,) = advise("pop Piano happy female airy vocal piano")
+    assert sentence(hint) == "piano is named 2 times; once is enough."
     (hint,) = advise("pop piano happy female airy vocal", instrumental=True)
-    assert hint.endswith("female, airy vocal.")
+    assert sentence(hint).endswith("female, airy vocal.")
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from yuegp.generation import edit, pipeline
 from yuegp.generation import plan as planning
 from yuegp.library import store
 from yuegp.library.store import Take
-from yuegp.song.schema import Section, SongRequest, Stage, TakeInfo
+from yuegp.song.schema import LaterSections, Section, SongRequest, Stage, TakeInfo
 
 
 def request(genre: str, seed: int = 1) -> SongRequest:
@@ -99,6 +99,6 @@ def test_candidates_in_one_batch_are_what_they_are_alone(tmp_path: Path) -> None
     song = store.open_song(take.folder.parent.parent)
     batch = edit.choices(song, take, 0, [5, 6], "stop", lambda event: None)
     for seed, candidate in zip((5, 6), batch, strict=True):
-        alone = edit.redo(song, take, 0, seed, later="stop")
+        alone = edit.redo(song, take, 0, seed, later=LaterSections.STOP)
         pipeline.run(planning.plan_for(alone), alone)
         assert candidate.load_stage1().tolist() == alone.load_stage1().tolist()

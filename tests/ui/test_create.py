@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from string import Formatter
 from types import SimpleNamespace
 from typing import Any
 
@@ -22,10 +23,12 @@ from ui.pages.create import reference as create_reference
 from ui.texts import LANGUAGES, Texts
 from yuegp import paths
 from yuegp.checkpoints import sets
+from yuegp.cli import wording
 from yuegp.errors import DeviceError, LibraryError, ModelError, RequestError
 from yuegp.generation.options import ModelOptions
 from yuegp.jobs.queue import Queue, State
 from yuegp.song import lyrics
+from yuegp.song.notes import NoteCode, Word
 from yuegp.song.schema import Reference
 
 T = Texts("en")
@@ -101,25 +104,45 @@ def test_the_examples_and_forms_can_be_made_into_songs() -> None:
     for example in words.examples():
         asked = create_plan.asked(values(words=example.lyrics, tags=example.tags, instrumental=example.instrumental), T)
         assert asked.request.sections
-        assert not tags.read(example.tags, "en", example.instrumental)["hints"]
+        assert not tags.read(example.tags, "en", example.instrumental, T)["hints"]
         assert T(f"create.example.{example.name}")
     for name, labels in words.SHAPES.items():
         assert tuple(section.label for section in lyrics.parse(words.shape(name)).sections) == labels
         assert T(f"create.shape.{name}")
 
 
+def test_notes_are_told_in_the_language_of_the_page() -> None:
+    told = {code: words.read("[verse]\n[x] la\n", Texts(code))["notes"][0]["text"] for code in LANGUAGES}
+    assert told["en"] == "Line 2: [x] stands inside a line, so it is no label; it is sung as written."
+    assert len(set(told.values())) == len(LANGUAGES) and all("[x]" in text and "2" in text for text in told.values())
+    for language in LANGUAGES:
+        hints = tags.read("male female", "en", False, Texts(language))["hints"]
+        assert len(hints) == 5 and len({hint["text"] for hint in hints}) == 5
+
+
+def test_every_note_has_a_sentence_on_the_page_and_in_the_terminal() -> None:
+    """With the same places, so that values of one fill the other."""
+
+    def places(text: str) -> set[tuple[str | None, str | None]]:
+        return {(name, spec) for _, name, spec, _ in Formatter().parse(text) if name}
+
+    for code in NoteCode:
+        assert places(T.sentences[f"note.{code}"]) == places(wording._NOTES[code]), code
+    assert set(T.part("note.word.")) == set(Word) == set(wording._WORDS)
+
+
 # Tags
 
 
 def test_chinese_words_bring_the_languages_to_choose_from() -> None:
-    hints = tags.read("pop piano happy female bright vocal", "zh", False)["hints"]
+    hints = tags.read("pop piano happy female bright vocal", "zh", False, T)["hints"]
     assert [hint["add"] for hint in hints] == [["Mandarin", "Cantonese"]]
-    assert tags.read("pop piano happy female bright vocal Mandarin", "zh", False)["hints"] == []
+    assert tags.read("pop piano happy female bright vocal Mandarin", "zh", False, T)["hints"] == []
 
 
 def test_known_tags_are_found_whatever_their_spelling() -> None:
-    assert tags.read("Hip Hop, zydeco-core", "en", False)["folded"][:1] == ["hiphop"]
-    assert "bracket" in tags.read("pop [verse]", "en", False)["hints"][0]["text"]
+    assert tags.read("Hip Hop, zydeco-core", "en", False, T)["folded"][:1] == ["hiphop"]
+    assert "bracket" in tags.read("pop [verse]", "en", False, T)["hints"][0]["text"]
 
 
 # Model

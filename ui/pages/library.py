@@ -15,6 +15,7 @@ from typing import Any
 import gradio as gr
 
 from ui.context import AppContext
+from ui.pages.wording import note_in_words
 from ui.shell import Shell, goto, plain, sendable
 from ui.texts import Texts
 from yuegp.checkpoints import sets
@@ -255,7 +256,7 @@ def settings_of(path: str, t: Texts) -> tuple[str, list[str]]:
     if Path(path).suffix.lower() not in IMPORTED:
         raise RequestError(t("library.import.wrong"), t("library.import.wrong_hint"))
     request, notes = export.import_file(path)
-    said = list(notes)
+    said = [note_in_words(note, t) for note in notes]
     if request.model not in sets.names():
         said.append(t("library.import.model", model=request.model))
         request = type(request)(**{**vars(request), "model": ""})

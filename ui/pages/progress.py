@@ -94,7 +94,7 @@ def _sections(take: Take, progress: JobProgress | None) -> list[dict[str, Any]]:
     """Label, state and what can be heard of each section that is to be made."""
     info = take.info
     count = info.request.first_sections or len(info.request.sections)
-    written = {span.section for span in (*info.spans, *info.later) if not span.open}
+    written = {span.section for span in (*info.spans, *info.kept_sections) if not span.open}
     if progress:
         written |= set(progress.ready)
     whole = info.stage is Stage.RENDERED

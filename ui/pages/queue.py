@@ -17,6 +17,7 @@ from yuegp.library import store
 from yuegp.library.store import Take
 
 from .progress import share
+from .wording import edit_in_words
 
 ONE = ("cancel", "pause", "resume")
 """What can be done to one job, besides moving it."""
@@ -94,7 +95,7 @@ def _title(job: Job, t: Texts) -> tuple[str, str, Take | None]:
         take = song.take(job.take)
     except YueGPError:
         return folder.name, t("queue.gone"), None
-    return song.info.title or folder.name, take.info.how if take.info.parent else "", take
+    return song.info.title or folder.name, edit_in_words(take.info.edit, t) if take.info.parent else "", take
 
 
 def handle_action(desk: AppContext, asked: Any, t: Texts) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from ui.context import AppContext
 from ui.pages import progress
 from ui.pages.create import fields, page, plan
 from ui.pages.create import reference as create_reference
+from ui.pages.wording import note_in_words
 from ui.shell import plain, sendable
 from ui.texts import Texts
 from yuegp.checkpoints import sets
@@ -59,7 +60,11 @@ def build(desk: AppContext) -> gr.Blocks:
         wanted = plan.asked(read_settings(lyrics, tags, settings), t)
         notes = (*wanted.notes, *pipeline.plan(wanted.request).notes)
         name = page.begin(desk, wanted)
-        return {**state_of(desk, name), "model": wanted.choice.model.id, "notes": list(notes)}
+        return {
+            **state_of(desk, name),
+            "model": wanted.choice.model.id,
+            "notes": [note_in_words(note, t) for note in notes],
+        }
 
     @told
     def status(song: str) -> dict[str, Any]:

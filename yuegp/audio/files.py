@@ -19,6 +19,7 @@ import numpy as np
 
 from yuegp import files
 from yuegp.errors import GenerationError, LibraryError, RequestError
+from yuegp.song.notes import Note, NoteCode, note
 from yuegp.song.schema import Reference
 
 CODEC_RATE = 16000
@@ -199,7 +200,7 @@ def sinc_resample(wave: np.ndarray, source: int, target: int) -> np.ndarray:
     return out
 
 
-def check_reference(reference: Reference) -> tuple[str, ...]:
+def check_reference(reference: Reference) -> tuple[Note, ...]:
     """Raise RequestError unless the reference can be learned from; notes on what to expect from it otherwise.
 
     Reads the window of each file once, block by block. An end behind the file's end means the file's end."""
@@ -210,16 +211,13 @@ def check_reference(reference: Reference) -> tuple[str, ...]:
             f"The reference cannot run from {start:g} s to {end:g} s.",
             "Give a start of 0 or more and an end after it, in seconds.",
         )
-    notes: list[str] = []
+    notes: list[Note] = []
     infos = {path: _judge(path, start, end, notes) for path in paths}
     lengths = [info.seconds for info in infos.values()]
     if max(lengths) - min(lengths) > UNEQUAL_LENGTHS:
-        notes.append(
-            f"The two reference files differ in length ({lengths[0]:.1f} s and {lengths[1]:.1f} s): "
-            "only the length of the shorter one is used."
-        )
+        notes.append(note(NoteCode.REFERENCE_UNEQUAL, first=lengths[0], second=lengths[1]))
     if min(lengths) < end:
-        notes.append(f"The reference ends at {min(lengths):.1f} s, before the {end:g} s asked for.")
+        notes.append(note(NoteCode.REFERENCE_ENDS, seconds=min(lengths), end=end))
     return tuple(notes)
 
 
@@ -240,7 +238,7 @@ def _reference_paths(reference: Reference) -> list[str]:
     return [reference.vocal, reference.instrumental]
 
 
-def _judge(path: str, start: float, end: float, notes: list[str]) -> AudioInfo:
+def _judge(path: str, start: float, end: float, notes: list[Note]) -> AudioInfo:
     """Refuse one reference file, or return its facts and add to the notes."""
     info = probe(path)
     if info.channels > 2:
@@ -266,7 +264,7 @@ def _judge(path: str, start: float, end: float, notes: list[str]) -> AudioInfo:
             "Choose a window in which something sounds.",
         )
     if info.rate < DULL_RATE:
-        notes.append(f"{path} is sampled at {info.rate} Hz only; its missing treble will colour the song.")
+        notes.append(note(NoteCode.REFERENCE_DULL, path=path, rate=info.rate))
     return info
 
 

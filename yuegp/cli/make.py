@@ -19,10 +19,12 @@ from yuegp.song.schema import PRESETS, Reference, Sampling, Section, SongRequest
 
 from .arguments import print_json, read_text, song_and_take, the_song, wishes_of
 from .songs import show_jobs
+from .wording import edit_in_words, note_in_words, sentence
 
 if TYPE_CHECKING:
     from yuegp.generation.plan import SongPlan
     from yuegp.library.store import Song, Take
+    from yuegp.song.notes import Note
 
 INSTRUMENTAL_SECTIONS = tuple(Section(label) for label in ("verse", "chorus", "verse", "chorus", "outro"))
 """What `--instrumental` plays when no lyrics file gives the sections."""
@@ -48,7 +50,7 @@ def show_lyrics(arguments: argparse.Namespace) -> None:
         for section in parsed.sections
     ]
     if arguments.json:
-        warnings = [{"line": note.line, "text": note.text} for note in notes]
+        warnings = [{"line": note.line, "code": note.code, "text": sentence(note)} for note in notes]
         print_json({"language": lyrics.language(parsed.sections), "sections": rows, "warnings": warnings})
         return
     print(f"{'':>2}  {'section':<16} {'line':>4} {'words':>5} {'sung in':>8}")
@@ -56,7 +58,7 @@ def show_lyrics(arguments: argparse.Namespace) -> None:
         label = row["label"] if row["label"] == row["model_label"] else f"{row['label']} → {row['model_label']}"
         print(f"{number:>2}  {label:<16} {row['line']:>4} {row['words']:>5} {row['seconds']:>6.0f} s")
     for note in notes:
-        print(f"Note: {note}")
+        print(f"Note: {note_in_words(note)}")
 
 
 # Making
@@ -115,7 +117,11 @@ def redo(arguments: argparse.Namespace) -> None:
     from yuegp.generation import edit
 
     song, take = _begin(arguments)
-    _run(song, [edit.redo(song, take, arguments.section - 1, _seed(arguments), arguments.later)], arguments)
+    _run(
+        song,
+        [edit.redo(song, take, arguments.section - 1, _seed(arguments), edit.later_sections(arguments.later))],
+        arguments,
+    )
 
 
 def takes(arguments: argparse.Namespace) -> None:
@@ -130,7 +136,14 @@ def takes(arguments: argparse.Namespace) -> None:
     wishes = wishes_of(arguments, take.info.request.model)
     with queue.Queue().work(), ProgressBar(quiet=arguments.json or arguments.quiet) as screen:
         begun = edit.choices(
-            song, take, arguments.section - 1, seeds, arguments.later, screen.show, arguments.device, wishes
+            song,
+            take,
+            arguments.section - 1,
+            seeds,
+            edit.later_sections(arguments.later),
+            screen.show,
+            arguments.device,
+            wishes,
         )
     _run(song, begun, arguments)
     if not arguments.json:
@@ -214,10 +227,10 @@ def _describe(plan: SongPlan, song: Song, begun: Sequence[Take]) -> None:
     print(f"Song     {length}, seed {plan.request.seed}")
     print(f"Tags     {plan.tags}")
     numbers = ", ".join(str(take.info.number) for take in begun)
-    print(f"Take     {numbers}" + (f": take {info.parent}, {info.how}" if info.parent else ""))
+    print(f"Take     {numbers}" + (f": take {info.parent}, {edit_in_words(info.edit)}" if info.parent else ""))
     print(f"Folder   {song.folder}")
     for note in plan.notes:
-        print(f"Note     {note}")
+        print(f"Note     {note_in_words(note)}")
     sys.stdout.flush()
 
 
@@ -234,23 +247,23 @@ def _report(plan: SongPlan, song: Song, take: Take) -> dict[str, Any]:
         "vocal": str(take.vocal),
         "instrumental": str(take.instrumental),
         "wall_seconds": take.info.seconds,
-        "warnings": list(plan.notes),
+        "warnings": [note_in_words(note) for note in plan.notes],
     }
 
 
 # Requests from arguments
 
 
-def _request(arguments: argparse.Namespace) -> tuple[SongRequest, str | None, tuple[str, ...]]:
+def _request(arguments: argparse.Namespace) -> tuple[SongRequest, str | None, tuple[Note, ...]]:
     """The request, the lyrics as they were typed, and what there is to say about them."""
     from yuegp.song import lyrics
 
     text: str | None = None
-    notes: tuple[str, ...] = ()
+    notes: tuple[Note, ...] = ()
     if arguments.lyrics is not None:
         text = read_text(arguments.lyrics)
         parsed = lyrics.parse(text)
-        sections, notes = parsed.sections, tuple(map(str, parsed.notes))
+        sections, notes = parsed.sections, parsed.notes
     elif arguments.instrumental:
         sections = INSTRUMENTAL_SECTIONS
     else:

@@ -14,6 +14,7 @@ from yuegp.errors import RequestError
 from yuegp.song.schema import Stage, to_dict
 
 from .arguments import named_song, print_json, song_and_take, songs_root, the_song, wishes_of
+from .wording import edit_in_words, note_in_words
 
 if TYPE_CHECKING:
     from yuegp.generation.plan import Event
@@ -73,7 +74,7 @@ def show(arguments: argparse.Namespace) -> None:
         print(f"  {fault.what}")
     for take in takes:
         info = take.info
-        origin = f", from take {info.parent}: {info.how}" if info.parent else ""
+        origin = f", from take {info.parent}: {edit_in_words(info.edit)}" if info.parent else ""
         mark = "*" if info.number == chosen else " "
         print(f"{mark} take {info.number}, {STAGES[info.stage]}, seed {info.request.seed}{origin}")
         for span in info.spans:
@@ -161,9 +162,10 @@ def import_settings(arguments: argparse.Namespace) -> None:
     request, notes = exporting.import_file(arguments.file)
     root = paths.songs_dir(arguments.out).absolute()
     song = store.create(request, root, lyrics.write(request.sections))
-    said = "".join(f"Note     {note}\n" for note in notes)
+    warnings = [note_in_words(note) for note in notes]
+    said = "".join(f"Note     {warning}\n" for warning in warnings)
     said += f'A song with the same settings: {song.folder}\nMake it with: python launch.py resume "{song.folder}"'
-    _say(arguments, {"song": str(song.folder), "warnings": list(notes)}, said)
+    _say(arguments, {"song": str(song.folder), "warnings": warnings}, said)
 
 
 # The queue

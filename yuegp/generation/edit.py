@@ -16,7 +16,7 @@ from yuegp.errors import LibraryError, RequestError
 from yuegp.files import write_atomic
 from yuegp.library.store import Song, Take
 from yuegp.locks import song_lock
-from yuegp.song.schema import MadeWith, Section, SongRequest, Span, Stage
+from yuegp.song.schema import Edit, EditKind, LaterSections, MadeWith, Section, SongRequest, Span, Stage
 from yuegp.tokens.vocab import FRAMES_PER_SECOND
 
 from .options import ANY, ModelOptions
@@ -25,9 +25,6 @@ from .plan import ProgressCallback, plan_for
 
 if TYPE_CHECKING:
     from .stage1 import SectionCodes
-
-LATER = ("keep", "remake", "stop")
-"""What becomes of the sections after a redone one: kept as they are, made anew too, or left for later, one by one."""
 
 MOST_CANDIDATES = 10
 
@@ -42,7 +39,7 @@ def proceed(song: Song, take: Take, sections: Sequence[Section] = (), count: int
         raise RequestError(
             f"All {made} sections of take {take.info.number} are made.", "Give lyrics to go on with, or redo a section."
         )
-    return _branch(song, take, request, _whole(take), how="continued")
+    return _branch(song, take, request, _whole(take), edit=Edit(EditKind.CONTINUE))
 
 
 def rewind(song: Song, take: Take, seed: int, section: int | None = None, second: float | None = None) -> Take:
@@ -52,7 +49,7 @@ def rewind(song: Song, take: Take, seed: int, section: int | None = None, second
     request = replace(take.info.request, seed=seed)
     if section is not None:
         _span(take, section)
-        return _branch(song, take, request, spans[:section], how=f"rewound to section {section + 1}")
+        return _branch(song, take, request, spans[:section], edit=Edit(EditKind.REWIND_SECTION, section))
     frame = round((second or 0.0) * FRAMES_PER_SECOND)
     if not 0 <= frame < take.frames:
         raise RequestError(
@@ -63,12 +60,23 @@ def rewind(song: Song, take: Take, seed: int, section: int | None = None, second
     at = spans[len(kept)]
     if frame > at.start:
         kept = (*kept, replace(at, stop=frame, ended=False, open=True))
-    return _branch(song, take, request, kept, how=f"rewound to {second:.1f} s")
+    at_second = Edit(EditKind.REWIND_SECOND, seconds=frame / FRAMES_PER_SECOND)
+    return _branch(song, take, request, kept, edit=at_second)
 
 
-def redo(song: Song, take: Take, section: int, seed: int, later: str = "keep") -> Take:
-    """Write one section anew. `later` is one of `LATER`."""
-    return _redone(song, take, section, seed, later, f"section {section + 1} redone")
+def redo(song: Song, take: Take, section: int, seed: int, later: LaterSections = LaterSections.KEEP) -> Take:
+    """Write one section anew."""
+    return _redone(song, take, seed, Edit(EditKind.REDO, section, later))
+
+
+def later_sections(word: str) -> LaterSections:
+    """What a word says of the sections after a redone one. RequestError when it is none that is known."""
+    try:
+        return LaterSections(word)
+    except ValueError:
+        raise RequestError(
+            f"Later sections cannot be treated as {word!r}.", f"Use {', '.join(LaterSections)}."
+        ) from None
 
 
 def choices(
@@ -76,7 +84,7 @@ def choices(
     take: Take,
     section: int,
     seeds: Sequence[int],
-    later: str,
+    later: LaterSections,
     watch: ProgressCallback,
     device: str = "auto",
     wishes: ModelOptions = ANY,
@@ -88,7 +96,7 @@ def choices(
     written, made_with = candidates(plan(take.info.request), take, section, seeds, watch, device, wishes)
     takes = []
     for i, (seed, choice) in enumerate(zip(seeds, written, strict=True), 1):
-        begun = _redone(song, take, section, seed, later, f"section {section + 1}, candidate {i} of {len(seeds)}")
+        begun = _redone(song, take, seed, Edit(EditKind.CANDIDATE, section, later, i, len(seeds)))
         _add(begun, choice, made_with)
         takes.append(begun)
     return takes
@@ -137,8 +145,8 @@ def trim(song: Song, take: Take, section: int, seconds: float) -> Take:
         )
     spans = _whole(take)
     kept = (*spans[:section], replace(span, stop=span.stop - frames, ended=False))
-    how = f"section {section + 1} trimmed by {frames / FRAMES_PER_SECOND:g} s"
-    return _branch(song, take, take.info.request, kept, spans[section + 1 :], how)
+    trimmed = Edit(EditKind.TRIM, section, seconds=frames / FRAMES_PER_SECOND)
+    return _branch(song, take, take.info.request, kept, spans[section + 1 :], trimmed)
 
 
 def mute(song: Song, take: Take, sections: Collection[int]) -> Take:
@@ -146,9 +154,9 @@ def mute(song: Song, take: Take, sections: Collection[int]) -> Take:
     style of what is written after them. The sound stays the same."""
     for section in sections:
         _span(take, section)
-    names = ", ".join(str(section + 1) for section in sorted(sections))
-    how = f"sections {names} muted" if sections else "nothing muted"
-    new = _branch(song, take, take.info.request, _whole(take), how=how, muted=tuple(sorted(sections)))
+    muted = tuple(sorted(sections))
+    edit = Edit(EditKind.MUTE if muted else EditKind.UNMUTE, sections=muted)
+    new = _branch(song, take, take.info.request, _whole(take), edit=edit, muted=muted)
     sounds = (take.vocal, take.instrumental, take.mix)
     if take.info.stage is Stage.RENDERED and all(path.exists() for path in sounds):
         for source in sounds:
@@ -157,14 +165,14 @@ def mute(song: Song, take: Take, sections: Collection[int]) -> Take:
     return new
 
 
-def _redone(song: Song, take: Take, section: int, seed: int, later: str, how: str) -> Take:
-    if later not in LATER:
-        raise RequestError(f"Later sections cannot be treated as {later!r}.", f"Use {', '.join(LATER)}.")
+def _redone(song: Song, take: Take, seed: int, edit: Edit) -> Take:
+    section = edit.section
     _span(take, section)
     spans, request = _whole(take), replace(take.info.request, seed=seed)
-    count = {"keep": request.first_sections, "remake": request.first_sections, "stop": section + 1}[later]
-    kept_later = spans[section + 1 :] if later == "keep" else ()
-    return _branch(song, take, replace(request, first_sections=count), spans[:section], kept_later, how)
+    if edit.later is LaterSections.STOP:
+        request = replace(request, first_sections=section + 1)
+    kept = spans[section + 1 :] if edit.later is LaterSections.KEEP else ()
+    return _branch(song, take, request, spans[:section], kept, edit)
 
 
 def _branch(
@@ -172,11 +180,11 @@ def _branch(
     parent: Take,
     request: SongRequest,
     spans: Sequence[Span],
-    later: Sequence[Span] = (),
-    how: str = "",
+    kept: Sequence[Span] = (),
+    edit: Edit | None = None,
     muted: tuple[int, ...] | None = None,
 ) -> Take:
-    """A new take that begins with the parent's codes up to the end of `spans`, and ends with those of `later`."""
+    """A new take that begins with the parent's codes up to the end of `spans`, and ends with those of `kept`."""
     stop = spans[-1].stop if spans else 0
     codes, mask = parent.load_stage2()
     seams = tuple(seam for seam in parent.info.seams if seam < stop)
@@ -185,11 +193,11 @@ def _branch(
         request=request,
         stage=Stage.NEW,
         spans=tuple(spans),
-        later=tuple(later),
+        kept_sections=tuple(kept),
         seams=seams,
         muted=parent.info.muted if muted is None else muted,
         parent=parent.info.number,
-        how=how,
+        edit=edit,
         made_with=None,
         seconds={},
     )
@@ -200,7 +208,7 @@ def _branch(
 def _whole(take: Take) -> tuple[Span, ...]:
     """The spans of a take whose music is written to the end of what was asked."""
     spans = take.info.spans
-    if take.info.later or not spans or spans[-1].open:
+    if take.info.kept_sections or not spans or spans[-1].open:
         raise LibraryError(
             f"Take {take.info.number} of {take.folder.parent.parent.name} is not finished.",
             "Go on with it first: `resume`.",

@@ -55,16 +55,16 @@ def run(
     with song_lock(take.folder.parent.parent):
         take.info = Take.open(take.folder).info  # another process may have gone on with it since it was opened
         take.sweep()
-        if take.info.stage is Stage.RENDERED and not take.info.later and not missing_sections(plan, take):
+        if take.info.stage is Stage.RENDERED and not take.info.kept_sections and not missing_sections(plan, take):
             Previews(take, plan.models.codec, on=False).discard()  # a run may have ended just before it did so
             return None
         with GenerationSession(plan, take, watch, device, previews, wishes) as making:
             making.open(hear)
-            while take.info.later or missing_sections(plan, take):
+            while take.info.kept_sections or missing_sections(plan, take):
                 if missing_sections(plan, take):
                     making.write()
                 else:
-                    _join_later(take)
+                    _join_kept(take)
             if take.info.stage is not Stage.RENDERED:
                 making.run_with_fallback(2, making.refine)
                 take.save_info(replace(take.info, stage=Stage.STAGE2))
@@ -120,16 +120,16 @@ def candidates(
         return found, making.made_with()
 
 
-def _join_later(take: Take) -> None:
+def _join_kept(take: Take) -> None:
     """Put the sections kept from the parent behind those that are written now, with what the parent knows of them."""
     info = take.info
     parent = Take.open(take.folder.parent / f"{info.parent:03}")
-    first, stop = info.later[0].start, info.later[-1].stop
+    first, stop = info.kept_sections[0].start, info.kept_sections[-1].stop
     if stop > parent.frames:
         why = f"it keeps frames up to {stop} of take {info.parent}, which has {parent.frames}"
         raise damaged(take.folder / "take.json", why)
     here = info.frames
-    spans = (replace(s, start=s.start - first + here, stop=s.stop - first + here) for s in info.later)
+    spans = (replace(s, start=s.start - first + here, stop=s.stop - first + here) for s in info.kept_sections)
     codes, mask = parent.load_stage2()
     own, own_mask = take.load_stage2()
     known = dict(zip(parent.info.seams, parent.load_leads(), strict=True))
@@ -147,7 +147,7 @@ def _join_later(take: Take) -> None:
         replace(
             info,
             spans=(*info.spans, *spans),
-            later=(),
+            kept_sections=(),
             seams=(*info.seams, *(seam - first + here for seam in seams)),
             stage=Stage.NEW,
         ),

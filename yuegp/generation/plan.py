@@ -13,6 +13,7 @@ from yuegp.checkpoints import sets as models
 from yuegp.errors import RequestError
 from yuegp.library.store import Take
 from yuegp.song import lyrics, tags
+from yuegp.song.notes import Note, NoteCode, note
 from yuegp.song.schema import Reference, Section, SongRequest
 from yuegp.tokens.prompts import Prompts, budget_ids, build, prompt_limit
 from yuegp.tokens.tokenizer import open_tokenizer
@@ -69,7 +70,7 @@ class SongPlan:
     """Audio ids a section may have."""
     seconds: float
     """Longest the song can become."""
-    notes: tuple[str, ...]
+    notes: tuple[Note, ...]
 
     @property
     def disk_bytes(self) -> int:
@@ -85,7 +86,7 @@ def plan(request: SongRequest) -> SongPlan:
     if request.instrumental:
         line = tags.without_voice(line)
         if any(s.words for s in sections):
-            notes.append("The song is instrumental: the words of the lyrics are kept but not sung.")
+            notes.append(note(NoteCode.WORDS_NOT_SUNG))
         sections = tuple(replace(s, words="") for s in sections)
     if request.reference:
         notes += files.check_reference(request.reference)
@@ -96,7 +97,7 @@ def plan(request: SongRequest) -> SongPlan:
             "Choose an icl model, or leave the reference out.",
         )
     if not request.reference and found.mode == "icl":
-        notes.append(f"The model {found.id} expects a reference recording; without one a cot model does better.")
+        notes.append(note(NoteCode.REFERENCE_EXPECTED, model=found.id))
     models.check(found)
     from yuegp.codec import check_codec
 
@@ -106,7 +107,7 @@ def plan(request: SongRequest) -> SongPlan:
     count = request.first_sections or len(sections)
     budget = budget_ids(seconds)
     if not request.instrumental:
-        notes += map(str, lyrics.advise(lyrics.Lyrics(request.sections), seconds))
+        notes += lyrics.advise(lyrics.Lyrics(request.sections), seconds)
     _check_room(found, line, sections, request.reference, budget, count)
     return SongPlan(request, found, sections, line, count, budget, count * seconds, tuple(notes))
 
@@ -178,6 +179,6 @@ def plan_for(take: Take) -> SongPlan:
 
 def missing_sections(plan: SongPlan, take: Take) -> range:
     """The sections to be written next, one after the other: up to the kept ones that follow, or to the end."""
-    spans, later = take.info.spans, take.info.later
+    spans, kept = take.info.spans, take.info.kept_sections
     first = spans[-1].section + (not spans[-1].open) if spans else 0
-    return range(first, later[0].section if later else plan.count)
+    return range(first, kept[0].section if kept else plan.count)

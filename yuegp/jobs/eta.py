@@ -219,10 +219,10 @@ def facts_of(info: TakeInfo, budget: int, device: str, refined: int = 0) -> Work
     done = info.stage in (Stage.STAGE2, Stage.RENDERED)
     return Workload(
         budget=budget,
-        todo=max(0, count - len(finished) - len(info.later)),
-        lengths=tuple(2 * (span.stop - span.start) for span in (*finished, *info.later)),
+        todo=max(0, count - len(finished) - len(info.kept_sections)),
+        lengths=tuple(2 * (span.stop - span.start) for span in (*finished, *info.kept_sections)),
         fresh=0 if done else max(0, _own_frames(info) - refined),
-        frames=info.frames + sum(span.stop - span.start for span in info.later),
+        frames=info.frames + sum(span.stop - span.start for span in info.kept_sections),
         written=len(finished),
         device=device,
     )

@@ -32,8 +32,8 @@ from yuegp.library import store
 from yuegp.locks import lock_handle
 from yuegp.song.schema import Count, Seconds, TakeNumber
 
-FORMAT = 2
-"""Format number of queue.json. In 1, jobs had no `wishes` and no `together`."""
+FORMAT = 3
+"""Format number of queue.json. In 1, jobs had no `wishes` and no `together`; in 2, `batch_takes` was `together`."""
 
 LARGEST_QUEUE = 64 << 20
 """Bytes of queue.json: thousands of jobs that failed, each with a trace."""
@@ -93,7 +93,7 @@ class Job:
     take: TakeNumber
     device: str = "auto"
     wishes: ModelOptions = ANY
-    together: tuple[TakeNumber, ...] = ()
+    batch_takes: tuple[TakeNumber, ...] = ()
     """Takes, this one included, that were begun together and want the same section, each with a seed of its own:
     whichever is made first writes that section for all of them, in one batch."""
     state: State = field(default=State.WAITING, metadata=NEEDED)
@@ -163,7 +163,7 @@ class Queue:
         take: int,
         device: str = "auto",
         wishes: ModelOptions = ANY,
-        together: tuple[int, ...] = (),
+        batch_takes: tuple[int, ...] = (),
     ) -> Job:
         """Put a take at the end of the queue. One that waits, runs or is paused already is not added twice."""
         folder = Path(song).absolute()
@@ -172,7 +172,7 @@ class Queue:
             for job in jobs:
                 if (job.song, job.take) == (str(folder), take) and job.state not in (*OVER, State.INTERRUPTED):
                     return job
-            jobs.append(Job(self._last + 1, str(folder), take, device, wishes, together, created=store.now()))
+            jobs.append(Job(self._last + 1, str(folder), take, device, wishes, batch_takes, created=store.now()))
             return jobs[-1]
 
     def move(self, number: int, position: int) -> Job:
@@ -241,8 +241,8 @@ class Queue:
             if job is None:
                 return None
             wanted = {other.take for other in jobs if other.song == job.song and other.state not in OVER}
-            together = tuple(take for take in job.together if take in wanted)
-            job = replace(_resumed(job), together=together, state=State.RUNNING, started=store.now(), finished="")
+            takes = tuple(take for take in job.batch_takes if take in wanted)
+            job = replace(_resumed(job), batch_takes=takes, state=State.RUNNING, started=store.now(), finished="")
             return _put(jobs, job)
 
     def finish(self, job: Job) -> None:
@@ -319,10 +319,10 @@ class Queue:
     def _read(self) -> list[Job]:
         try:
             data = files.read_json(self.path, LARGEST_QUEUE)
-            version(data, FORMAT)
+            number = version(data, FORMAT)
             content = build(_Content, {name: value for name, value in data.items() if name in ("last", "jobs")})
             self._last = content.last
-            jobs = [self._job(entry, place) for place, entry in enumerate(content.jobs, 1)]
+            jobs = [self._job(entry, place, number) for place, entry in enumerate(content.jobs, 1)]
             numbers = [job.number for job in jobs]
             return [
                 self._damaged(content.jobs[i], i + 1, f"it has the number {job.number}, as another one does")
@@ -348,9 +348,9 @@ class Queue:
                 "Move it away to begin an empty queue; the songs themselves are not in it.",
             ) from exc
 
-    def _job(self, entry: Any, place: int) -> Job:
+    def _job(self, entry: Any, place: int, number: int) -> Job:
         try:
-            job = build(Job, entry)
+            job = build(Job, _migrated(entry, number))
             if not job.number:
                 raise Fault("its number is 0, and jobs are counted from 1")
             return job
@@ -404,6 +404,13 @@ class Queue:
                 f"{self.folder} cannot be created: {exc.strerror or exc}.", "Set YUEGP_HOME to a folder of yours."
             ) from exc
         return self.folder / name
+
+
+def _migrated(entry: Any, number: int) -> Any:
+    """An entry of format `number` in the newest one."""
+    if number < 3 and isinstance(entry, dict) and "together" in entry:
+        entry = {("batch_takes" if name == "together" else name): value for name, value in entry.items()}
+    return entry
 
 
 def _try_lock(path: Path) -> int | None:

@@ -47,8 +47,8 @@ Forecast = Callable[[Job], tuple[eta.Costs, eta.Workload] | None]
 def run_job(job: Job, watch: ProgressCallback) -> None:
     """Make what the job's take lacks, and first what it shares with those that were begun together with it."""
     song = store.open_song(job.song)
-    if len(job.together) > 1:
-        write_together([song.take(number) for number in job.together], watch, job.device, job.wishes)
+    if len(job.batch_takes) > 1:
+        write_together([song.take(number) for number in job.batch_takes], watch, job.device, job.wishes)
     take = song.take(job.take)
     run(plan_for(take), take, watch, job.device, wishes=job.wishes)
 

@@ -28,6 +28,7 @@ from yuegp.audio import files, metadata
 from yuegp.checked import Fault, Newer, parse, version
 from yuegp.errors import LibraryError, RequestError
 from yuegp.song import lyrics
+from yuegp.song.notes import Note, NoteCode, note
 from yuegp.song.schema import Reference, SongRequest, Stage, TakeInfo, take_from_dict, to_dict
 from yuegp.tokens.vocab import FRAMES_PER_SECOND
 
@@ -297,7 +298,7 @@ def settings(info: TakeInfo, title: str) -> str:
 # And back
 
 
-def import_file(path: Path | str) -> tuple[SongRequest, tuple[str, ...]]:
+def import_file(path: Path | str) -> tuple[SongRequest, tuple[Note, ...]]:
     """The request a song was made from, and notes: from a file that `export` wrote, or from a song's folder, its
     song.json or a take.json in it.
 
@@ -348,14 +349,11 @@ def _read_settings(path: Path, text: str) -> TakeInfo:
         raise RequestError(f"The settings in {path} are damaged: {why}.", "Import another export of the song.") from exc
 
 
-def _notes(info: TakeInfo, lost: Reference | None) -> tuple[str, ...]:
+def _notes(info: TakeInfo, lost: Reference | None) -> tuple[Note, ...]:
     notes = []
     if lost:
-        notes.append(
-            f"The song follows a reference recording ({lost.start:g} s to {lost.end:g} s of "
-            f"{' and '.join(p for p in (lost.mix, lost.vocal, lost.instrumental) if p)}), which is not in the file: "
-            "give it again."
-        )
+        names = ", ".join(path for path in (lost.mix, lost.vocal, lost.instrumental) if path)
+        notes.append(note(NoteCode.REFERENCE_LOST, start=lost.start, end=lost.end, files=names))
     if info.seams or any(span.take != info.number for span in info.spans):
-        notes.append("The take was joined from several: made again in one go, it will sound different.")
+        notes.append(note(NoteCode.TAKE_WAS_JOINED))
     return tuple(notes)

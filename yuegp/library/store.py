@@ -51,7 +51,7 @@ from yuegp.tokens.vocab import YUE_V1
 
 from .migrations import migrate_song, migrate_take
 
-FORMAT = 2
+FORMAT = 3
 """Format number of song.json and take.json. Raised only together with a migration."""
 
 SLUG_BYTES = 60

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from yuegp.errors import RequestError
 
+from .notes import Note, NoteCode, note
 from .schema import Section
 
 LARGEST_FILE = 200_000
@@ -72,17 +73,6 @@ _HAN = "\u3005\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
 _UNIT = re.compile(rf"[{_KANA}{_HANGUL}{_HAN}]|[^\s{_KANA}{_HANGUL}{_HAN}]+")
 
 _HOW_TO_LABEL = "Write a line such as [verse] or [chorus], and the words to sing below it."
-
-
-@dataclass(frozen=True)
-class Note:
-    """Something the writer should know: a sentence. `line` counts from 1; 0 concerns the lyrics as a whole."""
-
-    line: int
-    text: str
-
-    def __str__(self) -> str:
-        return f"Line {self.line}: {self.text}" if self.line else self.text
 
 
 @dataclass(frozen=True)
@@ -165,10 +155,9 @@ def parse(text: str) -> Lyrics:
         if opened:
             opened[-1][1].append(words)
     if not labels:
-        notes.append(Note(0, f"There is no label, so all words became one [verse]. {_HOW_TO_LABEL}"))
+        notes.append(note(NoteCode.NO_LABEL))
     elif last_unlabelled:
-        what = f"The words before the first label (up to line {last_unlabelled}) became a [verse]; they will be sung."
-        notes.append(Note(opened[0][0].line, what))
+        notes.append(note(NoteCode.BEFORE_LABEL, opened[0][0].line, last=last_unlabelled))
     sections = tuple(replace(section, words="\n".join(lines).strip()) for section, lines in opened)
     for section in sections:
         if (count := word_count(section.words)) > MOST_WORDS:
@@ -180,35 +169,39 @@ def parse(text: str) -> Lyrics:
 def _split(line: str, number: int, notes: list[Note]) -> tuple[list[str], str]:
     """The labels a line opens (mostly none or one) and the words it adds to the last of them."""
 
-    def note(text: str) -> None:
-        notes.append(Note(number, text))
+    def add(code: NoteCode, **values: str) -> None:
+        notes.append(note(code, number, **values))
 
     if whole := _MARKER.fullmatch(line.strip()):
-        note(f"{whole[0]} is a mark of the model's own; the section is called [{trained_label(whole[1])}].")
-        return [trained_label(whole[1])], ""
+        label = trained_label(whole[1])
+        add(NoteCode.MARK_IS_LABEL, mark=whole[0], label=label)
+        return [label], ""
     for marker in _MARKER.finditer(line):
-        note(f"{marker[0]} is a mark of the model's own; it is sung as ({marker[1]}).")
+        add(NoteCode.MARK_IS_SUNG, mark=marker[0], words=f"({marker[1]})")
     line = _MARKER.sub(r"(\1)", line)
     if whole := _LABEL.fullmatch(line.strip()):
         if not whole[1].strip():
-            note(f"{whole[0]} has no name; the section is called [verse].")
+            add(NoteCode.UNNAMED_LABEL, bracket=whole[0])
         return [whole[1].strip() or "verse"], ""
     labels: list[str] = []
     while (head := _HEAD.match(line.strip())) and _is_trained(head[1]):
         labels.append(head[1].strip())
         line = head[2]
         if line:
-            note(f"[{labels[-1]}] opens a section, though more follows on its line.")
+            add(NoteCode.WORDS_BEHIND_LABEL, label=labels[-1])
         if (rest := _LABEL.fullmatch(line)) and not _is_trained(rest[1]):
             # `write` and the prompt put it on a line of its own, where it would be a label.
             line = f"({rest[1].strip()})" if rest[1].strip() else ""
-            note(f"{rest[0]} is no label here; it is " + (f"sung as {line}." if line else "left out."))
+            if line:
+                add(NoteCode.BRACKET_IS_SUNG, bracket=rest[0], words=line)
+            else:
+                add(NoteCode.BRACKET_LEFT_OUT, bracket=rest[0])
     for bracket in _LABEL.finditer(line):
-        note(f"{bracket[0]} stands inside a line, so it is no label; it is sung as written.")
+        add(NoteCode.BRACKET_IN_LINE, bracket=bracket[0])
     if re.search(r"[\[\]]", _LABEL.sub("", line)):
-        note("A square bracket has no partner; it is sung as written.")
+        add(NoteCode.LONE_BRACKET)
     for token in re.findall(r"</?\w+>", line):
-        note(f"{token} is sung as text.")
+        add(NoteCode.TOKEN_IS_SUNG, token=token)
     return labels, line.rstrip()
 
 
@@ -267,24 +260,25 @@ def advise(lyrics: Lyrics, section_seconds: float = 30.0) -> tuple[Note, ...]:
     notes: list[Note] = []
     crowded: list[Note] = []
     if len(sections) > MANY_SECTIONS:
-        notes.append(Note(0, f"{len(sections)} sections are many: beyond {MANY_SECTIONS} lines tend to be skipped."))
+        notes.append(note(NoteCode.MANY_SECTIONS, count=len(sections), most=MANY_SECTIONS))
     sung = any(section.words for section in sections)
     if not sung:
-        notes.append(Note(0, "No section has words: this will be an instrumental song."))
+        notes.append(note(NoteCode.NO_WORDS))
     for number, section in enumerate(sections):
-        name, label = f"[{section.label}]", trained_label(section.label)
-        if label not in TRAINED_LABELS:
-            what = f"{name} is not among the labels the model knows, such as [{'], ['.join(TRAINED_LABELS[:5])}]."
-            notes.append(Note(section.line, f"{what} If it is to be sung, write ({section.label})."))
-        if number == 0 and label == "intro":
-            what = f"Songs that begin with {name} come out less reliably than with [verse] or [chorus]."
-            notes.append(Note(section.line, what))
+        label, trained, line = section.label, trained_label(section.label), section.line
+        if trained not in TRAINED_LABELS:
+            known = f"[{'], ['.join(TRAINED_LABELS[:5])}]"
+            notes.append(note(NoteCode.UNKNOWN_LABEL, line, label=label, known=known))
+        if number == 0 and trained == "intro":
+            notes.append(note(NoteCode.BEGINS_WITH_INTRO, line, label=label))
         if sung and not section.words:
-            notes.append(Note(section.line, f"{name} has no words: it will be instrumental."))
+            notes.append(note(NoteCode.NO_WORDS_HERE, line, label=label))
         if (seconds := seconds_estimate(section.words)) > section_seconds:
-            what = f"{name} has {word_count(section.words)} words, about {seconds:.0f} s of singing in"
-            crowded.append(Note(section.line, f"{what} {section_seconds:.0f} s: lines may be skipped. Make two of it."))
+            words = word_count(section.words)
+            crowded.append(
+                note(NoteCode.CROWDED, line, label=label, words=words, seconds=seconds, limit=section_seconds)
+            )
     if len(crowded) > FEW:
-        what = f"{len(crowded)} sections have more words than can be sung in {section_seconds:.0f} s"
-        crowded = [Note(0, f"{what} (about {section_seconds * SUNG_PER_SECOND:.0f}): lines may be skipped.")]
+        room = section_seconds * SUNG_PER_SECOND
+        crowded = [note(NoteCode.CROWDED_MANY, count=len(crowded), limit=section_seconds, words=room)]
     return tuple(sorted([*notes, *crowded], key=lambda note: note.line))

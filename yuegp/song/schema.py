@@ -38,6 +38,32 @@ class Stage(StrEnum):
     RENDERED = "rendered"
 
 
+class LaterSections(StrEnum):
+    """What becomes of the sections after a redone one."""
+
+    KEEP = "keep"
+    """They stay as they are."""
+    REMAKE = "remake"
+    """They are made anew too."""
+    STOP = "stop"
+    """They are left for later, one by one."""
+
+
+class EditKind(StrEnum):
+    """What can be done to a take. Each makes a new one."""
+
+    CONTINUE = "continue"
+    REDO = "redo"
+    CANDIDATE = "candidate"
+    REWIND_SECTION = "rewind-section"
+    REWIND_SECOND = "rewind-second"
+    TRIM = "trim"
+    MUTE = "mute"
+    UNMUTE = "unmute"
+    OTHER = "other"
+    """Something that older files told in words we do not know."""
+
+
 @dataclass(frozen=True)
 class Section:
     """A labelled block of lyrics. `words` may hold several lines and may be empty (an instrumental section)."""
@@ -150,6 +176,38 @@ class MadeWith:
 
 
 @dataclass(frozen=True)
+class Edit:
+    """What was done to a take's parent to get the take. Each kind has values of its own; the others keep their
+    defaults. `yuegp.cli` and the page word it."""
+
+    kind: EditKind
+    section: Count = 0
+    """Index of the section that was redone, rewound to, or trimmed."""
+    later: LaterSections | None = None
+    """Of a redone section: what became of those after it. None in files that do not say so."""
+    candidate: Count = 0
+    """Which of the `candidates` of a section it is, from 1."""
+    candidates: Count = 0
+    seconds: Seconds = 0.0
+    """Second of the song that was rewound to, or seconds trimmed off."""
+    sections: tuple[Count, ...] = ()
+    """Indices of the sections that are muted."""
+    text: str = ""
+    """Of `EditKind.OTHER`: the words it was told in."""
+
+    def values(self) -> dict[str, object]:
+        """What a sentence about it may name, by field. Sections are counted from 1, as people do."""
+        return {
+            "section": self.section + 1,
+            "candidate": self.candidate,
+            "candidates": self.candidates,
+            "seconds": f"{self.seconds:g}",
+            "sections": ", ".join(str(section + 1) for section in self.sections),
+            "text": self.text,
+        }
+
+
+@dataclass(frozen=True)
 class TakeInfo:
     """A take's own page (`take.json`). Once rendered it does not change.
 
@@ -159,15 +217,15 @@ class TakeInfo:
     request: SongRequest
     stage: Stage = field(default=Stage.NEW, metadata=NEEDED)
     spans: tuple[Span, ...] = field(default=(), metadata=NEEDED)
-    later: tuple[Span, ...] = field(default=(), metadata=NEEDED)
+    kept_sections: tuple[Span, ...] = field(default=(), metadata=NEEDED)
     """Sections kept from `parent` that follow once the ones before them are written; frames are the parent's."""
     seams: tuple[Frame, ...] = field(default=(), metadata=NEEDED)
     """Frames at which kept codes were joined to what stands before them: sound is faded over there."""
     muted: tuple[Count, ...] = field(default=(), metadata=NEEDED)
     """Sections that are heard but left out of Stage 1's context."""
     parent: TakeNumber | None = None
-    how: str = "made"
-    """What was done to the parent to get this take, in words: `section 2 redone`."""
+    edit: Edit | None = None
+    """What was done to the parent to get this take; None for a song's first."""
     created: str = ""
     """ISO 8601, UTC."""
     made_with: MadeWith | None = None
@@ -217,13 +275,13 @@ def take_from_dict(data: Any) -> TakeInfo:
 def _check_spans(info: TakeInfo) -> None:
     """Fault unless what a take says of its sections fits together: others reckon with it."""
     count = len(info.request.sections)
-    sections = [span.section for span in (*info.spans, *info.later)]
+    sections = [span.section for span in (*info.spans, *info.kept_sections)]
     if sections != sorted(set(sections)) or (sections and sections[-1] >= count):
         raise Fault(f"its spans are of the sections {sections[:9]}, and there are {count} in order")
-    if sum(span.stop - span.start for span in (*info.spans, *info.later)) > LONGEST_FRAMES:
+    if sum(span.stop - span.start for span in (*info.spans, *info.kept_sections)) > LONGEST_FRAMES:
         raise Fault("it is longer than a day")
-    for name, spans in (("spans", info.spans), ("later", info.later)):
-        at = spans[0].start if spans and name == "later" else 0
+    for name, spans in (("spans", info.spans), ("kept_sections", info.kept_sections)):
+        at = spans[0].start if spans and name == "kept_sections" else 0
         for i, span in enumerate(spans):
             if span.start != at or span.stop < at:
                 raise Fault(f"runs from frame {span.start} to {span.stop}, and begins at {at}", f"{name}[{i}]")
@@ -234,7 +292,7 @@ def _check_spans(info: TakeInfo) -> None:
         raise Fault(f"its seams are at {list(info.seams)[:9]}, and it has {info.frames} frames")
     if any(section >= count for section in info.muted):
         raise Fault(f"its sections {list(info.muted)[:9]} are muted, and there are {count}")
-    if info.later and info.parent is None:
+    if info.kept_sections and info.parent is None:
         raise Fault("it is to keep sections of its parent, and names none")
     if info.parent is not None and info.number and not 1 <= info.parent < info.number:
         raise Fault(f"its parent is take {info.parent}, which is not older than take {info.number}")

@@ -21,14 +21,16 @@ from types import MappingProxyType
 
 from yuegp.errors import RequestError
 
+from .notes import Note, NoteCode, Word, note
+
 COMPONENTS = {
-    "genre": "pop or jazz",
-    "instrument": "piano or guitar",
-    "mood": "uplifting or sad",
-    "gender": "female or male",
-    "timbre": "airy vocal or bright vocal",
+    "genre": ("pop", "jazz"),
+    "instrument": ("piano", "guitar"),
+    "mood": ("uplifting", "sad"),
+    "gender": ("female", "male"),
+    "timbre": ("airy vocal", "bright vocal"),
 }
-"""What a line should name, each at least once, with examples. Source: YuE's prompt guide."""
+"""What a line should name, each at least once, with two examples. Source: YuE's prompt guide."""
 
 LANGUAGES = ("Mandarin", "Cantonese")
 """Valid tags outside the lists: the script of the lyrics does not tell the two apart."""
@@ -40,9 +42,9 @@ _VOICES = frozenset("voice vocal vocals singing rap rapping beatboxing choir voc
 """Entries of the instrument list, folded, that are voices."""
 
 _SINGERS = {
-    "a man": ("male", "tenor", "男声"),
-    "a woman": ("female", "soprano", "mezzosoprano", "女声"),
-    "a child": ("child", "children", "童声"),
+    Word.MAN: ("male", "tenor", "男声"),
+    Word.WOMAN: ("female", "soprano", "mezzosoprano", "女声"),
+    Word.CHILD: ("child", "children", "童声"),
 }
 _TOGETHER = re.compile(r"\b(duet|duo|choir)\b|[对對合]唱", re.IGNORECASE)
 _VOCAL = re.compile(r"(vocals?|voices?|[人男女童][声聲])$", re.IGNORECASE)
@@ -154,28 +156,27 @@ def find(line: str) -> dict[str, tuple[str, ...]]:
     return {category: tuple(tags) for category, tags in found.items()}
 
 
-def advise(line: str, lyrics_language: str | None = None, instrumental: bool = False) -> tuple[str, ...]:
-    """Sentences on what is missing, doubled or contradictory. `lyrics_language` as `lyrics.language` gives it."""
+def advise(line: str, lyrics_language: str | None = None, instrumental: bool = False) -> tuple[Note, ...]:
+    """What is missing, doubled or contradictory. `lyrics_language` as `lyrics.language` gives it."""
     pieces = list(_pieces(line))
     voices = [piece for piece in pieces if piece.voice]
     singers = [who for who, tags in _SINGERS.items() if any(fold(piece.tag) in tags for piece in pieces)]
     named = {piece.category for piece in pieces if not (piece.voice and piece.category == "instrument")}
     named |= {"timbre"} if any(piece.category == "own" for piece in voices) else set()
     named |= {"gender"} if singers else set()
-    hints: list[str] = []
-    for component, examples in COMPONENTS.items():
+    hints: list[Note] = []
+    for component, (first, second) in COMPONENTS.items():
         if component not in named and not (instrumental and component in ("gender", "timbre")):
-            hints.append(f"No tag is a known {component}; adding one helps, such as {examples}.")
+            hints.append(note(NoteCode.MISSING_TAG, component=Word(component), first=first, second=second))
     if instrumental and voices:
-        names = ", ".join(piece.tag for piece in voices)
-        hints.append(f"An instrumental song has no voice, but the tags describe one: {names}.")
+        hints.append(note(NoteCode.VOICE_IN_INSTRUMENTAL, tags=", ".join(piece.tag for piece in voices)))
     if not instrumental and len(singers) > 1 and not _TOGETHER.search(line):
-        hints.append(f"The tags ask for {' and '.join(singers)}, which can confuse the model: keep one, or add duet.")
+        hints.append(note(NoteCode.SEVERAL_SINGERS, singers=tuple(singers)))
     if not instrumental and lyrics_language == "zh" and not any(piece.category == "language" for piece in pieces):
-        hints.append("Chinese lyrics need the tag Mandarin or Cantonese: the script does not say which is sung.")
+        hints.append(note(NoteCode.CHINESE_UNNAMED))
     for tag, count in Counter(piece.tag.casefold() for piece in pieces).items():
         if count > 1:
-            hints.append(f"{tag} is named {count} times; once is enough.")
+            hints.append(note(NoteCode.REPEATED_TAG, tag=tag, count=count))
     return tuple(hints)
 
 

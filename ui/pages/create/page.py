@@ -144,7 +144,7 @@ def _editor(t: Texts) -> gr.HTML:
 
 def _picker(t: Texts) -> gr.HTML:
     def read_tags(data: dict[str, Any]) -> dict[str, Any]:
-        return create_tags.read(_text(data, "line"), _text(data, "language"), bool(data.get("instrumental")))
+        return create_tags.read(_text(data, "line"), _text(data, "language"), bool(data.get("instrumental")), t)
 
     return gr.HTML(
         "",

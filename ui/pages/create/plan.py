@@ -9,6 +9,7 @@ from typing import Any
 
 from offload.plan import MemoryPlan
 from ui import machine
+from ui.pages.wording import note_in_words
 from ui.texts import Texts
 from yuegp.cli.make import INSTRUMENTAL_SECTIONS
 from yuegp.errors import RequestError, YueGPError
@@ -16,6 +17,7 @@ from yuegp.generation import memory, pipeline
 from yuegp.generation import plan as planning
 from yuegp.generation.options import AUTO, ModelOptions
 from yuegp.song import lyrics, tags
+from yuegp.song.notes import Note
 from yuegp.song.schema import Reference, Section, SongRequest
 
 from . import fields, model
@@ -31,7 +33,7 @@ class Asked:
 
     request: SongRequest
     choice: model.Choice
-    notes: tuple[str, ...]
+    notes: tuple[Note, ...]
     text: str
     takes: int
     device: str
@@ -41,11 +43,11 @@ class Asked:
 def asked(values: Mapping[str, Any], t: Texts) -> Asked:
     """The request that the page's values, by field name, add up to. Besides the fields of `form.FIELDS` there are
     `words` and `tags` (text) and `reference` (a Reference or None). YueGPError says what cannot be used."""
-    text, notes = values["words"] or "", tuple[str, ...]()
+    text, notes = values["words"] or "", tuple[Note, ...]()
     sections: tuple[Section, ...]
     if text.strip():
         parsed = lyrics.parse(text)
-        sections, notes = parsed.sections, tuple(map(str, parsed.notes))
+        sections, notes = parsed.sections, parsed.notes
     elif values["instrumental"]:
         sections = INSTRUMENTAL_SECTIONS
     else:
@@ -102,19 +104,19 @@ def describe(values: Mapping[str, Any], root: Path, t: Texts) -> dict[str, Any]:
     ]
     return {
         "rows": [{"name": t(f"create.plan.{name}"), "text": text} for name, text in rows],
-        "warnings": [note for note in plan.notes if not _shown_elsewhere(note, wanted)],
+        "warnings": [note_in_words(note, t) for note in plan.notes if not _shown_elsewhere(note, wanted)],
         "details": list(held.reasons),
         "error": "",
         "empty": "",
     }
 
 
-def _shown_elsewhere(note: str, wanted: Asked) -> bool:
+def _shown_elsewhere(note: Note, wanted: Asked) -> bool:
     """Notes on words and tags stand beside the words and the tags already."""
     sections, line = wanted.request.sections, wanted.request.tags
-    words = map(str, lyrics.advise(lyrics.Lyrics(sections), SECTION_SECONDS))
+    words = lyrics.advise(lyrics.Lyrics(sections), SECTION_SECONDS)
     style = tags.advise(line, lyrics.language(sections), wanted.request.instrumental)
-    return note in {*words, *style}
+    return note in (*words, *style)
 
 
 def _length(plan: planning.SongPlan, takes: int, t: Texts) -> str:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from ui.pages.wording import note_in_words
+from ui.texts import Texts
 from yuegp.errors import RequestError
 from yuegp.song import tags
+from yuegp.song.notes import NoteCode
 
 
 def vocabulary() -> dict[str, list[str]]:
@@ -13,7 +16,7 @@ def vocabulary() -> dict[str, list[str]]:
     return {**{name: list(known) for name, known in tags.vocabulary().items()}, "language": list(tags.LANGUAGES)}
 
 
-def read(line: str, language: str, instrumental: bool) -> dict[str, Any]:
+def read(line: str, language: str, instrumental: bool, t: Texts) -> dict[str, Any]:
     """`folded`: the known tags of a line as the picker compares them; `hints`: sentences, with tags to add at once
     where a few would do. No line raises anything."""
     if not line.strip():
@@ -24,7 +27,7 @@ def read(line: str, language: str, instrumental: bool) -> dict[str, Any]:
         return {"folded": [], "hints": [{"text": f"{exc.what} {exc.hint}"}]}
     folded = [tags.fold(tag) for known in tags.find(line).values() for tag in known]
     hints: list[dict[str, Any]] = []
-    for sentence in tags.advise(line, language, instrumental):
-        offer = tags.LANGUAGES if all(name in sentence for name in tags.LANGUAGES) else ()
-        hints.append({"text": sentence, "add": list(offer)})
+    for note in tags.advise(line, language, instrumental):
+        offer = tags.LANGUAGES if note.code is NoteCode.CHINESE_UNNAMED else ()
+        hints.append({"text": note_in_words(note, t), "add": list(offer)})
     return {"folded": folded, "hints": hints}

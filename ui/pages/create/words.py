@@ -8,6 +8,7 @@ from functools import cache
 from importlib import resources
 from typing import Any
 
+from ui.pages.wording import note_in_words
 from ui.texts import Texts
 from yuegp.errors import RequestError
 from yuegp.song import lyrics
@@ -57,8 +58,8 @@ def read(text: str, t: Texts, section_seconds: float = SECTION_SECONDS) -> dict[
         sections = [_row("verse", text, t, section_seconds)] if len(text) < lyrics.LARGEST_FILE else []
         note = {"kind": "bad", "text": f"{exc.what} {exc.hint}"}
         return {"sections": sections, "notes": [note], "total": "", "language": "en"}
-    notes = [{"kind": "unsung", "text": str(note)} for note in parsed.notes]
-    notes += [{"kind": "", "text": str(note)} for note in lyrics.advise(parsed, section_seconds)]
+    notes = [{"kind": "unsung", "text": note_in_words(note, t)} for note in parsed.notes]
+    notes += [{"kind": "", "text": note_in_words(note, t)} for note in lyrics.advise(parsed, section_seconds)]
     sung = sum(lyrics.seconds_estimate(section.words) for section in parsed.sections)
     words = sum(lyrics.word_count(section.words) for section in parsed.sections)
     total = "create.words.total_one" if len(parsed.sections) == 1 else "create.words.total"

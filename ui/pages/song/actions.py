@@ -21,6 +21,7 @@ from yuegp.jobs.queue import TO_COME, State
 from yuegp.library import catalog, export, store
 from yuegp.library.store import Song, Take
 from yuegp.song import lyrics
+from yuegp.song.notes import Note
 from yuegp.song.schema import Stage
 
 from .export import EXPORTS
@@ -41,8 +42,8 @@ class Done:
     """What goes into the sentence."""
     files: tuple[str, ...] = ()
     """Names of files that were exported."""
-    notes: tuple[str, ...] = ()
-    """Sentences about the lyrics that were given."""
+    notes: tuple[Note, ...] = ()
+    """What there is to say of the lyrics that were given."""
     front: int | None = None
     """A new take that is ready already, to be shown at once."""
 
@@ -62,7 +63,7 @@ def act(desk: AppContext, name: str, what: str, values: Values) -> Done:
 def redo(desk: AppContext, name: str, values: Values) -> Done:
     song, take = _song_and_take(desk, name, values)
     section, count = _integer(values, "section"), _integer(values, "count", 1, edit.MOST_CANDIDATES)
-    later, first = str(values.get("later")), secrets.randbelow(2**32)
+    later, first = edit.later_sections(str(values.get("later"))), secrets.randbelow(2**32)
     made = [edit.redo(song, take, section, first + i, later) for i in range(count)]
     desk.again(song, *made)
     numbers = ", ".join(str(new.info.number) for new in made)
@@ -86,7 +87,7 @@ def proceed(desk: AppContext, name: str, values: Values) -> Done:
     count = min(len(whole), len(take.info.spans) + _integer(values, "count", 1)) if values.get("count") else None
     pipeline.plan(replace(take.info.request, sections=whole, first_sections=count))
     done = _begun(desk, song, edit.proceed(song, take, parsed.sections, count))
-    return replace(done, notes=tuple(map(str, parsed.notes)))
+    return replace(done, notes=parsed.notes)
 
 
 def trim(desk: AppContext, name: str, values: Values) -> Done:

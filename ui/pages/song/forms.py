@@ -6,8 +6,9 @@ from __future__ import annotations
 from html import escape
 
 from ui.texts import Texts
-from yuegp.generation.edit import LATER, MOST_CANDIDATES
+from yuegp.generation.edit import MOST_CANDIDATES
 from yuegp.library.export import KINDS, PARTS
+from yuegp.song.schema import LaterSections
 
 from .html import HUES, safe
 from .timeline import clock, unwritten
@@ -41,7 +42,7 @@ def panel(view: SongView, t: Texts) -> str:
 
 def _redo(t: Texts) -> str:
     say = safe(t)
-    later = "".join(f'<option value="{name}">{say(f"song.redo.{name}")}</option>' for name in LATER)
+    later = "".join(f'<option value="{name}">{say(f"song.redo.{name}")}</option>' for name in LaterSections)
     return _tool(
         "redo",
         f'<form data-act="redo" class="song-row"><label>{say("song.redo.later")}<select name="later">{later}</select>'

@@ -5,10 +5,10 @@ is escaped. The forms that change a song are in `song_forms.py`; what moves in t
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from html import escape
 
+from ui.pages.wording import edit_in_words
 from ui.texts import Texts
 from yuegp.jobs.queue import State
 
@@ -23,20 +23,6 @@ TICKS = (1, 2, 5, 10, 15, 30, 60, 120, 300)
 
 MOST_TICKS = 7
 
-HOW = {
-    "made": r"made",
-    "continued": r"continued",
-    "redone": r"section (?P<a>\d+) redone",
-    "candidate": r"section (?P<a>\d+), candidate (?P<b>\d+) of (?P<c>\d+)",
-    "rewound-section": r"rewound to section (?P<a>\d+)",
-    "rewound-second": r"rewound to (?P<a>[\d.]+) s",
-    "trimmed": r"section (?P<a>\d+) trimmed by (?P<b>[\d.]+) s",
-    "muted": r"sections (?P<a>[\d, ]+) muted",
-    "unmuted": r"nothing muted",
-}
-"""What `edit` notes in a take, by the key of the sentence that says it here."""
-
-
 STAGES = ("reference", "writing", "refining", "sound")
 """What the worker reports, with a sentence each."""
 
@@ -44,14 +30,6 @@ STAGES = ("reference", "writing", "refining", "sound")
 def safe(t: Texts) -> Callable[..., str]:
     """The texts, ready to stand in HTML and in its attributes, whatever is filled into them."""
     return lambda key, **values: escape(t(key, **values))
-
-
-def how(text: str, t: Texts) -> str:
-    """What was done to a take's parent, in the language of the page; as it is written where we do not know it."""
-    for key, pattern in HOW.items():
-        if match := re.fullmatch(pattern, text):
-            return t(f"song.how.{key}", **match.groupdict())
-    return text
 
 
 # The head of the page
@@ -227,7 +205,7 @@ def _take(row: Row, view: SongView, t: Texts) -> str:
     if info:
         origin = say("song.take.made")
         if info.parent:
-            origin = say("song.take.from", how=how(info.how, t), parent=info.parent)
+            origin = say("song.take.from", how=edit_in_words(info.edit, t), parent=info.parent)
         length = clock(seconds(info.frames))
         facts = f"{origin} · {say('song.take.facts', length=length, seed=info.request.seed)}"
         buttons = _listen(row, front, t)

@@ -8,6 +8,7 @@ from typing import Any
 import gradio as gr
 
 from ui.context import AppContext
+from ui.pages.wording import note_in_words
 from ui.shell import Shell, goto, sendable
 from ui.texts import Texts
 from yuegp.errors import LibraryError, YueGPError
@@ -128,7 +129,9 @@ def handle_action(desk: AppContext, asked: Any, local: bool, t: Texts) -> dict[s
     except YueGPError as exc:
         return {"error": f"{exc.what} {exc.hint}".strip()}
     return {
-        "said": " ".join([t(f"song.{result.say}", **result.values), *result.notes]),
+        "said": " ".join(
+            [t(f"song.{result.say}", **result.values), *(note_in_words(note, t) for note in result.notes)]
+        ),
         "files": list(result.files),
         "front": result.front,
         "name": str(result.values.get("name", name)),

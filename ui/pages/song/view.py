@@ -86,7 +86,7 @@ class SongView:
     def settled(self) -> bool:
         """Whether the take in front is written to its end, so that it can be edited."""
         take = self.take
-        return bool(take and take.spans and not take.later and not take.spans[-1].open)
+        return bool(take and take.spans and not take.kept_sections and not take.spans[-1].open)
 
     @property
     def live(self) -> tuple[Row, ...]:
