@@ -10,7 +10,6 @@ from typing import Any
 from offload.plan import MemoryPlan
 from ui import machine
 from ui.texts import Texts
-from yuegp.cli.make import INSTRUMENTAL_SECTIONS
 from yuegp.errors import RequestError, YueGPError
 from yuegp.generation import memory, pipeline
 from yuegp.generation import plan as planning
@@ -47,7 +46,7 @@ def asked(values: Mapping[str, Any], t: Texts) -> Asked:
         parsed = lyrics.parse(text)
         sections, notes = parsed.sections, tuple(map(str, parsed.notes))
     elif values["instrumental"]:
-        sections = INSTRUMENTAL_SECTIONS
+        sections = lyrics.INSTRUMENTAL_SECTIONS
     else:
         raise RequestError(t("create.plan.no_words"), t("create.plan.no_words_hint"))
     reference: Reference | None = values["reference"]
