@@ -31,7 +31,8 @@ FLOORS = read_table((ROOT / "docs" / "house.md").read_text("utf-8"))
 
 WITHOUT_TORCH = ("yuegp.errors", "yuegp.files", "yuegp.paths", "yuegp.locks", "yuegp.song", "yuegp.tokens",
                  "yuegp.checkpoints", "yuegp.library.store", "yuegp.library.catalog", "yuegp.library.migrations",
-                 "yuegp.jobs.queue", "yuegp.cli", "offload")  # fmt: skip
+                 "yuegp.jobs.queue", "yuegp.cli", "yuegp.__main__", "ui.command", "quant.command",
+                 "offload")  # fmt: skip
 """What loads where torch, sentencepiece, the hub library and the sound libraries are absent: a mistake in the lyrics is
 answered before torch would have loaded."""
 ONLY_INSIDE_FUNCTIONS = {"torch", "sentencepiece", "huggingface_hub", "httpx2", "soundfile", "soxr", "transformers"}
@@ -103,7 +104,11 @@ def complaints(module: str, found: list[Import]) -> list[str]:
     """What the table has against a module's imports, wherever they stand: at the top, in functions, for types."""
     own, out = floor(module), []
     if module == "yuegp":
-        return [f"yuegp:{line} imports {name}: `import yuegp` loads nothing" for name, line, _ in found if name != "__future__"]
+        return [
+            f"yuegp:{line} imports {name}: `import yuegp` loads nothing"
+            for name, line, _ in found
+            if name != "__future__"
+        ]
     if own is None:
         return [f"{module} has no room: give it one in docs/house.md"]
     light = any(module == name or module.startswith(f"{name}.") for name in WITHOUT_TORCH)
@@ -164,7 +169,11 @@ def test_the_table_itself_finds_what_it_is_for() -> None:
     assert not found("def f():\n    import sentencepiece", "yuegp.tokens.tokenizer")
     stage1 = f"yuegp.generation.stage1 (floor {floor('yuegp.generation')})"
     for source, module, message in (
-        ("import sentencepiece", "yuegp.tokens.tokenizer", "yuegp.tokens.tokenizer:1 imports sentencepiece outside a function"),
+        (
+            "import sentencepiece",
+            "yuegp.tokens.tokenizer",
+            "yuegp.tokens.tokenizer:1 imports sentencepiece outside a function",
+        ),
         ("import torch", "yuegp.tokens.prompts", "yuegp.tokens.prompts:1 imports torch outside a function"),
         (
             "def f():\n    from yuegp.generation import stage1",
@@ -176,7 +185,11 @@ def test_the_table_itself_finds_what_it_is_for() -> None:
             "yuegp.lm.llama.network",
             f"yuegp.lm.llama.network:1 (floor {floor('yuegp.lm')}) imports {stage1}",
         ),
-        ("import launch", "yuegp.cli.main", "yuegp.cli.main:1 imports launch, which sets the program up and is no part of it"),
+        (
+            "import launch",
+            "yuegp.cli.main",
+            "yuegp.cli.main:1 imports launch, which sets the program up and is no part of it",
+        ),
         ("import torch", "ui.context", "ui.context:1: no tensor ever enters ui/"),
         (
             "from yuegp.errors import X",
@@ -220,9 +233,7 @@ def test_import_yuegp_loads_nothing_else() -> None:
 
 
 PYTHON_FILES = [
-    path
-    for folder in (*OURS, "installer", "tools", "tests")
-    for path in sorted((ROOT / folder).rglob("*.py"))
+    path for folder in (*OURS, "installer", "tools", "tests") for path in sorted((ROOT / folder).rglob("*.py"))
 ] + [ROOT / "launch.py"]
 
 
@@ -265,6 +276,14 @@ def test_only_fronts_print() -> None:
                 if isinstance(node, ast.Call) and ast.unparse(node.func) in ("print", "sys.stdout.write")
             ]
             assert not lines, f"{path} prints on lines {lines}"
+
+
+def test_arguments_are_parsed_at_the_border() -> None:
+    """An `argparse.Namespace` says nothing about what it holds: below the commands there are `SongRequest`,
+    `ModelOptions` and plain arguments."""
+    commands = re.compile(r"yuegp\.cli\.|(ui|quant)\.command$")
+    parsing = [name for name, found in IMPORTS.items() if any(i.target == "argparse" for i in found)]
+    assert [name for name in parsing if not commands.match(name)] == [] != parsing
 
 
 def test_there_is_no_utils_and_no_common() -> None:
