@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from yuegp.cli.arguments import Commands, add_device_option, print_json
 from yuegp.cli.progress import ProgressBar
 from yuegp.errors import RequestError
+from yuegp.progress import Progress
 
 if TYPE_CHECKING:
     from yuegp.checkpoints.sets import ModelSet
@@ -155,7 +156,7 @@ def _rows_folder(arguments: argparse.Namespace) -> Path:
     return Path(arguments.rows).absolute() if arguments.rows else folder_of(_model(arguments))
 
 
-def _shown(screen: ProgressBar) -> Callable[[str, int, int], None]:
+def _shown(screen: ProgressBar) -> Progress:
     from yuegp.generation.plan import Event
 
     return lambda what, done, total: screen.show(Event("quant", what, done, total, "", done))

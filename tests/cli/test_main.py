@@ -263,7 +263,7 @@ def test_refusals_come_before_torch(arguments: list[str], code: int, folder: Pat
 
 def test_the_progress_line_has_stage_part_rate_and_time() -> None:
     class Gauge:
-        def see(self, event: Event) -> None: ...
+        def update(self, event: Event) -> None: ...
 
         def progress(self) -> JobProgress:
             return JobProgress(job=1, state=State.RUNNING, rate=100.0, eta=75.0)

@@ -181,7 +181,7 @@ def resume(arguments: argparse.Namespace) -> None:
 
 
 def _begin(arguments: argparse.Namespace) -> tuple[Song, Take, RunOptions]:
-    """The song, the take to go on from, and how to run it. What this machine cannot compute is refused before anything begins."""
+    """The song, the take to go on from, and how to run it. What this machine cannot compute is refused right here."""
     song, take = song_and_take(arguments)
     return song, take, _run_options(arguments, take.info.request.model)
 
@@ -254,10 +254,9 @@ def _run(song: Song, begun: Sequence[Take], options: RunOptions, plan: SongPlan 
     from .progress import ProgressBar
 
     if options.queued:
-        waiting = queue.Queue()
-        show_jobs(
-            [waiting.add(song.folder, take.info.number, options.device, options.models) for take in begun], options.json
-        )
+        add, folder = queue.Queue().add, song.folder
+        jobs = [add(folder, take.info.number, options.device, options.models) for take in begun]
+        show_jobs(jobs, options.json)
         return
     plans = [plan or plan_for(take) for take in begun]
     if not options.quiet:

@@ -213,18 +213,18 @@ def _reporter(screen: Any, meter: TransferMeter) -> Any:
 
 
 class TransferMeter:
-    """A `screen.Gauge` for bytes."""
+    """The rate and remaining time of a download: a `ProgressView`."""
 
     def __init__(self) -> None:
         self.now = 0.0
         self.part = ("", "")
 
-    def see(self, event: Event) -> None:
+    def update(self, event: Event) -> None:
         from yuegp.checkpoints.download import RateEstimator
 
         if (event.stage, event.what) != self.part:
             self.part, self.pace = (event.stage, event.what), RateEstimator()
-        self.pace.see(self.now, event.done)
+        self.pace.update(self.now, event.done)
         self.event = event
 
     def progress(self) -> JobProgress | None:

@@ -259,21 +259,21 @@ def queue(arguments: argparse.Namespace) -> None:
         from .progress import ProgressBar
 
         worker = Worker(waiting)
-        with ProgressBar(as_json or arguments.quiet, _Heard(worker.subscribe())) as screen:
+        with ProgressBar(as_json or arguments.quiet, _LatestProgress(worker.subscribe())) as screen:
             worker.run(screen.show)
         show_jobs(waiting.jobs(), as_json)
     else:
         show_jobs(waiting.jobs(), as_json)
 
 
-class _Heard:
-    """What the worker last said of its job, for the progress line."""
+class _LatestProgress:
+    """The worker's last report on its job, for the progress line."""
 
     def __init__(self, feed: Feed) -> None:
         self.feed = feed
         self.last: JobProgress | None = None
 
-    def see(self, event: Event) -> None:
+    def update(self, event: Event) -> None:
         while news := self.feed.get(0):
             self.last = news
 

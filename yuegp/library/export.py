@@ -15,7 +15,7 @@ import os
 import re
 import secrets
 import unicodedata
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path, PurePath
 from typing import Any
@@ -27,6 +27,7 @@ from yuegp import files as disk
 from yuegp.audio import files, metadata
 from yuegp.checked import Fault, Newer, parse, version
 from yuegp.errors import LibraryError, RequestError
+from yuegp.progress import Progress, quiet
 from yuegp.song import lyrics
 from yuegp.song.schema import Reference, SongRequest, Stage, TakeInfo, take_from_dict, to_dict
 from yuegp.tokens.vocab import FRAMES_PER_SECOND
@@ -47,9 +48,6 @@ PORTS = [f"{port}{n}" for port in ("COM", "LPT") for n in "0123456789¹²³"]
 RESERVED = frozenset(["CON", "PRN", "AUX", "NUL", "CONIN$", "CONOUT$", *PORTS])
 """Names that Windows keeps for devices, whatever the ending."""
 
-Progress = Callable[[str, int, int], None]
-"""Called with the part's name, frames done and frames in total; may raise Cancelled."""
-
 
 # Out
 
@@ -61,13 +59,13 @@ def export(
     kind: str = "wav24",
     parts: Sequence[str] = PARTS,
     artist: str = "",
-    progress: Progress = lambda what, done, total: None,
+    progress: Progress = quiet,
 ) -> list[Path]:
     """Write a rendered take as `<title> - mix.wav` and so on, and its words as `<title>.lrc`; the files' paths.
 
     `target` is a folder, made when absent, or a name such as `out/Song.wav`: a single part gets exactly this name,
     several get it as their title. When any of the names is taken, all get ` (2)`; nothing is ever overwritten. All
-    files are finished before the first appears.
+    files are finished before the first appears. `progress` counts the frames of each part.
 
     `kind` is one of `KINDS`. Samples are rounded to its bits, without dither; the takes' own 24 bits are kept as they
     are. In a song with crossover `smooth` the WAV and FLAC mix is then written as the exact sum of the two stems. MP3

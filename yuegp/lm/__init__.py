@@ -6,18 +6,16 @@ An engine knows integers and logits; it knows no lyrics, no paths of songs, no u
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, Self
 
 from yuegp.checkpoints.formats import stored_as as stored_as
+from yuegp.progress import Progress
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-Progress = Callable[[str, int, int], None]
-"""progress(what, done, total) while weights are loaded, in bytes; may raise `Cancelled`."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +96,7 @@ class LMEngine(Protocol):
 def open_engine(folder: Path, setup: EngineConfig, progress: Progress | None = None) -> LMEngine:
     """Load the model in `folder` (a released Hugging Face folder, or an EXL2, int8, nf4 or 8-bit one) as `setup` says.
 
-    ModelError names what is wrong with the folder, DeviceError what the machine lacks."""
+    ModelError names what is wrong with the folder, DeviceError what the machine lacks. `progress` counts bytes."""
     if setup.engine == "exl2":
         from .exl2.engine import Exl2LM
 

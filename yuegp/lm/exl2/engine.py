@@ -23,7 +23,8 @@ from torch import Tensor
 
 from offload.parking import ParkedTensors
 from yuegp.errors import DeviceError, ModelError
-from yuegp.lm import EngineConfig, Progress
+from yuegp.lm import EngineConfig
+from yuegp.progress import Progress
 
 from .embedding import Embedding, Head
 from .format import ModelFolder, look_into
