@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from offload import plan as planning
+from offload import plan as memory_plan
 from offload.device import GIB, Card, Machine
 from yuegp.checkpoints import sets
 from yuegp.cli.main import main
@@ -47,7 +47,7 @@ def exl2_set(monkeypatch: pytest.MonkeyPatch, model: str) -> None:
 
 
 def test_the_words_are_those_of_the_plan() -> None:
-    assert options.CACHES == (options.AUTO, *planning.CACHES)
+    assert options.CACHES == (options.AUTO, *memory_plan.CACHES)
 
 
 @pytest.mark.parametrize("words", [{"engine": "exl3"}, {"weights": "int4"}, {"kv": "q2"}, {"kv": ""}])

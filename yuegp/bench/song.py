@@ -35,8 +35,8 @@ from yuegp.codec.layout import (
     upsampler_shapes,
 )
 from yuegp.generation import pipeline
-from yuegp.generation import plan as planning
 from yuegp.generation.options import ANY, ModelOptions
+from yuegp.generation.plan import Event
 from yuegp.library import store
 from yuegp.song.schema import Sampling, Section, SongRequest, TakeInfo
 
@@ -107,7 +107,7 @@ def _make(job: SongBenchmark, folder: Path, songs: Path, say: Callable[[str], No
     first: list[float] = []
     start = time.perf_counter()
 
-    def watch(event: planning.Event) -> None:
+    def watch(event: Event) -> None:
         if event.note:
             notes.append(event.note)
         if not first and any((take.folder / "hear").glob("*.flac")):

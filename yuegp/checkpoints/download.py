@@ -17,9 +17,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from yuegp import files as disk
 from yuegp.checkpoints.safetensors import is_pointer
 from yuegp.errors import LibraryError, ModelError
+from yuegp.files import replace as replace_file
 from yuegp.locks import song_lock
 from yuegp.progress import Progress
 
@@ -245,7 +245,7 @@ class _Fetch:
                 if self._matches(path, file):
                     return True
             if path.stat().st_size < file.size and not part_of(path).exists() and not is_pointer(path):
-                disk.replace(path, part_of(path))  # cut short: the checksum will tell whether its beginning is right
+                replace_file(path, part_of(path))  # cut short: the checksum will tell whether its beginning is right
             else:
                 set_aside(path, "replaced")
         except FileNotFoundError:

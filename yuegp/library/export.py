@@ -23,10 +23,10 @@ from typing import Any
 import numpy as np
 
 from yuegp import __version__
-from yuegp import files as disk
 from yuegp.audio import files, metadata
 from yuegp.checked import Fault, Newer, parse, version
 from yuegp.errors import LibraryError, RequestError
+from yuegp.files import JSON_BYTES, check_writable, discard, patiently
 from yuegp.progress import Progress, quiet
 from yuegp.song import lyrics
 from yuegp.song.schema import Reference, SongRequest, Stage, TakeInfo, take_from_dict, to_dict
@@ -96,7 +96,7 @@ def export(
         names = {parts[0]: ending}
     with _opened(take) as sounds:
         frames = sounds["mix"].frames
-        disk.check_writable(folder, frames * 3 * (len(parts) + 1))
+        check_writable(folder, frames * 3 * (len(parts) + 1))
         hidden = folder / f".yuegp-{secrets.token_hex(4)}"
         try:
             hidden.mkdir()
@@ -112,7 +112,7 @@ def export(
                 f"{folder} cannot be written: {exc.strerror or exc}.", "Free some space, or choose another folder."
             ) from exc
         finally:
-            disk.discard(hidden)
+            discard(hidden)
 
 
 def _names(target: Path, title: str, ending: str) -> tuple[Path, str, bool]:
@@ -150,7 +150,7 @@ def _put(made: dict[str, Path], folder: Path, stem: str) -> list[Path]:
             break
     for target, source in targets.items():
         if target not in taken:
-            disk.patiently(partial(_rename, source, target), target, "written")
+            patiently(partial(_rename, source, target), target, "written")
     return list(targets)
 
 
@@ -328,7 +328,7 @@ def _number(path: Path) -> int:
 
 def _read_settings(path: Path, text: str) -> TakeInfo:
     try:
-        if len(text) > disk.JSON_BYTES:
+        if len(text) > JSON_BYTES:
             raise Fault(f"they have {len(text):,} characters")
         data = parse(text)
         version(data, store.FORMAT)

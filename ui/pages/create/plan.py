@@ -12,8 +12,8 @@ from ui import machine
 from ui.texts import Texts
 from yuegp.errors import RequestError, YueGPError
 from yuegp.generation import memory, pipeline
-from yuegp.generation import plan as planning
 from yuegp.generation.options import AUTO, ModelOptions
+from yuegp.generation.plan import SongPlan
 from yuegp.song import lyrics, tags
 from yuegp.song.schema import Reference, Section, SongRequest
 
@@ -38,7 +38,7 @@ class Asked:
 
 
 def asked(values: Mapping[str, Any], t: Texts) -> Asked:
-    """The request that the page's values, by field name, add up to. Besides the fields of `form.FIELDS` there are
+    """The request that the page's values, by field name, add up to. Besides the fields of `fields.FIELDS` there are
     `words` and `tags` (text) and `reference` (a Reference or None). YueGPError says what cannot be used."""
     text, notes = values["words"] or "", tuple[str, ...]()
     sections: tuple[Section, ...]
@@ -116,13 +116,13 @@ def _shown_elsewhere(note: str, wanted: Asked) -> bool:
     return note in {*words, *style}
 
 
-def _length(plan: planning.SongPlan, takes: int, t: Texts) -> str:
+def _length(plan: SongPlan, takes: int, t: Texts) -> str:
     key = "create.plan.up_to_one" if plan.count == 1 else "create.plan.up_to"
     text = t(key, sections=plan.count, seconds=span(plan.seconds, t))
     return text if takes == 1 else t("create.plan.versions", takes=takes, text=text)
 
 
-def _time(plan: planning.SongPlan, root: Path, wanted: Asked, t: Texts) -> str:
+def _time(plan: SongPlan, root: Path, wanted: Asked, t: Texts) -> str:
     seconds = machine.seconds_needed(plan, root, wanted.device)
     if seconds is None:
         return t("create.plan.unknown")
