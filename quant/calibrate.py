@@ -19,8 +19,7 @@ from yuegp import paths
 from yuegp.checkpoints.sets import ModelSet
 from yuegp.errors import RequestError, YueGPError
 from yuegp.generation import pipeline
-from yuegp.generation import plan as planning
-from yuegp.generation.plan import ProgressCallback
+from yuegp.generation.plan import ProgressCallback, plan_for
 from yuegp.library import catalog, store
 from yuegp.library.store import Take
 from yuegp.song.schema import Stage, TakeInfo
@@ -67,7 +66,7 @@ def sample(
         numbers = song.take_numbers()
         take = song.take(numbers[-1]) if numbers else song.new_take(TakeInfo(number=0, request=song.request))
         if take.info.stage is not Stage.RENDERED:
-            pipeline.run(planning.plan_for(take), take, watch, device)
+            pipeline.run(plan_for(take), take, watch, device)
         yield take
 
 

@@ -9,14 +9,48 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from yuegp.cli.arguments import print_json
+from yuegp.cli.arguments import Commands, add_device_option, print_json
 from yuegp.cli.progress import ProgressBar
 from yuegp.errors import RequestError
+from yuegp.progress import Progress
 
 if TYPE_CHECKING:
     from yuegp.checkpoints.sets import ModelSet
 
     from .evaluate import Figures
+
+
+def add_commands(commands: Commands) -> None:
+    """Add the command `quant` and the commands it has of its own."""
+    parser = commands.add_parser("quant", help="press models into fewer bits, and judge the result")
+    group = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    def command(name: str, run: Callable[[argparse.Namespace], int | None], text: str) -> argparse.ArgumentParser:
+        p = group.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+        p.set_defaults(run=run)
+        p.add_argument("--model", default="demo", help="a model by name, or the folder of a model set (default demo)")
+        p.add_argument("--rows", metavar="DIR", help="where the rows lie (default: calibration/MODEL in YUEGP_HOME)")
+        p.add_argument("--json", action="store_true", help="print the result as JSON, and no progress")
+        p.add_argument("--quiet", action="store_true", help="no progress")
+        return p
+
+    p = command("calibrate", calibrate, "collect rows of audio tokens to press and to judge with")
+    p.add_argument("--songs", type=int, default=40, metavar="N", help="songs to sample by recipe (default 40)")
+    p.add_argument("--own-songs", action="store_true", help="read your own finished songs instead")
+    p.add_argument("--seed", type=int, default=5000, help="seed of the recipe (default 5000)")
+    add_device_option(p)
+
+    p = command("convert", convert, "press a model into fewer bits")
+    p.add_argument("--stage", type=int, choices=(1, 2), required=True, help="which of the set's two language models")
+    p.add_argument("--to", choices=("int8", "nf4", "exl2"), required=True, help="exl2 needs an NVIDIA card")
+    p.add_argument("--bits", type=float, default=8.0, metavar="B", help="bits per weight, exl2 only (default 8)")
+    p.add_argument("--folder", metavar="DIR", help="where to write it (default: beside the other models)")
+
+    p = command("measure", measure, "judge pressed models against their original")
+    p.add_argument("--stage", type=int, choices=(1, 2), required=True, help="which of the set's two language models")
+    p.add_argument("against", nargs="+", help="folders of pressed models; int8 or nf4 press the original on the way")
+    p.add_argument("--count", type=int, default=16, metavar="N", help="held-out rows to read (default 16)")
+    add_device_option(p)
 
 
 def calibrate(arguments: argparse.Namespace) -> None:
@@ -122,7 +156,7 @@ def _rows_folder(arguments: argparse.Namespace) -> Path:
     return Path(arguments.rows).absolute() if arguments.rows else folder_of(_model(arguments))
 
 
-def _shown(screen: ProgressBar) -> Callable[[str, int, int], None]:
+def _shown(screen: ProgressBar) -> Progress:
     from yuegp.generation.plan import Event
 
     return lambda what, done, total: screen.show(Event("quant", what, done, total, "", done))

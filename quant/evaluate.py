@@ -8,7 +8,6 @@ every engine and format is measured alike. The original is loaded first and give
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,9 +16,8 @@ import torch
 
 from yuegp.generation.stage2 import CHUNK, Chunk, chunk_ids, refine
 from yuegp.lm import EngineConfig, LMEngine, open_engine
+from yuegp.progress import Progress, quiet
 from yuegp.tokens.vocab import VocabLayout
-
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -73,7 +71,7 @@ def predict(
     layout: VocabLayout,
     stage: int,
     held: np.ndarray,
-    progress: Progress = lambda what, done, total: None,
+    progress: Progress = quiet,
 ) -> Predictions:
     """Load a model, let it read the held-out rows of its stage, and give it back."""
     engine = open_engine(folder, setup, progress)

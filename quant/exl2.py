@@ -13,7 +13,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,11 +25,10 @@ from yuegp.errors import Cancelled, DeviceError, LibraryError, ModelError, Reque
 from yuegp.files import discard, replace, write_atomic
 from yuegp.lm.exl2.format import HEAD_BITS
 from yuegp.owned import is_link
+from yuegp.progress import Progress, quiet
 from yuegp.shortage import shortage_in
 
 from .quantize import same_job
-
-Progress = Callable[[str, int, int], None]
 
 NEED_VRAM = 8 << 30
 """What the package's documentation asks for at YuE's width."""
@@ -97,7 +96,7 @@ def check(job: ConversionJob, free_vram: int | None) -> None:
         )
 
 
-def convert(job: ConversionJob, credit: str = "", progress: Progress = lambda what, done, total: None) -> Path:
+def convert(job: ConversionJob, credit: str = "", progress: Progress = quiet) -> Path:
     """Run both passes and complete the folder. A run with the same job goes on; bits may change between runs, for each
     has a target of its own, rows and source may not. `Cancelled` from `progress` stops the converter and keeps what it
     has done."""

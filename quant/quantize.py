@@ -10,7 +10,7 @@ import contextlib
 import datetime
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +29,7 @@ from yuegp.errors import LibraryError, RequestError
 from yuegp.files import discard, put, read_json, write_atomic
 from yuegp.lm.weights import int8, nf4
 from yuegp.locks import lock_handle
-
-Progress = Callable[[str, int, int], None]
+from yuegp.progress import Progress, quiet
 
 SHARD_BYTES = 1 << 30
 """Of original weights that go into one shard of the result."""
@@ -86,9 +85,7 @@ def pressed(name: str, weight: Tensor, kind: str) -> dict[str, Tensor]:
     }
 
 
-def quantize(
-    source: Path, target: Path, kind: str, credit: str = "", progress: Progress = lambda what, done, total: None
-) -> Path:
+def quantize(source: Path, target: Path, kind: str, credit: str = "", progress: Progress = quiet) -> Path:
     """Write the model in `source` to `target`, pressed to `kind`; what a broken-off run of the same has done is kept.
 
     RequestError for a source that is pressed already and for a target that holds something else; LibraryError when

@@ -33,8 +33,8 @@ from yuegp.checkpoints.registry import CHECKPOINTS
 from yuegp.codec.convert import convert, source_of
 from yuegp.errors import LibraryError, ModelError, YueGPError
 from yuegp.generation import pipeline
-from yuegp.jobs import queue as jobs
 from yuegp.library import catalog, export, store
+from yuegp.queue import JobProgress, Queue, State
 from yuegp.song.schema import Section, SongRequest, Stage, TakeInfo
 from yuegp.system import provision
 
@@ -426,9 +426,9 @@ def test_paths_in_stored_files_are_the_same_on_every_system(tmp_path: Path, wind
 def test_queue_and_settings_are_kept(tmp_path: Path, scanner: WindowsRules) -> None:
     song = store.create(SongRequest((Section("verse", "la"),), "pop", section_seconds=6), tmp_path / "songs")
     song.new_take(TakeInfo(1, song.request))
-    queue = jobs.Queue(tmp_path / "home")
+    queue = Queue(tmp_path / "home")
     job = queue.add(song.folder, 1)
-    queue.save_progress(jobs.JobProgress(job.number, jobs.State.RUNNING, "writing"))
+    queue.save_progress(JobProgress(job.number, State.RUNNING, "writing"))
     with queue.work():
         assert [other.number for other in queue.jobs()] == [job.number]
     settings.save(settings.Settings("zh"))

@@ -15,6 +15,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from yuegp.__main__ import COMMANDS  # noqa: E402
 from yuegp.cli.main import build_parser  # noqa: E402
 
 PAGE = ROOT / "docs" / "commands.md"
@@ -28,7 +29,7 @@ the set-up, 5 a song folder, 1 our own fault, 130 stopped. This page is written 
 
 def page() -> str:
     """The whole page."""
-    return HEAD + "".join(_commands(build_parser(), ""))
+    return HEAD + "".join(_commands(build_parser(COMMANDS), ""))
 
 
 def _commands(parser: argparse.ArgumentParser, before: str) -> Iterator[str]:

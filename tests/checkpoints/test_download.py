@@ -461,11 +461,11 @@ def test_the_hub_librarys_cache_is_used_file_by_file(hub: Hub, repo: Path) -> No
 
 def test_pace_tells_rate_and_time_left_from_the_last_seconds() -> None:
     pace = RateEstimator(window=10)
-    pace.see(0, 0)
+    pace.update(0, 0)
     assert pace.rate() is None and pace.left(100) is None
     for second in range(1, 31):
-        pace.see(second, 1000 * second if second <= 15 else 15_000 + 100 * (second - 15))
+        pace.update(second, 1000 * second if second <= 15 else 15_000 + 100 * (second - 15))
     assert pace.rate() == pytest.approx(100)
     assert pace.left(16_500 + 1000) == pytest.approx(10)
-    pace.see(60, 16_500)
+    pace.update(60, 16_500)
     assert pace.rate() is None

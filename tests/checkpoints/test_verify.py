@@ -13,7 +13,6 @@ import pytest
 from released import STAGE1, pretend_exl2, write_released
 from safetensors.numpy import load_file, save_file
 
-from yuegp.checkpoints import verify
 from yuegp.checkpoints.config import read_config
 from yuegp.checkpoints.safetensors import safetensors_header, scan_file
 from yuegp.checkpoints.verify import check_tensors, language_model, weight_files

@@ -16,7 +16,7 @@ import pytest
 import soundfile
 from repository import ROOT
 
-from yuegp.cli.main import build_parser, main
+from yuegp.__main__ import main
 from yuegp.cli.progress import ProgressBar
 from yuegp.generation.plan import Event
 from yuegp.jobs.queue import JobProgress, State
@@ -238,7 +238,7 @@ def test_errors_as_json(folder: Path, capsys: pytest.CaptureFixture[str]) -> Non
 
 LIGHT = """
 import sys
-from yuegp.cli.main import main
+from yuegp.__main__ import main
 code = main(sys.argv[1:])
 heavy = {"torch", "transformers", "gradio"} & set(sys.modules)
 sys.exit(f"imported {heavy}" if heavy else code)
@@ -263,7 +263,7 @@ def test_refusals_come_before_torch(arguments: list[str], code: int, folder: Pat
 
 def test_the_progress_line_has_stage_part_rate_and_time() -> None:
     class Gauge:
-        def see(self, event: Event) -> None: ...
+        def update(self, event: Event) -> None: ...
 
         def progress(self) -> JobProgress:
             return JobProgress(job=1, state=State.RUNNING, rate=100.0, eta=75.0)
@@ -273,10 +273,21 @@ def test_the_progress_line_has_stage_part_rate_and_time() -> None:
     assert "38%" in line and "100 ids/s" in line and "about 1:15 left" in line
 
 
-def test_help_names_every_command() -> None:
-    text = build_parser().format_help()
-    for command in ("lyrics", "make", "resume", "bench"):
+def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    text = capsys.readouterr().out
+    for command in ("ui", "lyrics", "make", "resume", "quant", "bench"):
         assert f"    {command}" in text
+
+
+def test_without_a_command_the_page_is_shown(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    shown: list[Any] = []
+    monkeypatch.setattr("ui.server.serve.serve", lambda *given, **named: shown.append((given, named)))
+    monkeypatch.setenv("YUEGP_HOME", str(tmp_path))
+    monkeypatch.delenv("YUEGP_PASSWORD", raising=False)
+    assert main([]) == 0
+    assert shown == [((tmp_path / "songs", None, False, ""), {"browse": True})]
 
 
 def test_cards_are_counted_as_the_drivers_tool_counts_them(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

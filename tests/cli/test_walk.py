@@ -15,7 +15,7 @@ import torch
 from hub_server import Hub
 from released import SOUND, STAGE1, STAGE2, write_released, write_tokenizer
 
-from yuegp.audio import files as audio
+from yuegp.audio.files import read
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -96,7 +96,7 @@ def test_from_the_hub_to_a_song(person: Person, hub: Hub, originals: Path) -> No
     plan = json.loads(person.types("plan", "--lyrics", "words.txt", "--model", "yue-en-cot", "--json"))
     assert plan["models"].startswith("YuE 7B, English") and plan["peak"] < 2**30
     person.makes()
-    sound, rate = audio.read(person.song())
+    sound, rate = read(person.song())
     assert rate == 44100 and 0.9 < len(sound) / rate <= 1.1
 
 

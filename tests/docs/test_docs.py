@@ -16,7 +16,8 @@ import pytest
 from repository import ROOT
 
 from installer.main import HELP, read
-from yuegp.cli.main import build_parser, main
+from yuegp.__main__ import COMMANDS, main
+from yuegp.cli.main import build_parser
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
@@ -94,7 +95,7 @@ def parse(command: str) -> None:
     args = list(read(words(command), {}).args)
     if args and args[0] not in DOOR and "…" not in args:
         try:
-            build_parser().parse_args(args)
+            build_parser(COMMANDS).parse_args(args)
         except SystemExit as exc:
             raise AssertionError(f"the program does not understand: {command}") from exc
 
@@ -113,7 +114,7 @@ def parsers(parser: argparse.ArgumentParser) -> Iterator[tuple[str, argparse.Arg
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_command_is_understood(name: str) -> None:
-    known = {command for command, _ in parsers(build_parser())} | DOOR
+    known = {command for command, _ in parsers(build_parser(COMMANDS))} | DOOR
     for command in commands(ROOT / name):
         parse(command)
     for text in quoted(ROOT / name):
@@ -178,8 +179,8 @@ def test_a_wrong_command_would_be_found() -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_option_exists(name: str) -> None:
-    known = {option for _, parser in parsers(build_parser()) for option in parser._option_string_actions}
-    known |= set(build_parser()._option_string_actions) | set(re.findall(r"--[a-z-]+", HELP))
+    known = {option for _, parser in parsers(build_parser(COMMANDS)) for option in parser._option_string_actions}
+    known |= set(build_parser(COMMANDS)._option_string_actions) | set(re.findall(r"--[a-z-]+", HELP))
     known |= {option for tool in (ROOT / "tools").rglob("*.py")
               for option in re.findall(r'add_argument\("(--[a-z-]+)"', tool.read_text(encoding="utf-8"))}  # fmt: skip
     others = ("pip ", "docker ", "uv ", "python tools/", "python -m pytest", "curl ")

@@ -31,7 +31,8 @@ FLOORS = read_table((ROOT / "docs" / "house.md").read_text("utf-8"))
 
 WITHOUT_TORCH = ("yuegp.errors", "yuegp.files", "yuegp.paths", "yuegp.locks", "yuegp.song", "yuegp.tokens",
                  "yuegp.checkpoints", "yuegp.library.store", "yuegp.library.catalog", "yuegp.library.migrations",
-                 "yuegp.jobs.queue", "yuegp.cli", "offload")  # fmt: skip
+                 "yuegp.jobs.queue", "yuegp.cli", "yuegp.__main__", "ui.command", "quant.command",
+                 "offload")  # fmt: skip
 """What loads where torch, sentencepiece, the hub library and the sound libraries are absent: a mistake in the lyrics is
 answered before torch would have loaded."""
 WITH_TORCH = ("offload.parking", "offload.pinned")
@@ -281,6 +282,14 @@ def test_only_fronts_print() -> None:
                 if isinstance(node, ast.Call) and ast.unparse(node.func) in ("print", "sys.stdout.write")
             ]
             assert not lines, f"{path} prints on lines {lines}"
+
+
+def test_arguments_are_parsed_at_the_border() -> None:
+    """An `argparse.Namespace` says nothing about what it holds: below the commands there are `SongRequest`,
+    `ModelOptions` and plain arguments."""
+    commands = re.compile(r"yuegp\.cli\.|(ui|quant)\.command$")
+    parsing = [name for name, found in IMPORTS.items() if any(i.target == "argparse" for i in found)]
+    assert [name for name in parsing if not commands.match(name)] == [] != parsing
 
 
 def test_there_is_no_utils_and_no_common() -> None:

@@ -19,7 +19,7 @@ from yuegp.cli.wording import sentence
 from yuegp.codec import xcodec
 from yuegp.errors import Cancelled, DeviceError, LibraryError, ModelError, RequestError
 from yuegp.generation import pipeline, render, session
-from yuegp.generation import plan as planning
+from yuegp.generation.plan import Event, SongPlan, prompts_of
 from yuegp.library import store
 from yuegp.lm.llama.engine import TorchSession
 from yuegp.song.schema import Reference, Sampling, Section, SongRequest, Stage, TakeInfo
@@ -35,7 +35,7 @@ def request_(tiny_set: Path) -> SongRequest:
     )
 
 
-def make(request: SongRequest, root: Path, **options: Any) -> tuple[planning.SongPlan, store.Song, store.Take]:
+def make(request: SongRequest, root: Path, **options: Any) -> tuple[SongPlan, store.Song, store.Take]:
     plan = pipeline.plan(request)
     song = store.create(plan.request, root)
     plan = replace(plan, request=song.request)
@@ -75,7 +75,7 @@ def test_a_stopped_song_keeps_what_is_finished_and_resumes_to_the_same_codes(
     """Inherited faults: finished takes thrown away on Stop; a resumed Stage 2 returns nothing."""
     _, _, whole = make(request_, tmp_path)
 
-    def stop(event: planning.Event) -> None:
+    def stop(event: Event) -> None:
         if event.stage == stage and event.done > event.total / 2:
             raise Cancelled
 
@@ -102,7 +102,7 @@ def test_a_take_opened_before_another_process_finished_it_is_not_undone(request_
     (take.folder / ".stage1.npz.0123.tmp").write_bytes(b"left by a kill")
     pipeline.run(plan, take)
 
-    def stop(event: planning.Event) -> None:
+    def stop(event: Event) -> None:
         raise Cancelled
 
     pipeline.run(plan, stale, watch=stop)
@@ -111,7 +111,7 @@ def test_a_take_opened_before_another_process_finished_it_is_not_undone(request_
 
 
 def test_progress_rises_to_the_end_of_every_stage(request_: SongRequest, tmp_path: Path) -> None:
-    events: list[planning.Event] = []
+    events: list[Event] = []
     make(request_, tmp_path, watch=events.append)
     for stage in ("writing", "refining", "sound"):
         done = [event.done for event in events if event.stage == stage]
@@ -149,7 +149,7 @@ def plan_apart(request: SongRequest, root: Path) -> store.Take:
 def test_sections_are_refined_as_they_are_written(request_: SongRequest, tmp_path: Path) -> None:
     stages: list[str] = []
 
-    def watch(event: planning.Event) -> None:
+    def watch(event: Event) -> None:
         if not stages or stages[-1] != event.stage:
             stages.append(event.stage)
 
@@ -189,7 +189,7 @@ def test_running_out_of_memory_makes_the_song_with_less(
     song = store.create(plan.request, tmp_path)
     take = song.new_take(TakeInfo(number=0, request=song.request))
 
-    def watch(event: planning.Event) -> None:
+    def watch(event: Event) -> None:
         notes.extend([event.note] * bool(event.note))
         saved.append(len(take.info.spans))
 
@@ -301,7 +301,7 @@ def heads(request: SongRequest, root: Path) -> tuple[int, ...]:
     plan, song, _ = make(replace(request, first_sections=1), root)
     assert song.request.reference is not None
     codes = render.reference_codes(plan, song.request.reference, lambda event: None, "cpu")
-    return planning.prompts_of(plan, codes).head
+    return prompts_of(plan, codes).head
 
 
 def test_a_mix_as_reference_stands_in_the_head(request_: SongRequest, tmp_path: Path) -> None:

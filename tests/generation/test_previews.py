@@ -14,7 +14,7 @@ from yuegp import codec
 from yuegp.audio import files
 from yuegp.errors import Cancelled, LibraryError, ModelError
 from yuegp.generation import pipeline, previews
-from yuegp.generation import plan as planning
+from yuegp.generation.plan import Event
 from yuegp.generation.previews import Previews
 from yuegp.library import store
 from yuegp.library.store import Take
@@ -109,7 +109,7 @@ def test_a_stopped_song_keeps_its_previews_until_it_is_done(tiny_set: Path, tmp_
     take = song.new_take(TakeInfo(number=0, request=song.request))
     hear = take.folder / "hear"
 
-    def stop_when_it_can_be_heard(event: planning.Event) -> None:
+    def stop_when_it_can_be_heard(event: Event) -> None:
         if event.stage in ("refining", "sound") and list(hear.glob("draft-*.flac")):
             raise Cancelled
 

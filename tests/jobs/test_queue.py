@@ -23,9 +23,8 @@ from yuegp.errors import Cancelled, LibraryError, RequestError
 from yuegp.generation.options import ANY, ModelOptions
 from yuegp.generation.plan import Event, ProgressCallback
 from yuegp.jobs import eta
-from yuegp.jobs import queue as jobs
 from yuegp.jobs import worker as working
-from yuegp.jobs.queue import Job, JobProgress, Queue, State
+from yuegp.jobs.queue import FORMAT, Job, JobProgress, Queue, State, to_row
 from yuegp.jobs.worker import Feed, Worker
 from yuegp.library import store
 from yuegp.song.schema import Section, SongRequest, Stage, TakeInfo
@@ -98,7 +97,7 @@ def test_jobs_run_in_order_and_stay_on_the_list(queue: Queue, song: Callable[[],
     assert states(queue) == ["done"] * 3
     done = queue.jobs()[0]
     assert done.number == 3 and done.started and done.finished >= done.started >= done.created
-    json.dumps(jobs.to_row(done))
+    json.dumps(to_row(done))
 
 
 @pytest.mark.parametrize(("position", "order"), [(1, [3, 1, 2]), (2, [1, 3, 2]), (3, [1, 2, 3]), (99, [1, 2, 3])])
@@ -324,7 +323,7 @@ def test_queues_of_older_formats_are_read(queue: Queue, song: Callable[[], Path]
     (job,) = queue.jobs()
     assert (job.wishes, job.batch_takes) == (ANY, ())
     queue.pause(1)
-    assert json.loads(queue.path.read_text())["format"] == jobs.FORMAT == 3
+    assert json.loads(queue.path.read_text())["format"] == FORMAT == 3
 
 
 @pytest.mark.parametrize(
@@ -361,7 +360,7 @@ def test_a_damaged_job_is_named_and_stops_no_other(
         queue.resume(0)
     assert queue.add(folder, 1).number == 3 and (claimed := queue.claim()) and claimed.number == 1
     assert json.loads(queue.path.read_text())["jobs"][1] == damaged, "it is written back as it was"
-    json.dumps([jobs.to_row(job) for job in queue.jobs()])
+    json.dumps([to_row(job) for job in queue.jobs()])
     assert [job.number for job in queue.clear()] == [0] and [job.number for job in queue.jobs()] == [1, 3]
 
 

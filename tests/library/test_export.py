@@ -418,7 +418,7 @@ def test_a_song_of_format_1_is_imported(repo_root: Path) -> None:
 def _with_settings(tmp_path: Path, text: str) -> Path:
     path = tmp_path / "x.flac"
     files.write(path, np.zeros(100, np.float32), mix.RATE)
-    metadata.write_tags(path, metadata.Tags(settings=text))
+    path.write_bytes(metadata.embed(path.read_bytes(), metadata.Tags(settings=text)))
     return path
 
 

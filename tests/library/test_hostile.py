@@ -31,11 +31,11 @@ from ui.pages.song import page
 from ui.shell import sendable
 from ui.texts import Texts
 from yuegp import checked, paths
-from yuegp import files as disk
 from yuegp.audio import files
 from yuegp.checkpoints import config, locate, registry, sets
 from yuegp.codec.files import check_codec, hubert_config
 from yuegp.errors import LibraryError, ModelError, YueGPError
+from yuegp.files import read_json
 from yuegp.jobs import eta
 from yuegp.jobs.queue import Queue
 from yuegp.library import catalog, export, store
@@ -489,7 +489,7 @@ def test_what_we_write_reads_back_the_same(root: Path) -> None:
     assert checked.build(TakeInfo, checked.parse(json.dumps(asdict(info)))) == info
     path = root / "bom.json"
     path.write_bytes(b"\xef\xbb\xbf" + b'{"format": 1}')
-    assert disk.read_json(path) == {"format": 1}, "Windows' editor puts a mark before it"
+    assert read_json(path) == {"format": 1}, "Windows' editor puts a mark before it"
 
 
 def test_files_as_they_were_written_before_they_were_checked_open_unchanged(tmp_path: Path) -> None:

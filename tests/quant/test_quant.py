@@ -13,9 +13,9 @@ import torch
 from safetensors.torch import load_file
 
 from quant import calibrate, calibration_songs, evaluate, exl2, quantize, rows
+from yuegp.__main__ import main
 from yuegp.checkpoints import sets
 from yuegp.checkpoints.sets import ModelSet
-from yuegp.cli.main import main
 from yuegp.errors import Cancelled, DeviceError, LibraryError, ModelError, RequestError
 from yuegp.library import catalog
 from yuegp.lm import EngineConfig, open_engine, stored_as

@@ -10,7 +10,7 @@ import pytest
 from yuegp.cli.wording import sentence
 from yuegp.errors import RequestError
 from yuegp.song import tags
-from yuegp.song.tags import advise, find, fold, parse, suggest, vocabulary, without_voice
+from yuegp.song.tags import advise, find, fold, parse, vocabulary, without_voice
 
 RAW = Path(__file__).resolve().parents[3] / "shared" / "data" / "top_200_tags.json"
 COUNTS = {"genre": 136, "instrument": 128, "mood": 136, "gender": 8, "timbre": 170}
@@ -161,14 +161,3 @@ def test_without_voice_keeps_the_rest_as_written(line: str, rest: str) -> None:
 def test_without_voice_refuses_a_line_that_is_all_voice() -> None:
     with pytest.raises(RequestError, match="only describe a voice"):
         without_voice("female, airy vocal")
-
-
-def test_suggestions_come_most_frequent_first_and_once_each() -> None:
-    assert suggest("el", limit=3) == ("electronic", "electric guitar", "Electro pop")
-    assert suggest("hip-h") == ("hiphop", "experimental hip-hop")
-    assert suggest("bright v", "timbre") == ("bright vocal",)
-    assert suggest("canto") == ("Cantonese",)
-    assert suggest("guitar", "instrument", limit=2) == ("guitar", "guitars")
-    assert "electric guitar" in suggest("guitar", "instrument")
-    assert suggest("", "gender", limit=2) == ("male", "female")
-    assert suggest("zzz") == ()

@@ -29,9 +29,10 @@ PATIENCE_SECONDS = 240
 """For the server to answer, and for anything to appear: a cold disk and a busy machine need most of it."""
 
 SERVE = """
-import argparse, sys
+import sys
 from ui.server.serve import serve
-serve(argparse.Namespace(port=int(sys.argv[1]), listen=False, password="", out=None, no_browser=True))
+from yuegp.paths import songs_dir
+serve(songs_dir().absolute(), int(sys.argv[1]), browse=False)
 """
 
 HARMLESS = ("Method not implemented.",)

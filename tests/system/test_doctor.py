@@ -16,8 +16,7 @@ import pytest
 from tools.faults import CPU, FAULTS, GIB, GPU, Fault
 from tools.write_troubleshooting import PAGE, page
 from yuegp.cli import main
-from yuegp.system import doctor
-from yuegp.system import environment as facts
+from yuegp.system import doctor, environment
 from yuegp.system.doctor import FAIL, OK, WARN, Finding, judge
 from yuegp.system.environment import CardReport, Environment
 
@@ -118,7 +117,7 @@ def test_nvidia_smi_is_read_with_who_holds_the_memory(tmp_path: Path, monkeypatc
     )
     program.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
-    (card,) = facts.cards()
+    (card,) = environment.cards()
     held = (("game", 9000 << 20), ("maya", 50 << 20))
     assert card == CardReport("NVIDIA GeForce RTX 3060", 12 * GIB, 2 * GIB, "560.94", held)
 
@@ -143,7 +142,7 @@ def test_proxies_are_found_tried_and_told_without_their_password(
         monkeypatch.delenv(f"{scheme.upper()}_PROXY", raising=False)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    seen = facts._proxies()
+    seen = environment._proxies()
     assert [(where, address, bool(why)) for where, address, why in seen][: len(found)] == found
     said = " ".join(finding.what for finding in judge(replace(CPU, proxies=seen)) if finding.name == "proxy")
     assert not any(private in said for private in ("me:", "secret", "word"))
@@ -154,7 +153,7 @@ def test_a_proxy_with_socks_is_told_as_it_is(monkeypatch: pytest.MonkeyPatch) ->
     import importlib.util
 
     monkeypatch.setenv("all_proxy", "socks5h://127.0.0.1:1080")
-    why = next(why for where, _, why in facts._proxies() if where == "all_proxy")
+    why = next(why for where, _, why in environment._proxies() if where == "all_proxy")
     assert ("socksio" in why) == (importlib.util.find_spec("socksio") is None)
 
 
@@ -177,4 +176,4 @@ def test_our_own_page_is_asked_without_a_proxy(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.delenv("NO_PROXY", raising=False)
     with http.server.HTTPServer(("127.0.0.1", 0), Page) as server:
         threading.Thread(target=server.handle_request, daemon=True).start()
-        assert facts._page(server.server_port) == "yuegp"
+        assert environment._page(server.server_port) == "yuegp"

@@ -15,7 +15,7 @@ from tools.demo.listen import beat_correlation
 from yuegp.checkpoints import sets
 from yuegp.errors import Cancelled
 from yuegp.generation import edit, pipeline
-from yuegp.generation import plan as planning
+from yuegp.generation.plan import Event, plan_for
 from yuegp.library import store
 from yuegp.library.store import Take
 from yuegp.song.schema import LaterSections, Section, SongRequest, Stage, TakeInfo
@@ -80,7 +80,7 @@ def test_a_stopped_song_goes_on_as_if_it_had_not_been(tmp_path: Path) -> None:
     for limit in (60, 900):
         count = 0
 
-        def stop(event: planning.Event, limit: int = limit) -> None:
+        def stop(event: Event, limit: int = limit) -> None:
             nonlocal count
             count += 1
             if count > limit:
@@ -100,5 +100,5 @@ def test_candidates_in_one_batch_are_what_they_are_alone(tmp_path: Path) -> None
     batch = edit.choices(song, take, 0, [5, 6], "stop", lambda event: None)
     for seed, candidate in zip((5, 6), batch, strict=True):
         alone = edit.redo(song, take, 0, seed, later=LaterSections.STOP)
-        pipeline.run(planning.plan_for(alone), alone)
+        pipeline.run(plan_for(alone), alone)
         assert candidate.load_stage1().tolist() == alone.load_stage1().tolist()

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ui.pages.create import fields as form
+from ui.pages.create import fields as create_fields
 from ui.texts import Texts
 from yuegp.errors import RequestError
 from yuegp.song.schema import PRESETS, Sampling, Section, SongRequest
@@ -17,42 +17,42 @@ T = Texts("en")
 BASE = Sampling(guidance=1.0, guidance_later=1.0, repetition_penalty=1.0)
 """How some model likes to be sampled."""
 PARTS = {"sections": (Section("verse", "la"),), "tags": "pop", "model": "demo", "reference": None}
-EMPTY = {field.name: field.empty for field in form.FIELDS}
+EMPTY = {field.name: field.empty for field in create_fields.FIELDS}
 
 
 def test_every_setting_of_a_song_has_a_row_or_an_editor() -> None:
     """A field that a page forgets is a field that copying a song's settings loses."""
-    paths = {field.path for field in form.FIELDS}
+    paths = {field.path for field in create_fields.FIELDS}
     own_editors = {"sections", "tags", "reference", "sampling"}
     derived = {"keep_crossing", "minimum"}  # come with the preset and the model
     assert {f.name for f in fields(SongRequest)} - own_editors <= paths
     assert {f"sampling.{f.name}" for f in fields(Sampling) if f.name not in derived} <= paths
 
 
-@pytest.mark.parametrize("field", form.FIELDS, ids=lambda field: field.name)
-def test_every_field_has_its_texts_and_a_component(field: form.Field) -> None:
+@pytest.mark.parametrize("field", create_fields.FIELDS, ids=lambda field: field.name)
+def test_every_field_has_its_texts_and_a_component(field: create_fields.Field) -> None:
     options = {} if field.choices or field.kind != "choice" else {"choices": [("a", "")]}
-    part = form.component(field.name, T, **options)
+    part = create_fields.component(field.name, T, **options)
     assert part.label == T(f"create.{field.name}.label") and T(f"create.{field.name}.info")
     assert part.elem_id == f"create-{field.name.replace('_', '-')}"
 
 
 def test_nothing_chosen_is_what_the_model_advises() -> None:
-    assert form.request({**EMPTY, "seed": 5}, BASE, **PARTS) == SongRequest(**PARTS, seed=5, sampling=BASE)
+    assert create_fields.request({**EMPTY, "seed": 5}, BASE, **PARTS) == SongRequest(**PARTS, seed=5, sampling=BASE)
 
 
 def test_without_a_seed_every_song_gets_another() -> None:
-    seeds = {form.request(EMPTY, BASE, **PARTS).seed for _ in range(20)}
+    seeds = {create_fields.request(EMPTY, BASE, **PARTS).seed for _ in range(20)}
     assert len(seeds) == 20 and all(0 <= seed < 2**32 for seed in seeds)
 
 
 def test_zero_is_a_value_and_not_nothing() -> None:
-    asked = form.request({**EMPTY, "seed": 0, "top_k": 0, "temperature": 0, "guidance": 0}, BASE, **PARTS)
+    asked = create_fields.request({**EMPTY, "seed": 0, "top_k": 0, "temperature": 0, "guidance": 0}, BASE, **PARTS)
     assert (asked.seed, asked.sampling.top_k, asked.sampling.temperature, asked.sampling.guidance) == (0, 0, 0, 0)
 
 
 def test_a_preset_replaces_what_the_model_advises_and_own_values_replace_the_preset() -> None:
-    asked = form.request({**EMPTY, "preset": "exl2", "top_p": 0.8}, BASE, **PARTS)
+    asked = create_fields.request({**EMPTY, "preset": "exl2", "top_p": 0.8}, BASE, **PARTS)
     assert asked.sampling == replace(PRESETS["exl2"], top_p=0.8)
 
 
@@ -63,7 +63,7 @@ def test_a_preset_replaces_what_the_model_advises_and_own_values_replace_the_pre
 )  # fmt: skip
 def test_numbers_out_of_range_are_named_with_their_range(name: str, value: float, span: str) -> None:
     with pytest.raises(RequestError) as caught:
-        form.request({**EMPTY, name: value}, BASE, **PARTS)
+        create_fields.request({**EMPTY, name: value}, BASE, **PARTS)
     assert all(part in caught.value.what for part in (f"{value:g}", span, name.replace("_", " ")))
 
 
@@ -93,9 +93,9 @@ def test_a_request_survives_the_way_to_the_page_and_back(
         section_seconds=seconds, first_sections=first, crossover=crossover,
     )  # fmt: skip
     base = replace(BASE, exact=False)
-    assert form.request(form.values(asked, base), base, **PARTS) == asked
+    assert create_fields.request(create_fields.values(asked, base), base, **PARTS) == asked
 
 
 def test_a_preset_survives_it_too() -> None:
     asked = SongRequest(**PARTS, seed=1, sampling=replace(PRESETS["exl2"], temperature=0.7))
-    assert form.request(form.values(asked, BASE), BASE, **PARTS) == asked
+    assert create_fields.request(create_fields.values(asked, BASE), BASE, **PARTS) == asked

@@ -17,7 +17,7 @@ from ui import settings
 from ui.server import guard, hosts, login
 from ui.server.hosts import Host
 from ui.texts import LANGUAGES, Texts
-from yuegp.cli import main
+from yuegp.__main__ import main
 from yuegp.errors import RequestError
 
 NAME = "music.tail1234.ts.net"
@@ -90,7 +90,7 @@ def test_every_language_says_it_and_escapes() -> None:
 
 
 def run(*words: str, capsys: Any) -> list[str]:
-    assert main.main(["ui", *words, "--hosts"]) == 0
+    assert main(["ui", *words, "--hosts"]) == 0
     return capsys.readouterr().out.split()
 
 
@@ -107,9 +107,9 @@ def test_names_are_kept_listed_and_forgotten(capsys: pytest.CaptureFixture[str],
 
 @pytest.mark.parametrize("name", ["https://nas/", "*.ts.net", "a b", "", "nas/"])
 def test_what_is_no_name_is_refused_with_a_sentence(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main.main(["ui", "--allow-host", name, "--hosts"]) == 2
+    assert main(["ui", "--allow-host", name, "--hosts"]) == 2
     assert "music.example.org" in capsys.readouterr().err and settings.load().hosts == ()
-    assert main.main(["ui", "--forget-host", "nas", "--hosts"]) == 2
+    assert main(["ui", "--forget-host", "nas", "--hosts"]) == 2
 
 
 def test_a_wrong_variable_is_a_sentence_too(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from ui.context import AppContext
-from ui.pages import progress as running
+from ui.pages import progress as song_progress
 from ui.pages.create import fields, page, plan
 from ui.texts import Texts
 from yuegp import paths
@@ -47,12 +47,12 @@ def look(desk: AppContext, name: str, progress: JobProgress) -> dict[str, Any]:
     with desk.queue.work():
         desk.queue.claim()
         desk.queue.save_progress(progress)
-        return running.load(desk, name, T)
+        return song_progress.load(desk, name, T)
 
 
 def test_a_song_waits_behind_others(desk: AppContext) -> None:
     ask(desk, title="First")
-    view = running.load(desk, ask(desk, title="Second"), T)
+    view = song_progress.load(desk, ask(desk, title="Second"), T)
     assert (view["state"], view["ahead"], view["live"]) == ("waiting", 1, True)
     assert states(view) == ["waiting"] * 3 and view["title"] == "Second"
 
@@ -67,19 +67,19 @@ def test_sections_are_written_one_after_the_other(desk: AppContext) -> None:
 def test_sections_are_refined_together(desk: AppContext) -> None:
     view = look(desk, ask(desk), at("refining", 1200, (0, 1, 2)))
     assert states(view) == ["refining"] * 3
-    assert view["share"] == pytest.approx(running.WRITING + running.REFINING / 2)
+    assert view["share"] == pytest.approx(song_progress.WRITING + song_progress.REFINING / 2)
 
 
 def test_the_share_never_goes_back() -> None:
     """A share of the time would: the estimate of what is left grows when a stage turns out to be slow."""
     steps = [("waiting", 0.0), ("writing", 0.1), ("writing", 0.9), ("written", 1.0), ("refining", 0.1), ("ready", 1.0)]
-    shares = [running._share([{"state": state, "share": share}]) for state, share in steps]
+    shares = [song_progress._share([{"state": state, "share": share}]) for state, share in steps]
     assert shares == sorted(shares) and shares[0] == 0 and shares[-1] < 1
 
 
 def test_the_share_goes_on_through_the_sound_to_the_end(desk: AppContext) -> None:
     take = desk.take(ask(desk), 1)
-    steps = [running.share(take, at(stage, done, (0, 1, 2))) for stage, done in
+    steps = [song_progress.share(take, at(stage, done, (0, 1, 2))) for stage, done in
              (("refining", 2300), ("sound", 0), ("sound", 2400), ("sound", 4800))]  # fmt: skip
     assert steps == sorted(steps) and steps[-1] == pytest.approx(1)
     view = look(desk, take.folder.parent.parent.name, at("sound", 9, (0, 1, 2)))
@@ -110,7 +110,7 @@ def finish(desk: AppContext, name: str, stage: Stage = Stage.RENDERED) -> Path:
 def test_a_finished_song_is_ready_and_its_sections_are_parts_of_it(desk: AppContext) -> None:
     name = ask(desk)
     finish(desk, name)
-    view = running.load(desk, name, T)
+    view = song_progress.load(desk, name, T)
     assert view["state"] == "done" and states(view) == ["ready"] * 3 and view["files"] == ["mix.flac"]
     assert [(s["hear"], s["span"]) for s in view["sections"]][1] == ("mix.flac", (2.0, 4.0))
 
@@ -118,12 +118,12 @@ def test_a_finished_song_is_ready_and_its_sections_are_parts_of_it(desk: AppCont
 def test_stopping_keeps_what_is_there_and_going_on_finishes_it(desk: AppContext) -> None:
     name = ask(desk, takes=2)
     finish(desk, name, Stage.STAGE1)
-    running.stop(desk, name)
-    view = running.load(desk, name, T)
+    song_progress.stop(desk, name)
+    view = song_progress.load(desk, name, T)
     assert not view["live"] and view["state"] == "idle" and states(view) == ["written"] * 3
-    running.go_on(desk, name)
+    song_progress.go_on(desk, name)
     assert [(job.take, job.state) for job in desk.jobs(name)] == [(1, State.WAITING), (2, State.WAITING)]
-    assert running.load(desk, name, T)["of"] == 2
+    assert song_progress.load(desk, name, T)["of"] == 2
 
 
 def test_a_failure_is_told_with_its_next_step(desk: AppContext) -> None:
@@ -132,9 +132,9 @@ def test_a_failure_is_told_with_its_next_step(desk: AppContext) -> None:
         job = desk.queue.claim()
         assert job
         desk.queue.finish(replace(job, state=State.FAILED, what="The disk is full.", hint="Free some space."))
-    view = running.load(desk, name, T)
+    view = song_progress.load(desk, name, T)
     assert (view["state"], view["message"]) == ("failed", "The disk is full. Free some space.")
-    running.go_on(desk, name)
+    song_progress.go_on(desk, name)
     assert desk.jobs(name)[0].state is State.WAITING
 
 
@@ -146,13 +146,13 @@ def test_a_fresh_page_sees_what_somebody_else_makes(desk: AppContext) -> None:
 
 @pytest.mark.parametrize("name", ["gone", "../../etc", ".."])
 def test_a_song_that_is_gone_is_no_alarm(desk: AppContext, name: str) -> None:
-    assert running.load(desk, name, T) == {"state": "none", "other": "", "name": None}
+    assert song_progress.load(desk, name, T) == {"state": "none", "other": "", "name": None}
 
 
 def test_a_damaged_song_is_named(desk: AppContext) -> None:
     name = ask(desk)
     (desk.root / name / "song.json").write_text("{")
-    assert "song.json" in running.load(desk, name, T)["message"]
+    assert "song.json" in song_progress.load(desk, name, T)["message"]
 
 
 def test_every_state_has_its_sentence() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import re
@@ -179,10 +178,9 @@ def test_too_large_is_refused_by_what_is_announced_and_by_what_comes(monkeypatch
 # The password
 
 
-def test_listening_without_a_password_is_refused() -> None:
-    asked = argparse.Namespace(port=7860, listen=True, password=None, out=None, no_browser=True)
+def test_listening_without_a_password_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RequestError, match="password"):
-        serve.serve(asked)
+        serve.serve(tmp_path, listen=True)
     with pytest.raises(ValueError, match="password"):
         guard.Guard(PlainTextResponse("x"), 7860, listening=True)
 

@@ -121,7 +121,7 @@ class DownloadProcess:
 
 @dataclass
 class _Report:
-    """`supply.Progress`: says how far it is, now and then, and stops when nobody wants it any more."""
+    """A `provision.StepProgress`: writes how far it is, now and then; stops the work once `over` is set."""
 
     over: threading.Event
     part: tuple[str, str] = ("", "")
@@ -134,7 +134,7 @@ class _Report:
         now = time.monotonic()
         if (doing, what) != self.part:
             self.part, self.pace, self.told = (doing, what), RateEstimator(), 0.0
-        self.pace.see(now, done)
+        self.pace.update(now, done)
         if now - self.told >= TELL_SECONDS or done >= total:
             self.told = now
             rate, left = self.pace.rate(), self.pace.left(total)

@@ -9,7 +9,6 @@ since Gradio may not build one while another answers. Who may ask at all is deci
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import errno
 import functools
@@ -22,6 +21,7 @@ import threading
 import time
 import webbrowser
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ui import settings
@@ -48,10 +48,10 @@ KEPT_SECONDS = 2 * 86400
 HERE, ANYWHERE = "127.0.0.1", "0.0.0.0"
 
 
-def serve(arguments: argparse.Namespace) -> None:
-    """Show the page until Ctrl-C. Prints its address, and nothing else, on standard output once it answers."""
-    password = arguments.password or os.environ.get("YUEGP_PASSWORD", "")
-    if arguments.listen and not password:
+def serve(root: Path, port: int | None = None, listen: bool = False, password: str = "", browse: bool = True) -> None:
+    """Show the page of the songs in `root` until Ctrl-C. Prints its address, and nothing else, on standard output once
+    it answers. With `listen` other computers may use it, which takes a password: RequestError without one."""
+    if listen and not password:
         raise RequestError(
             "With --listen everybody on the network can use this page, so it needs a password, and there is none.",
             "Set YUEGP_PASSWORD, or add --password; or leave --listen out.",
@@ -59,9 +59,8 @@ def serve(arguments: argparse.Namespace) -> None:
     names = settings.hosts()
     if names and not password:
         print(f"Whoever can open {', '.join(names)} can use this page: there is no password.", file=sys.stderr)
-    root = paths.songs_dir(arguments.out).absolute()
     files.check_writable(root)
-    place = bind(ANYWHERE if arguments.listen else HERE, arguments.port or PORT)
+    place = bind(ANYWHERE if listen else HERE, port or PORT)
     port = place.getsockname()[1]
     prepare()
     from ui.context import AppContext
@@ -69,9 +68,9 @@ def serve(arguments: argparse.Namespace) -> None:
 
     queue = Queue()
     maker = GeneratorProcess(queue)
-    app = guarded(application(AppContext(root, queue, maker)), port, arguments.listen, password, names)
+    app = guarded(application(AppContext(root, queue, maker)), port, listen, password, names)
     offline.close()
-    _run(app, maker, place, f"http://{HERE}:{port}", browse=not arguments.no_browser)
+    _run(app, maker, place, f"http://{HERE}:{port}", browse)
 
 
 def prepare() -> None:

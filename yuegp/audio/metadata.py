@@ -21,7 +21,7 @@ from pathlib import Path
 
 from yuegp.checked import Fault
 from yuegp.errors import RequestError
-from yuegp.files import read_bytes, write_atomic
+from yuegp.files import read_bytes
 
 LABEL = "AI-generated"
 """What YuE's authors ask of those who publish songs: to say that they are generated, and to name the model."""
@@ -67,12 +67,6 @@ _DATE = re.compile(r"(\d{4})(?:-(\d\d)-(\d\d))?", re.ASCII)
 
 
 # Files
-
-
-def write_tags(path: Path | str, tags: Tags) -> None:
-    """Give a WAV, FLAC or MP3 file these tags in place of those it has. RequestError for a file that is none of them
-    or is damaged, LibraryError when it cannot be written; it then stays as it was."""
-    write_atomic(Path(path), embed(_bytes(path), tags, str(path)))
 
 
 def read_tags(path: Path | str) -> Tags:

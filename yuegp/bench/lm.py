@@ -29,6 +29,7 @@ from yuegp.lm.llama.engine import TorchLM, assemble, compute_type
 from yuegp.lm.weights.int8 import Int8
 from yuegp.lm.weights.nf4 import BLOCK, Nf4
 from yuegp.lm.weights.packed import Matrix
+from yuegp.progress import Progress
 from yuegp.tokens.vocab import YUE_V1
 
 from .exl2_noise import BITS, check_engine, write_random
@@ -182,7 +183,7 @@ def copy_bandwidth(device: torch.device) -> float:
     return 2 * size / best
 
 
-def _engine(job: LMBenchmark, progress: Callable[[str, int, int], None]) -> LMEngine:
+def _engine(job: LMBenchmark, progress: Progress) -> LMEngine:
     if job.folder is not None:
         return open_engine(job.folder, job.setup, progress)
     source = _Random(torch.device(job.setup.device), compute_type(job.setup), job.setup.weights)

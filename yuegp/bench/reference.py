@@ -105,7 +105,7 @@ def loops(ids: int = 300, rounds: int = 3, frames: int = stage2.CHUNK, say: Call
         figures.append(_stage1(key, layout, Size(vocab, 256, 704, 6, 4, 2, 4096), ids, rounds))
     say("timing stage2 …")
     figures.append(_stage2(Size(83840, 256, 704, 6, 4, 4, 8192), frames))
-    return tell("loops", "CPU ms per unit, 1 thread", figures, {"threads": 1}, say)
+    return report("loops", "CPU ms per unit, 1 thread", figures, {"threads": 1}, say)
 
 
 def versus(
@@ -122,7 +122,7 @@ def versus(
     size = size_of(stage, device, layers)
     say(f"timing {stage}: {size} …")
     figure = _stage1(stage, YUE_V1, size, ids, rounds) if stage == "stage1" else _stage2(size, frames)
-    return tell("vs-reference", size.unit, [figure], size.facts(), say)
+    return report("vs-reference", size.unit, [figure], size.facts(), say)
 
 
 def size_of(stage: str, device: str, layers: int | None = None) -> Size:
@@ -136,7 +136,7 @@ def size_of(stage: str, device: str, layers: int | None = None) -> Size:
     )  # fmt: skip
 
 
-def tell(
+def report(
     bench: str, unit: str, figures: list[Figure], facts: dict[str, Any], say: Callable[[str], None],
     against: str = "generate",
 ) -> str:  # fmt: skip

@@ -35,9 +35,9 @@ from yuegp.codec.layout import (
     upsampler_shapes,
 )
 from yuegp.generation import pipeline, released
-from yuegp.generation import plan as planning
 from yuegp.generation.memory import parse_size
 from yuegp.generation.options import ANY, ModelOptions
+from yuegp.generation.plan import Event
 from yuegp.library import store
 from yuegp.song.schema import Sampling, Section, SongRequest, TakeInfo
 from yuegp.tokens.vocab import FRAMES_PER_SECOND
@@ -109,7 +109,7 @@ def _make(job: SongBenchmark, folder: Path, songs: Path, say: Callable[[str], No
     first: list[float] = []
     start = time.perf_counter()
 
-    def watch(event: planning.Event) -> None:
+    def watch(event: Event) -> None:
         if event.note:
             notes.append(event.note)
         if not first and any((take.folder / "hear").glob("*.flac")):

@@ -25,7 +25,7 @@ from yuegp.lm.llama.engine import TorchLM
 from yuegp.lm.llama.network import Layer
 from yuegp.lm.llama.streaming import StreamedLayers
 
-from .reference import PROMPT, Figure, Size, milliseconds, size_of, tell
+from .reference import PROMPT, Figure, Size, milliseconds, report, size_of
 
 ROWS = 2
 STD = 0.02
@@ -74,7 +74,7 @@ def versus(
         "accelerate": _accelerate().__version__,
     }
     figure = Figure(f"{stage}_streamed", "step", mine, other, note)
-    return tell("vs-reference", size.unit, [figure], facts, say, "accelerate")
+    return report("vs-reference", size.unit, [figure], facts, say, "accelerate")
 
 
 def _accelerate() -> Any:

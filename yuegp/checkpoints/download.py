@@ -13,14 +13,15 @@ import queue
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from yuegp import files as disk
 from yuegp.checkpoints.safetensors import is_pointer
 from yuegp.errors import LibraryError, ModelError
+from yuegp.files import replace as replace_file
 from yuegp.locks import song_lock
+from yuegp.progress import Progress
 
 from . import filenames, hub, pins
 from .hub import HubFile, HubUnreachable, Listing, NotOffered, RevisionGone
@@ -28,10 +29,6 @@ from .locate import Pin, files_named, own_folder, read_pin, unfinished, write_pi
 from .registry import Checkpoint
 from .transfer import Digest, Transfer, cannot, part_of, set_aside, writing
 from .xet import Ways
-
-Progress = Callable[[str, int, int], None]
-"""progress(checkpoint, done, total) in bytes, some ten times a second, from the calling thread. Raising `Cancelled`
-from it stops the download; what has arrived stays."""
 
 PARALLEL = 4
 """Files fetched at a time."""
@@ -167,7 +164,7 @@ def free_bytes(folder: Path) -> int:
 
 
 def get(checkpoint: Checkpoint, progress: Progress | None = None) -> Path:
-    """Plan and fetch one checkpoint; its folder."""
+    """Plan and fetch one checkpoint; its folder. For `progress` see `fetch`."""
     planned = plan(checkpoint)
     check_space([planned])
     return fetch(planned, progress)
@@ -178,7 +175,8 @@ def fetch(planned: Plan, progress: Progress | None = None, others: list[Path] | 
 
     Files that other programs already have (below `others`, or in the usual places) are linked instead of downloaded.
     ModelError: another process is at it, the disk is full or not writable, the hub refuses, a checksum is wrong (the
-    file is kept aside under the name in the message). May be called again after any of them, and after `Cancelled`."""
+    file is kept aside under the name in the message). May be called again after any of them, and after `Cancelled`:
+    what has arrived stays. `progress` counts bytes, some ten times a second, in the calling thread."""
     with writing(planned.folder):
         planned.folder.mkdir(parents=True, exist_ok=True)
     with locked(planned.folder):
@@ -247,7 +245,7 @@ class _Fetch:
                 if self._matches(path, file):
                     return True
             if path.stat().st_size < file.size and not part_of(path).exists() and not is_pointer(path):
-                disk.replace(path, part_of(path))  # cut short: the checksum will tell whether its beginning is right
+                replace_file(path, part_of(path))  # cut short: the checksum will tell whether its beginning is right
             else:
                 set_aside(path, "replaced")
         except FileNotFoundError:
@@ -407,7 +405,7 @@ class RateEstimator:
     window: float = 10.0
     samples: list[tuple[float, int]] = field(default_factory=list)
 
-    def see(self, now: float, done: int) -> None:
+    def update(self, now: float, done: int) -> None:
         """`done` bytes at the time `now`, in seconds of any clock."""
         self.samples.append((now, done))
         while len(self.samples) > 2 and now - self.samples[1][0] >= self.window:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,10 +11,7 @@ import numpy as np
 
 from yuegp.checked import build, object_of, parse
 from yuegp.errors import ModelError
-
-Watch = Callable[[str, int, int], None]
-"""watch(what, done, total), in bytes; may raise `Cancelled`."""
-
+from yuegp.progress import Progress
 
 SCAN_LIMIT = 200_000_000
 """Bytes up to which a file is searched for NaN before every song; larger ones by `models check`, and as they load."""
@@ -126,7 +123,7 @@ def not_numbers(bits: np.ndarray, dtype: str) -> bool:
     return mask is not None and bool(np.any((bits & mask) == mask))
 
 
-def scan_file(path: Path, header: Mapping[str, StoredTensor], watch: Watch | None = None) -> None:
+def scan_file(path: Path, header: Mapping[str, StoredTensor], progress: Progress | None = None) -> None:
     """Refuse NaN and infinite weights. Reads every float of the file, a block at a time."""
     size, broken = path.stat().st_size, []
     for name, tensor in header.items():
@@ -142,8 +139,8 @@ def scan_file(path: Path, header: Mapping[str, StoredTensor], watch: Watch | Non
                 broken.append(name)
                 break
             count, offset = count - len(bits), offset + bits.nbytes
-            if watch:
-                watch(path.name, offset, size)
+            if progress:
+                progress(path.name, offset, size)
     if broken:
         raise ModelError(
             f"{path} holds weights that are not numbers (NaN or infinite): {first_five(broken)}.",

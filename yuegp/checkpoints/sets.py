@@ -18,12 +18,13 @@ from typing import Annotated, Any
 from yuegp.checked import Between, Fault, Newer, Plain, build, version
 from yuegp.checkpoints.safetensors import SCAN_LIMIT as SCAN_LIMIT
 from yuegp.checkpoints.safetensors import StoredTensor as StoredTensor
-from yuegp.checkpoints.safetensors import Watch, refuse_pointer, scan_file
+from yuegp.checkpoints.safetensors import refuse_pointer, scan_file
 from yuegp.checkpoints.safetensors import safetensors_header as safetensors_header
 from yuegp.checkpoints.verify import check_tensors
 from yuegp.errors import ModelError
 from yuegp.files import read_json
 from yuegp.paths import models_dir as models_dir
+from yuegp.progress import Progress
 from yuegp.song.schema import Sampling
 from yuegp.tokens.tokenizer import open_tokenizer
 from yuegp.tokens.vocab import YUE_V1, VocabLayout
@@ -271,7 +272,7 @@ def _read_layout(entry: Any) -> VocabLayout:
 # Checking
 
 
-def check(model_set: ModelSet, scan: Watch | None = None) -> None:
+def check(model_set: ModelSet, scan: Progress | None = None) -> None:
     """Refuse, with a ModelError, a set that could not make a song: anything absent, cut short, of another kind or
     for another vocabulary, and NaN weights in small files, or in all of them when `scan` is given to report to. Takes
     milliseconds without it; loads nothing.
@@ -291,7 +292,7 @@ def check(model_set: ModelSet, scan: Watch | None = None) -> None:
     open_tokenizer(model_set.tokenizer_kind, model_set.tokenizer_path, model_set.layout)
 
 
-def scan_sound(folder: Path, scan: Watch | None = None) -> None:
+def scan_sound(folder: Path, scan: Progress | None = None) -> None:
     """Refuse NaN in the safetensors files of a codec folder: in small ones always, in all when `scan` is given."""
     for path in sorted(folder.rglob("*.safetensors")):
         header = safetensors_header(path)

@@ -16,7 +16,6 @@ from yuegp.checkpoints.safetensors import (
     AGAIN,
     SCAN_LIMIT,
     StoredTensor,
-    Watch,
     first_five,
     refuse_pointer,
     safetensors_header,
@@ -24,6 +23,7 @@ from yuegp.checkpoints.safetensors import (
 )
 from yuegp.errors import ModelError
 from yuegp.files import read_json
+from yuegp.progress import Progress
 
 from .config import LlamaConfig, read_config, read_entries
 
@@ -47,7 +47,7 @@ def language_model(folder: Path) -> LanguageModel:
     return LanguageModel(config, check_tensors(folder, config), exl2_bits(folder))
 
 
-def check_tensors(folder: Path, config: LlamaConfig, scan: Watch | None = None) -> str:
+def check_tensors(folder: Path, config: LlamaConfig, scan: Progress | None = None) -> str:
     """How the weights are stored, after making sure that the files are whole and hold every tensor of the
     configuration in its shape, and no others. Small files are searched for NaN, all of them when `scan` is given."""
     found: dict[str, StoredTensor] = {}
@@ -100,9 +100,9 @@ def check_tensors(folder: Path, config: LlamaConfig, scan: Watch | None = None) 
     return min(packed or kinds)
 
 
-def _part_of(watch: Watch, start: int, total: int) -> Watch:
+def _part_of(progress: Progress, start: int, total: int) -> Progress:
     """Reports of one file as reports of all of them."""
-    return lambda name, done, _: watch(name, start + done, total)
+    return lambda name, done, _: progress(name, start + done, total)
 
 
 _FLOATS = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}

@@ -1,4 +1,4 @@
-"""`bench`: what this machine can do, told as a table and as one JSON line."""
+"""The command `bench`: what this machine can do, told as a table and as one JSON line."""
 
 from __future__ import annotations
 
@@ -6,12 +6,52 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .arguments import Commands, add_command, add_device_option
+
 if TYPE_CHECKING:
     from yuegp.bench.lm import LMBenchmark
     from yuegp.bench.song import SongBenchmark as SongJob
 
 LOOP, STREAMED = 300, 16
 """Ids per run unless others are asked for: of a loop, and of one that sends gigabytes to the card for each."""
+
+
+def add_commands(commands: Commands) -> None:
+    """Add the command `bench`."""
+    p = add_command(commands, "bench", bench, "measure this machine")
+    p.add_argument(
+        "what",
+        choices=("lm", "song", "vs-reference", "loops"),
+        help="song: six sections through the whole program, with random weights, also as on a smaller card. "
+        "lm: speed and memory of one language model of the released size, with random weights. vs-reference: our "
+        "loop against transformers' generate, on the same weights. loops: the same for small models on one thread",
+    )
+    p.add_argument("--preset", choices=("stage1", "stage2", "demo", "released"), default="stage1",
+                   help="which (default stage1; song: released, or else small)")  # fmt: skip
+    add_device_option(p)
+    p.add_argument("--engine", choices=("torch", "exl2"), default="torch",
+                   help="lm, song: which engine; exl2 makes random weights in its layout (default torch)")  # fmt: skip
+    p.add_argument("--bits", type=float, metavar="B", help="lm, song: bits per random weight, exl2 only (default 8)")
+    p.add_argument(
+        "--weights",
+        choices=("float32", "float16", "bfloat16", "int8", "nf4", "bnb8", "exl2"),
+        help="lm: what weights are held as (default: as in a song)",
+    )
+    p.add_argument("--kv", choices=("same", "fp16", "q8", "q6", "q4"), default="same", help="lm: caches, exl2 only")
+    p.add_argument("--resident", type=int, metavar="N",
+                   help="lm: keep only N layers on the card and stream the others. vs-reference: do, and compare with "
+                   "accelerate's hooks instead")  # fmt: skip
+    p.add_argument("--layers", type=int, metavar="N", help="real sizes, but only N layers (default: all; cpu: small)")
+    p.add_argument("--contexts", type=int, nargs="+", metavar="IDS", help="lm: lengths to measure at")
+    p.add_argument("--rows", type=int, metavar="N", help="lm: rows at once (default 2, stage2 8)")
+    p.add_argument("--folder", metavar="DIR", help="lm: this model instead of random weights")
+    p.add_argument("--vram", metavar="SIZE", help="song: as on a card of this size, such as 10GB")
+    p.add_argument("--sections", type=int, metavar="N", help="song: how many (default 6)")
+    p.add_argument("--section-seconds", type=float, metavar="S", help="song: how long (default 30, demo 6)")
+    p.add_argument("--ids", type=int, metavar="N",
+                   help="loops, vs-reference: ids per Stage-1 run (default 300; with --resident 16)")  # fmt: skip
+    p.add_argument("--rounds", type=int, default=3, metavar="N",
+                   help="loops, vs-reference: alternating Stage-1 runs (default 3)")  # fmt: skip
 
 
 def bench(arguments: argparse.Namespace) -> None:

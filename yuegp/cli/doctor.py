@@ -7,7 +7,13 @@ from dataclasses import asdict
 
 from yuegp import __version__
 
-from .arguments import print_json
+from .arguments import Commands, add_command, print_json
+
+
+def add_commands(commands: Commands) -> None:
+    """Add the command `doctor`."""
+    p = add_command(commands, "doctor", doctor, "look at this machine and say what is missing")
+    p.add_argument("--port", type=int, metavar="N", help="where the page should be")
 
 
 def doctor(arguments: argparse.Namespace) -> int:

@@ -1,33 +1,102 @@
-"""What the commands that make music do: read arguments, call the rooms below, print.
+"""The commands that make music, and `lyrics`. The options of `make` that describe a song are in `request.py`.
 
-Results go to standard output, as text or, with --json, as one JSON line; what is said on the way goes to standard
-error. Sections are counted from 1 here and from 0 below. Commands for songs that exist are in `keeping.py`.
+Results go to standard output, as text or, with --json, as one JSON line; progress and warnings go to standard error.
+Sections are counted from 1 here and from 0 below.
 """
 
 from __future__ import annotations
 
 import argparse
-import secrets
 import sys
-from collections.abc import Sequence
-from dataclasses import replace
-from pathlib import Path
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from yuegp.errors import Cancelled, LibraryError, RequestError
-from yuegp.song.schema import PRESETS, Reference, Sampling, Section, SongRequest, Stage, TakeInfo, to_dict
+from yuegp.errors import Cancelled, LibraryError
+from yuegp.song.schema import Section, Stage, TakeInfo, to_dict
 
-from .arguments import print_json, read_text, song_and_take, the_song, wishes_of
+from .arguments import (
+    Commands,
+    add_command,
+    add_model_options,
+    add_song_options,
+    model_options,
+    named_song,
+    print_json,
+    read_text,
+    song_and_take,
+    songs_root,
+)
+from .request import add_request_options, seed, song_request
 from .songs import show_jobs
 from .wording import edit_in_words, note_in_words, sentence
 
 if TYPE_CHECKING:
+    from yuegp.generation.options import ModelOptions
     from yuegp.generation.plan import SongPlan
     from yuegp.library.store import Song, Take
-    from yuegp.song.notes import Note
 
-INSTRUMENTAL_SECTIONS = tuple(Section(label) for label in ("verse", "chorus", "verse", "chorus", "outro"))
-"""What `--instrumental` plays when no lyrics file gives the sections."""
+
+def add_commands(commands: Commands) -> None:
+    """Add the commands that make music, and `lyrics`."""
+
+    def take_command(name: str, run: Callable[[argparse.Namespace], None], text: str) -> argparse.ArgumentParser:
+        p = add_command(commands, name, run, text)
+        add_song_options(p)
+        _add_compute_options(p)
+        return p
+
+    p = add_command(commands, "lyrics", show_lyrics, "show how a lyrics file is understood")
+    p.add_argument("file", help="a text file, or - for standard input")
+    p.add_argument("--section-seconds", type=float, default=30.0, metavar="S", help="longest section (default 30)")
+
+    p = add_command(commands, "make", make, "make a song")
+    add_request_options(p)
+    _add_compute_options(p)
+
+    take_command("resume", resume, "go on with a song that was stopped")
+
+    p = take_command("continue", proceed, "add sections to a finished song")
+    p.add_argument("--lyrics", metavar="FILE", help="the sections to add; without it, those that are not made yet")
+    p.add_argument("--sections", type=int, metavar="N", help="stop when the song has N sections")
+
+    p = take_command("redo", redo, "make one section again, as a new take")
+    p.add_argument("section", type=int, help="which section, from 1")
+    _add_redo_options(p)
+
+    p = take_command("takes", takes, "make several versions of a section, to pick from")
+    p.add_argument("section", type=int, help="which section, from 1")
+    p.add_argument("-n", "--number", type=int, default=3, metavar="N", help="how many, all in one batch (default 3)")
+    _add_redo_options(p)
+
+    p = take_command("rewind", rewind, "go back and make the rest of a song again")
+    where = p.add_mutually_exclusive_group(required=True)
+    where.add_argument("--section", type=int, metavar="N", help="to the beginning of section N")
+    where.add_argument("--second", type=float, metavar="S", help="to this second; the section goes on from there")
+    p.add_argument("--seed", type=int, help="seed of what is made anew (default: drawn)")
+
+    p = take_command("trim", trim, "cut the end off a section")
+    p.add_argument("section", type=int, help="which section, from 1")
+    p.add_argument("seconds", type=float, help="how much to cut off")
+
+    p = take_command("mute", mute, "keep sections from setting the style of later ones")
+    p.add_argument("sections", type=int, nargs="*", help="which sections, from 1; none to unmute all")
+
+
+def _add_redo_options(p: argparse.ArgumentParser) -> None:
+    p.add_argument("--seed", type=int, help="seed of the new section (default: drawn)")
+    p.add_argument(
+        "--later",
+        choices=("keep", "remake", "stop"),
+        default="keep",
+        help="the sections after it: keep as they are, make again, or stop before them (default keep)",
+    )
+
+
+def _add_compute_options(p: argparse.ArgumentParser) -> None:
+    add_model_options(p)
+    p.add_argument("--quiet", action="store_true", help="no progress")
+    p.add_argument("--queue", action="store_true", help="do not make it now: put it in the queue")
 
 
 # Lyrics
@@ -64,24 +133,41 @@ def show_lyrics(arguments: argparse.Namespace) -> None:
 # Making
 
 
+@dataclass(frozen=True)
+class RunOptions:
+    """How takes are made: on which device, with which engine and formats, now or by the queue, and what is printed."""
+
+    device: str
+    models: ModelOptions
+    queued: bool
+    json: bool
+    quiet: bool
+
+
+def _run_options(arguments: argparse.Namespace, model: str) -> RunOptions:
+    """RequestError or DeviceError when `model` cannot be held as asked for on this machine."""
+    models, quiet = model_options(arguments, model), arguments.json or arguments.quiet
+    return RunOptions(arguments.device, models, arguments.queue, arguments.json, quiet)
+
+
 def make(arguments: argparse.Namespace) -> None:
-    from yuegp import files, paths
+    from yuegp import files
     from yuegp.generation import pipeline
     from yuegp.library import store
 
-    request, text, notes = _request(arguments)
+    request, text, notes = song_request(arguments)
     plan = pipeline.plan(request)
-    wishes_of(arguments, request.model)
+    options = _run_options(arguments, request.model)
     plan = replace(plan, notes=(*notes, *plan.notes))
-    root = paths.songs_dir(arguments.out).absolute()
+    root = songs_root(arguments)
     files.check_writable(root, plan.disk_bytes)
     song = store.create(plan.request, root, text)
     plan = replace(plan, request=song.request)
-    _run(song, [song.new_take(TakeInfo(number=0, request=song.request))], arguments, plan)
+    _run(song, [song.new_take(TakeInfo(number=0, request=song.request))], options, plan)
 
 
 def resume(arguments: argparse.Namespace) -> None:
-    song = the_song(arguments)
+    song = named_song(arguments)
     numbers = song.take_numbers()
     if arguments.take is not None:
         take = song.take(arguments.take)
@@ -92,36 +178,32 @@ def resume(arguments: argparse.Namespace) -> None:
         if not unfinished:
             raise LibraryError(f"Every take of {song.folder.name} is finished.", "To add to the song, use continue.")
         take = unfinished[0]
-    _run(song, [take], arguments)
+    _run(song, [take], _run_options(arguments, take.info.request.model))
 
 
-def _begin(arguments: argparse.Namespace) -> tuple[Song, Take]:
-    """The song and the take to go on from. What cannot be computed as wished is refused before anything is begun."""
+def _begin(arguments: argparse.Namespace) -> tuple[Song, Take, RunOptions]:
+    """The song, the take to go on from, and how to run it. What this machine cannot compute is refused right here."""
     song, take = song_and_take(arguments)
-    wishes_of(arguments, take.info.request.model)
-    return song, take
+    return song, take, _run_options(arguments, take.info.request.model)
 
 
 def proceed(arguments: argparse.Namespace) -> None:
     from yuegp.generation import edit
     from yuegp.song import lyrics
 
-    song, take = _begin(arguments)
+    song, take, options = _begin(arguments)
     sections: tuple[Section, ...] = ()
     if arguments.lyrics is not None:
         sections = lyrics.parse(read_text(arguments.lyrics)).sections
-    _run(song, [edit.proceed(song, take, sections, arguments.sections)], arguments)
+    _run(song, [edit.proceed(song, take, sections, arguments.sections)], options)
 
 
 def redo(arguments: argparse.Namespace) -> None:
     from yuegp.generation import edit
 
-    song, take = _begin(arguments)
-    _run(
-        song,
-        [edit.redo(song, take, arguments.section - 1, _seed(arguments), edit.later_sections(arguments.later))],
-        arguments,
-    )
+    song, take, options = _begin(arguments)
+    later = edit.later_sections(arguments.later)
+    _run(song, [edit.redo(song, take, arguments.section - 1, seed(arguments), later)], options)
 
 
 def takes(arguments: argparse.Namespace) -> None:
@@ -130,75 +212,63 @@ def takes(arguments: argparse.Namespace) -> None:
 
     from .progress import ProgressBar
 
-    song, take = _begin(arguments)
-    first = _seed(arguments)
+    song, take, options = _begin(arguments)
+    first = seed(arguments)
     seeds = [first + i for i in range(arguments.number)]
-    wishes = wishes_of(arguments, take.info.request.model)
-    with queue.Queue().work(), ProgressBar(quiet=arguments.json or arguments.quiet) as screen:
+    with queue.Queue().work(), ProgressBar(options.quiet) as screen:
         begun = edit.choices(
-            song,
-            take,
-            arguments.section - 1,
-            seeds,
-            edit.later_sections(arguments.later),
-            screen.show,
-            arguments.device,
-            wishes,
+            song, take, arguments.section - 1, seeds, edit.later_sections(arguments.later), screen.show,
+            options.device, options.models,
         )
-    _run(song, begun, arguments)
-    if not arguments.json:
+    _run(song, begun, options)
+    if not options.json:
         print(f'Listen, then choose with: python launch.py pick "{song.folder}" TAKE')
 
 
 def rewind(arguments: argparse.Namespace) -> None:
     from yuegp.generation import edit
 
-    song, take = _begin(arguments)
+    song, take, options = _begin(arguments)
     section = None if arguments.section is None else arguments.section - 1
-    _run(song, [edit.rewind(song, take, _seed(arguments), section, arguments.second)], arguments)
+    _run(song, [edit.rewind(song, take, seed(arguments), section, arguments.second)], options)
 
 
 def trim(arguments: argparse.Namespace) -> None:
     from yuegp.generation import edit
 
-    song, take = _begin(arguments)
-    _run(song, [edit.trim(song, take, arguments.section - 1, arguments.seconds)], arguments)
+    song, take, options = _begin(arguments)
+    _run(song, [edit.trim(song, take, arguments.section - 1, arguments.seconds)], options)
 
 
 def mute(arguments: argparse.Namespace) -> None:
     from yuegp.generation import edit
 
-    song, take = _begin(arguments)
-    _run(song, [edit.mute(song, take, [section - 1 for section in arguments.sections])], arguments)
+    song, take, options = _begin(arguments)
+    _run(song, [edit.mute(song, take, [section - 1 for section in arguments.sections])], options)
 
 
-def _seed(arguments: argparse.Namespace) -> int:
-    return secrets.randbelow(2**32) if arguments.seed is None else arguments.seed
-
-
-def _run(song: Song, begun: Sequence[Take], arguments: argparse.Namespace, plan: SongPlan | None = None) -> None:
+def _run(song: Song, begun: Sequence[Take], options: RunOptions, plan: SongPlan | None = None) -> None:
     """Make what is missing of some takes, with a progress line, and say what came of it; or put them in the queue."""
     from yuegp.generation import pipeline
-    from yuegp.generation import plan as planning
+    from yuegp.generation.plan import plan_for
     from yuegp.jobs import queue
     from yuegp.jobs.worker import ProgressTracker
 
     from .progress import ProgressBar
 
-    wishes = wishes_of(arguments, begun[0].info.request.model)
-    if arguments.queue:
-        waiting = queue.Queue()
-        show_jobs([waiting.add(song.folder, take.info.number, arguments.device, wishes) for take in begun], arguments)
+    if options.queued:
+        add, folder = queue.Queue().add, song.folder
+        jobs = [add(folder, take.info.number, options.device, options.models) for take in begun]
+        show_jobs(jobs, options.json)
         return
-    quiet = arguments.json or arguments.quiet
-    plans = [plan or planning.plan_for(take) for take in begun]
-    if not quiet:
+    plans = [plan or plan_for(take) for take in begun]
+    if not options.quiet:
         _describe(plans[0], song, begun)
     for take, its_plan in zip(begun, plans, strict=True):
         try:
-            gauge = ProgressTracker.of(queue.Job(0, str(song.folder), take.info.number, arguments.device))
-            with queue.Queue().work(), ProgressBar(quiet, gauge) as screen:
-                pipeline.run(its_plan, take, screen.show, arguments.device, wishes=wishes)
+            gauge = ProgressTracker.of(queue.Job(0, str(song.folder), take.info.number, options.device))
+            with queue.Queue().work(), ProgressBar(options.quiet, gauge) as screen:
+                pipeline.run(its_plan, take, screen.show, options.device, wishes=options.models)
         except (Cancelled, KeyboardInterrupt):
             sections = len(take.info.spans)
             kept = f"{sections} finished section{'' if sections == 1 else 's'}" if sections else "the song's folder"
@@ -206,7 +276,7 @@ def _run(song: Song, begun: Sequence[Take], arguments: argparse.Namespace, plan:
             print(f'Go on with: python launch.py resume "{song.folder}"', file=sys.stderr)
             raise
     reports = [_report(its_plan, song, take) for take, its_plan in zip(begun, plans, strict=True)]
-    if arguments.json:
+    if options.json:
         print_json(reports[0] if len(reports) == 1 else {"song": str(song.folder), "takes": reports})
         return
     for take in begun:
@@ -249,72 +319,3 @@ def _report(plan: SongPlan, song: Song, take: Take) -> dict[str, Any]:
         "wall_seconds": take.info.seconds,
         "warnings": [note_in_words(note) for note in plan.notes],
     }
-
-
-# Requests from arguments
-
-
-def _request(arguments: argparse.Namespace) -> tuple[SongRequest, str | None, tuple[Note, ...]]:
-    """The request, the lyrics as they were typed, and what there is to say about them."""
-    from yuegp.song import lyrics
-
-    text: str | None = None
-    notes: tuple[Note, ...] = ()
-    if arguments.lyrics is not None:
-        text = read_text(arguments.lyrics)
-        parsed = lyrics.parse(text)
-        sections, notes = parsed.sections, parsed.notes
-    elif arguments.instrumental:
-        sections = INSTRUMENTAL_SECTIONS
-    else:
-        raise RequestError("There are no lyrics.", "Add --lyrics FILE, or --instrumental for a song without words.")
-    title = arguments.title
-    if title is None:
-        title = Path(arguments.lyrics).stem if arguments.lyrics not in (None, "-") else ""
-    request = SongRequest(
-        sections=sections,
-        tags=arguments.tags,
-        title=title,
-        seed=_seed(arguments),
-        model=arguments.model,
-        instrumental=arguments.instrumental,
-        reference=_reference(arguments),
-        sampling=_sampling(arguments),
-        section_seconds=arguments.section_seconds,
-        first_sections=arguments.sections,
-        crossover=arguments.crossover,
-    )
-    return request, text, notes
-
-
-def _reference(arguments: argparse.Namespace) -> Reference | None:
-    mix, vocal, instrumental = arguments.reference, arguments.reference_vocal, arguments.reference_instrumental
-    if not (mix or vocal or instrumental):
-        if arguments.reference_start is not None or arguments.reference_end is not None:
-            raise RequestError(
-                "A start or end of a reference was given, but no reference.", "Add --reference FILE, or drop them."
-            )
-        return None
-    start = arguments.reference_start or 0.0
-    end = start + 30.0 if arguments.reference_end is None else arguments.reference_end
-    return Reference(mix, vocal, instrumental, start, end)
-
-
-def _sampling(arguments: argparse.Namespace) -> Sampling:
-    from yuegp.checkpoints import sets
-
-    base = PRESETS[arguments.preset] if arguments.preset else sets.find(arguments.model).sampling
-    chosen = {
-        "temperature": arguments.temperature,
-        "top_k": arguments.top_k,
-        "top_p": arguments.top_p,
-        "repetition_penalty": arguments.repetition_penalty,
-        "guidance": arguments.guidance,
-        "guidance_later": arguments.guidance_later,
-    }
-    changes: dict[str, Any] = {name: value for name, value in chosen.items() if value is not None}
-    if arguments.exact:
-        changes["exact"] = True
-    if arguments.spare_end:
-        changes["penalize_end"] = False
-    return replace(base, **changes)

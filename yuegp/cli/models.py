@@ -1,4 +1,4 @@
-"""What `models` does on the command line: list, get, check, add and remove checkpoints. The work is `supply`'s."""
+"""The command `models`: list, get, check, add and remove checkpoints. `yuegp.system.provision` does the work."""
 
 from __future__ import annotations
 
@@ -13,19 +13,40 @@ from typing import TYPE_CHECKING, Any
 from yuegp.checkpoints.registry import Checkpoint
 from yuegp.errors import RequestError
 
-from .arguments import print_json
+from .arguments import Commands, add_command, print_json
 
 if TYPE_CHECKING:
     from yuegp.generation.plan import Event
     from yuegp.jobs.queue import JobProgress
     from yuegp.system.provision import Choice, DownloadPlan
 
-ACTIONS = {"list": "show", "get": "get", "check": "check", "add": "add", "remove": "remove"}
+
+def add_commands(commands: Commands) -> None:
+    """Add the command `models`."""
+    p = add_command(commands, "models", models, "list, download, check, add and remove models")
+    p.add_argument(
+        "action",
+        nargs="?",
+        choices=tuple(ACTIONS),
+        default="list",
+        help="list: what there is, and where. get NAME: download and check. check [NAME]: read all that is here. "
+        "add FOLDER, or OWNER/NAME with @BRANCH and :FOLDER where it has several. "
+        "remove NAME: delete what was downloaded",
+    )
+    p.add_argument("words", nargs="*", help="a set (yue-en-cot), a checkpoint (s2-nf4), a repository or a folder")
+    p.add_argument("--language", choices=("en", "zh", "jp-kr", "ja", "ko"), help="get: for lyrics in this language")
+    p.add_argument("--mode", choices=("cot", "icl"), help="get: cot needs no reference (default), icl follows one")
+    p.add_argument("--for-card", metavar="SIZE", help="get: choose for a card of this size, such as 12GB")
+    p.add_argument("--newest", action="store_true", help="get: the newest revision, not the one yuegp is made for")
+    p.add_argument("--name", help="add: call it so")
+    p.add_argument("--all", action="store_true", help="list: smaller copies too")
+    p.add_argument("--yes", action="store_true", help="do not ask")
+    p.add_argument("--quiet", action="store_true", help="no progress")
 
 
 def models(arguments: argparse.Namespace) -> None:
-    """The sub-command that was asked for."""
-    {"list": show, "get": get, "check": check, "add": add, "remove": remove}[arguments.action](arguments)
+    """The action that was asked for."""
+    ACTIONS[arguments.action](arguments)
 
 
 # list
@@ -35,7 +56,7 @@ def show(arguments: argparse.Namespace) -> None:
     """Every checkpoint: where it is, or how large, and what it is good for."""
     from yuegp import paths
     from yuegp.checkpoints import locate, registry
-    from yuegp.checkpoints import sets as models
+    from yuegp.checkpoints.sets import EMBEDDED
 
     rows = []
     for checkpoint in registry.known().values():
@@ -54,7 +75,7 @@ def show(arguments: argparse.Namespace) -> None:
             print(f"{'':<28} {folder}")
         for aside in sorted(locate.own_folder(checkpoint).rglob("*.bad")):
             print(f"{'':<28} set aside, may be deleted: {aside} ({_gb(aside.stat().st_size)})")
-    print(f"\nModels are kept in {paths.models_dir()}. The model {', '.join(models.EMBEDDED)} is built in.")
+    print(f"\nModels are kept in {paths.models_dir()}. The model {', '.join(EMBEDDED)} is built in.")
     if not arguments.all:
         print("Smaller copies are left out here: python launch.py models list --all")
     print("Get what suits this machine: python launch.py models get --language en --mode cot")
@@ -125,16 +146,16 @@ def get(arguments: argparse.Namespace) -> None:
 def _wanted(arguments: argparse.Namespace) -> tuple[Choice | None, list[Checkpoint]]:
     """The checkpoints the arguments ask for, and the choice they come from when they were chosen."""
     from yuegp.checkpoints import registry
-    from yuegp.checkpoints import sets as models
+    from yuegp.checkpoints.sets import RELEASED
     from yuegp.system import provision
 
     language, mode = arguments.language, arguments.mode
     if len(arguments.words) > 1:
         raise RequestError("One model at a time can be got.", "Name one, or --language and --mode.")
     if arguments.words:
-        if arguments.words[0] not in models.RELEASED:
+        if arguments.words[0] not in RELEASED:
             return None, [registry.named(arguments.words[0])]
-        language, mode = models.RELEASED[arguments.words[0]]
+        language, mode = RELEASED[arguments.words[0]]
     elif not language:
         raise RequestError("Which model?", "Name one, or say --language en --mode cot.")
     language = {"ja": "jp-kr", "ko": "jp-kr"}.get(language, language)
@@ -193,18 +214,18 @@ def _reporter(screen: Any, meter: TransferMeter) -> Any:
 
 
 class TransferMeter:
-    """A `screen.Gauge` for bytes."""
+    """The rate and remaining time of a download: a `ProgressView`."""
 
     def __init__(self) -> None:
         self.now = 0.0
         self.part = ("", "")
 
-    def see(self, event: Event) -> None:
+    def update(self, event: Event) -> None:
         from yuegp.checkpoints.download import RateEstimator
 
         if (event.stage, event.what) != self.part:
             self.part, self.pace = (event.stage, event.what), RateEstimator()
-        self.pace.see(self.now, event.done)
+        self.pace.update(self.now, event.done)
         self.event = event
 
     def progress(self) -> JobProgress | None:
@@ -286,3 +307,6 @@ def remove(arguments: argparse.Namespace) -> None:
     print(f"Freed {_gb(freed)}." if freed else f"{checkpoint.id} was forgotten; no files of ours were there.")
     if left:
         print(f"Another program's copy stays where it is: {left}")
+
+
+ACTIONS = {"list": show, "get": get, "check": check, "add": add, "remove": remove}

@@ -1,4 +1,4 @@
-"""`plan`: how a song would fit a graphics card, this machine's or any other; needs neither the card nor the models."""
+"""The command `plan`: how a song would fit a graphics card. Needs neither the card nor the models."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from yuegp.errors import ModelError, RequestError
 
-from .arguments import print_json, read_text
+from .arguments import Commands, add_command, print_json, read_text
 
 if TYPE_CHECKING:
     from offload.device import Card
@@ -25,6 +25,22 @@ is some 1.6 pieces in English. Rough, and small beside the music's ids."""
 
 HEAD_IDS = 80
 """Instruction, tags and markers."""
+
+
+def add_commands(commands: Commands) -> None:
+    """Add the command `plan`."""
+    p = add_command(commands, "plan", show_plan, "show how a song would fit a graphics card, here or any other")
+    p.add_argument("--lyrics", metavar="FILE", help="the song's words; without them, a song as long as the model can")
+    p.add_argument("--tags", default="pop", help="its tags")
+    p.add_argument("--model", default="yue-en-cot", help="a model by name (default yue-en-cot; need not be on disk)")
+    p.add_argument("--vram", metavar="SIZE", help="a card of this size, such as 10GB (default: the one here)")
+    p.add_argument("--ram", metavar="SIZE", help="free main memory (default: what is free here)")
+    p.add_argument("--headless", action="store_true", help="with --vram: no screen hangs on that card")
+    p.add_argument("--bits", type=float, metavar="N", help="bits per weight of Stage 1 (default: the most that fit)")
+    p.add_argument("--engine", choices=("exl2", "torch"), default="exl2", help="for released models (default exl2)")
+    p.add_argument("--sections", type=int, metavar="N", help="only the first N sections")
+    p.add_argument("--section-seconds", type=float, metavar="S", help="longest section (default 30)")
+    p.add_argument("--takes", type=int, default=1, metavar="N", help="versions of a section in one batch (default 1)")
 
 
 def show_plan(arguments: argparse.Namespace) -> None:
@@ -75,7 +91,7 @@ def _need(
     for that card."""
     from yuegp.checkpoints import sets
     from yuegp.generation import choice, memory, pipeline
-    from yuegp.generation import plan as planning
+    from yuegp.generation.plan import prompts_of
     from yuegp.song.schema import Sampling, SongRequest
     from yuegp.tokens.prompts import budget_ids
 
@@ -102,7 +118,7 @@ def _need(
     request = SongRequest(sections, arguments.tags, model=arguments.model, sampling=found.sampling,
                           section_seconds=arguments.section_seconds, first_sections=arguments.sections)  # fmt: skip
     song = pipeline.plan(request)
-    return memory.need(song, planning.prompts_of(song), card, song.count, arguments.takes), found.title
+    return memory.need(song, prompts_of(song), card, song.count, arguments.takes), found.title
 
 
 def _on_disk(arguments: argparse.Namespace) -> ModelSet | None:

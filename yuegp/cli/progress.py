@@ -14,9 +14,9 @@ from yuegp.jobs.queue import JobProgress
 
 
 class ProgressView(Protocol):
-    """Knows how fast it goes and how long it takes: a `worker.Meter`."""
+    """Says how fast it goes and how long it takes: a `worker.ProgressTracker`, or what behaves like one."""
 
-    def see(self, event: Event) -> None: ...
+    def update(self, event: Event) -> None: ...
 
     def progress(self) -> JobProgress | None: ...
 
@@ -52,7 +52,7 @@ class ProgressBar:
         if self.quiet:
             return
         if self.gauge:
-            self.gauge.see(event)
+            self.gauge.update(event)
         if event.note:
             self._clear()
             print(event.note, file=sys.stderr, flush=True)

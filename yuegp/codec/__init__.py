@@ -15,16 +15,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from yuegp.progress import Progress, quiet
 from yuegp.song.schema import Track
 
-from .chunks import Progress, quiet
 from .files import check_codec
 
 if TYPE_CHECKING:
     from .upsampler import Upsampler
     from .xcodec import XCodec
 
-__all__ = ["Progress", "check_codec", "load_codec", "load_upsampler", "render_track"]
+__all__ = ["check_codec", "load_codec", "load_upsampler", "render_track"]
 
 
 def load_codec(folder: Path | str, device: str = "cpu", encode: bool = False) -> XCodec:

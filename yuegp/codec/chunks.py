@@ -13,19 +13,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from yuegp.errors import DeviceError
+from yuegp.progress import Progress
 from yuegp.shortage import named, shortage
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from torch import Tensor
-
-Progress = Callable[[str, int, int], None]
-"""`progress(what, done, total)`; raises `errors.Cancelled` to stop."""
-
-
-def quiet(what: str, done: int, total: int) -> None:
-    """The progress callable of someone who does not want to know."""
 
 
 def in_chunks(

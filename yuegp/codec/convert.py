@@ -12,7 +12,6 @@ import hashlib
 import json
 import math
 import secrets
-from collections.abc import Callable
 from pathlib import Path
 
 from yuegp import files
@@ -20,11 +19,9 @@ from yuegp.checkpoints.safetensors import WIDTHS, not_numbers
 from yuegp.checkpoints.sets import safetensors_header
 from yuegp.checkpoints.torchfile import read_bits, read_table
 from yuegp.errors import LibraryError, ModelError
+from yuegp.progress import Progress
 
 from .files import AGAIN, CODEC, ENTRIES, UPSAMPLERS
-
-Watch = Callable[[str, int, int], None]
-"""watch(file, done, total), in bytes; may raise `Cancelled`."""
 
 SOURCE = "source_sha256"
 """The entry of the metadata that says which `.pth` a file was made from."""
@@ -34,7 +31,7 @@ class NotWritten(ModelError):
     """The pickles are as they should be, but there is no room beside them, or no permission."""
 
 
-def convert(folder: Path, watch: Watch | None = None) -> list[Path]:
+def convert(folder: Path, progress: Progress | None = None) -> list[Path]:
     """Write the safetensors files that are missing from a codec folder, or were made from another `.pth`, and return
     them. Safetensors files that we did not make are left alone. ModelError when a `.pth` holds no table of tensors, or
     NaN; NotWritten when the folder cannot be written."""
@@ -45,7 +42,7 @@ def convert(folder: Path, watch: Watch | None = None) -> list[Path]:
             continue
         if target.is_file() and (made_from := source_of(target)) is None:
             continue
-        digest = _digest(source, watch)
+        digest = _digest(source, progress)
         if not target.is_file() or made_from != digest:
             _write(source, target, ENTRIES.get(name), digest)
             written.append(target)
@@ -69,14 +66,14 @@ def source_of(path: Path) -> str | None:
     return None if made_from is None else str(made_from)
 
 
-def _digest(path: Path, watch: Watch | None) -> str:
+def _digest(path: Path, progress: Progress | None) -> str:
     digest, done, total = hashlib.sha256(), 0, path.stat().st_size
     with path.open("rb") as file:
         while block := file.read(1 << 22):
             digest.update(block)
             done += len(block)
-            if watch:
-                watch(path.name, done, total)
+            if progress:
+                progress(path.name, done, total)
     return digest.hexdigest()
 
 

@@ -19,11 +19,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from yuegp.checked import Between, Fault, build, object_of
-from yuegp.checkpoints.safetensors import WIDTHS, Watch, not_numbers
+from yuegp.checkpoints.safetensors import WIDTHS, not_numbers
 from yuegp.checkpoints.sets import SCAN_LIMIT, StoredTensor, safetensors_header
 from yuegp.checkpoints.torchfile import INSTEAD, TorchTensor, read_bits, read_table
 from yuegp.errors import ModelError, said
 from yuegp.files import read_bytes, read_json
+from yuegp.progress import Progress
 from yuegp.song.schema import Track
 
 from . import layout
@@ -50,7 +51,7 @@ Expected = Callable[[Mapping[str, tuple[int, ...]]], Shapes]
 """From the shapes a file has to the shapes of the tensors wanted from it. KeyError names a missing tensor."""
 
 
-def check_codec(folder: Path | str, encode: bool = False, scan: Watch | None = None) -> None:
+def check_codec(folder: Path | str, encode: bool = False, scan: Progress | None = None) -> None:
     """Raise ModelError unless everything needed to decode (and to encode) is there, whole, and made of floats.
 
     Reads the headers of safetensors and the pickles of `.pth` files: milliseconds, a tenth of a second at most. Small
@@ -66,7 +67,7 @@ def check_codec(folder: Path | str, encode: bool = False, scan: Watch | None = N
             _scan(path, read_table(path, entry), scan)
 
 
-def _scan(path: Path, tensors: Mapping[str, TorchTensor], watch: Watch | None) -> None:
+def _scan(path: Path, tensors: Mapping[str, TorchTensor], progress: Progress | None) -> None:
     """Refuse NaN and infinite weights in a `.pth`. Its training state is not looked at."""
     sizes = {name: tensor.span * WIDTHS[tensor.dtype] for name, tensor in tensors.items()}
     total, done = sum(sizes.values()), 0
@@ -74,8 +75,8 @@ def _scan(path: Path, tensors: Mapping[str, TorchTensor], watch: Watch | None) -
         if not_numbers(read_bits(path, tensor), tensor.dtype):
             raise ModelError(f"{path} holds weights that are not numbers (NaN or infinite): {name}.", AGAIN)
         done += sizes[name]
-        if watch:
-            watch(path.name, done, total)
+        if progress:
+            progress(path.name, done, total)
 
 
 def codec_file(folder: Path, name: str) -> Path:

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from yuegp.progress import Progress, quiet
 from yuegp.song.schema import Track
 
 from . import files
-from .chunks import Progress, in_chunks, memory_named, quiet
+from .chunks import in_chunks, memory_named
 from .layout import UPSAMPLED_FRAME, UPSAMPLED_RATE, UpsamplerWidths
 from .xcodec import XCodec
 

@@ -15,9 +15,10 @@ import numpy as np
 import torch
 
 from yuegp.errors import GenerationError, RequestError
+from yuegp.progress import Progress, quiet
 
 from . import files
-from .chunks import Progress, in_chunks, memory_named, quiet
+from .chunks import in_chunks, memory_named
 from .layout import FRAME_SIZE, RATIOS, SAMPLE_RATE, CodecWidths
 
 CHUNK = 120

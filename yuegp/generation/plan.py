@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from yuegp.audio import files
-from yuegp.checkpoints import sets as models
+from yuegp.checkpoints import sets
 from yuegp.errors import RequestError
 from yuegp.library.store import Take
 from yuegp.song import lyrics, tags
@@ -60,7 +60,7 @@ class SongPlan:
     """What will be done. `request` is complete: nothing in it is left to a default."""
 
     request: SongRequest
-    models: models.ModelSet
+    models: sets.ModelSet
     sections: tuple[Section, ...]
     """The sections as the model reads them: known labels, and no words in an instrumental song."""
     tags: str
@@ -98,7 +98,7 @@ def plan(request: SongRequest) -> SongPlan:
         )
     if not request.reference and found.mode == "icl":
         notes.append(note(NoteCode.REFERENCE_EXPECTED, model=found.id))
-    models.check(found)
+    sets.check(found)
     from yuegp.codec import check_codec
 
     check_codec(found.codec, encode=request.reference is not None)
@@ -138,7 +138,7 @@ def _check_values(request: SongRequest) -> None:
 
 
 def _check_room(
-    found: models.ModelSet,
+    found: sets.ModelSet,
     line: str,
     sections: tuple[Section, ...],
     reference: Reference | None,
@@ -167,7 +167,7 @@ def _longest_reference(reference: Reference) -> np.ndarray:
     return np.zeros((1 + reference.dual, frames), np.int16)
 
 
-def _prompts(found: models.ModelSet, line: str, sections: tuple[Section, ...], codes: np.ndarray | None) -> Prompts:
+def _prompts(found: sets.ModelSet, line: str, sections: tuple[Section, ...], codes: np.ndarray | None) -> Prompts:
     tokenizer = open_tokenizer(found.tokenizer_kind, found.tokenizer_path, found.layout)
     return build(tokenizer, found.layout, line, sections, codes)
 

@@ -153,7 +153,7 @@ class GenerationSession:
             plan = self.plan
             codes = None
             if plan.request.reference:
-                listen = partial(reference_codes, plan, plan.request.reference, self.tell)
+                listen = partial(reference_codes, plan, plan.request.reference, self.emit)
                 codes = self._where_there_is_room(listen, self.models.plan.sound_device)
             prompts = prompts_of(plan, codes)
             self._stage1_input = Stage1Input(
@@ -169,11 +169,11 @@ class GenerationSession:
             finished = sum(not span.open for span in self.take.info.spans)
         plan = self.plan
         before = finished * plan.budget
-        self.tell(
+        self.emit(
             Event("writing", f"{what} of {plan.count}", before + done, plan.count * plan.budget, "ids", self._made)
         )
 
-    def tell(self, event: Event) -> None:
+    def emit(self, event: Event) -> None:
         note, self._note = self._note, ""
         self.watch(replace(event, note=note) if note else event)
 
@@ -205,7 +205,7 @@ class GenerationSession:
         total, before = mask.size, int(mask.sum())
 
         def progress(what: str, count: int, of: int) -> None:
-            self.tell(Event("refining", "both tracks", before + count, total, "frames", count))
+            self.emit(Event("refining", "both tracks", before + count, total, "frames", count))
 
         if not todo:
             return
@@ -226,7 +226,7 @@ class GenerationSession:
         self._heard.close()
         with _timed(self.take, "sound"):
             self._where_there_is_room(
-                lambda where: render(self.plan, self.take, self.tell, where), self.models.plan.sound_device
+                lambda where: render(self.plan, self.take, self.emit, where), self.models.plan.sound_device
             )
         self.take.save_info(replace(self.take.info, stage=Stage.RENDERED))
         self._heard.discard()

@@ -16,15 +16,12 @@ from torch import Tensor
 
 from yuegp.errors import GenerationError
 from yuegp.lm import LMEngine
+from yuegp.progress import Progress, quiet
 from yuegp.song.schema import Sampling
 from yuegp.tokens.prompts import Prompts, prompt_limit
 from yuegp.tokens.vocab import VocabLayout, deinterleave, interleave
 
 from .sampling import Sampler, State, uniforms
-
-Progress = Callable[[str, int, int], None]
-"""progress(what, done, total): called for every frame, and between pieces of a long prompt; raises `Cancelled` to
-stop."""
 
 PIECE = 2048
 """Ids of a prompt that are read between two chances to stop. Engines read in passes of which it is a multiple, so that
@@ -63,13 +60,14 @@ def write_sections(
     sections: Sequence[int],
     past: Sequence[np.ndarray] = (),
     opened: np.ndarray | None = None,
-    progress: Progress = lambda what, done, total: None,
+    progress: Progress = quiet,
 ) -> Generator[SectionCodes, None, None]:
     """Write `sections` (neighbours, rising), one after the other.
 
     `past` holds the codes (2, frames) of the sections before the first one, in order: a resumed or continued song.
     `opened` holds the beginning of the first section when it is to be gone on with. Equal arguments give equal codes,
-    and so does stopping anywhere and going on from there."""
+    and so does stopping anywhere and going on from there. `progress` is called for every frame, and between pieces of a
+    long prompt."""
     audio = [interleave(score.prompts.layout, codes) for codes in past]
     with _BatchedDecoder(engine, score, takes=1, sections=len(past) + len(sections), past=audio) as desk:
         for section in sections:
@@ -84,7 +82,7 @@ def write_candidates(
     seeds: Sequence[int],
     section: int,
     past: Sequence[np.ndarray] = (),
-    progress: Progress = lambda what, done, total: None,
+    progress: Progress = quiet,
 ) -> list[SectionCodes]:
     """One section several times, once per seed, all in one batch that shares the prompt: far cheaper than one after
     the other. Each is what `write_sections` would write with that seed."""

@@ -17,11 +17,10 @@ import numpy as np
 import torch
 
 from yuegp.lm import LMEngine, LMSession
+from yuegp.progress import Progress, quiet
 from yuegp.tokens.vocab import STAGE2_CHUNK, VocabLayout
 
 CHUNK = STAGE2_CHUNK
-
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -75,7 +74,7 @@ def refine(
     codes: np.ndarray,
     plan: Sequence[Chunk],
     rows: int,
-    progress: Progress = lambda what, done, total: None,
+    progress: Progress = quiet,
 ) -> Iterator[list[ChunkCodes]]:
     """All codebooks of the chunks in `plan`, from codebook-0 `codes` (2, frames), `rows` chunks at a time.
 

@@ -95,7 +95,7 @@ class ProgressTracker:
         self._seen = eta.Observed(now=self._began)
         self._recent: deque[tuple[float, int]] = deque()
 
-    def see(self, event: Event) -> None:
+    def update(self, event: Event) -> None:
         """Take an event in: cheap, every one may be given."""
         now = self.clock()
         self.note = event.note or self.note
@@ -233,7 +233,7 @@ class Worker:
     def ending(self) -> bool:
         return self._ending.is_set()
 
-    def tell(self, progress: JobProgress) -> None:
+    def emit(self, progress: JobProgress) -> None:
         """Publish to all feeds."""
         with self._guard:
             for feed in self._feeds:
@@ -266,9 +266,9 @@ class Worker:
         watcher = _Watcher(self, meter, watch)
         ended = replace(job, state=State.INTERRUPTED)
         try:
-            watcher.tell(meter.progress())
+            watcher.emit(meter.progress())
             meter.costs, meter.facts = self.forecast(job) or (None, None)
-            self.sing(job, watcher.see)
+            self.sing(job, watcher.update)
             ended = replace(job, state=State.DONE)
         except Cancelled:
             if watcher.wish:
@@ -285,7 +285,7 @@ class Worker:
         finally:
             last = meter.progress(ended.state)
             self.queue.finish(replace(ended, last=last))
-            self.tell(last)
+            self.emit(last)
 
 
 class _Watcher:
@@ -298,23 +298,23 @@ class _Watcher:
         self._part = ("", "")
         self._told = self._saved = -math.inf
 
-    def see(self, event: Event) -> None:
+    def update(self, event: Event) -> None:
         """The job's `watch`. Raises Cancelled."""
-        self.meter.see(event)
+        self.meter.update(event)
         part = (event.stage, event.what)
         if part != self._part or self.worker.clock() - self._told >= PUBLISH_SECONDS:
             self._part = part
-            self.tell(self.meter.progress())
+            self.emit(self.meter.progress())
         self.watch(event)
         if (changed := self.worker.queue.changed()) != self._read:
             self._read, self.wish = changed, self.worker.queue.wish(self.meter.job)
         if self.wish or self.worker.ending:
             raise Cancelled
 
-    def tell(self, progress: JobProgress) -> None:
+    def emit(self, progress: JobProgress) -> None:
         """Publish, and save for other processes if that was not done just now."""
         self._told = self.worker.clock()
-        self.worker.tell(progress)
+        self.worker.emit(progress)
         if self._told - self._saved >= SAVE_SECONDS:
             self._saved = self._told
             self.worker.queue.save_progress(progress)

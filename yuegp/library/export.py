@@ -15,7 +15,7 @@ import os
 import re
 import secrets
 import unicodedata
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path, PurePath
 from typing import Any
@@ -23,10 +23,11 @@ from typing import Any
 import numpy as np
 
 from yuegp import __version__
-from yuegp import files as disk
 from yuegp.audio import files, metadata
 from yuegp.checked import Fault, Newer, parse, version
 from yuegp.errors import LibraryError, RequestError
+from yuegp.files import JSON_BYTES, check_writable, discard, patiently
+from yuegp.progress import Progress, quiet
 from yuegp.song import lyrics
 from yuegp.song.notes import Note, NoteCode, note
 from yuegp.song.schema import Reference, SongRequest, Stage, TakeInfo, take_from_dict, to_dict
@@ -48,9 +49,6 @@ PORTS = [f"{port}{n}" for port in ("COM", "LPT") for n in "0123456789¹²³"]
 RESERVED = frozenset(["CON", "PRN", "AUX", "NUL", "CONIN$", "CONOUT$", *PORTS])
 """Names that Windows keeps for devices, whatever the ending."""
 
-Progress = Callable[[str, int, int], None]
-"""Called with the part's name, frames done and frames in total; may raise Cancelled."""
-
 
 # Out
 
@@ -62,13 +60,13 @@ def export(
     kind: str = "wav24",
     parts: Sequence[str] = PARTS,
     artist: str = "",
-    progress: Progress = lambda what, done, total: None,
+    progress: Progress = quiet,
 ) -> list[Path]:
     """Write a rendered take as `<title> - mix.wav` and so on, and its words as `<title>.lrc`; the files' paths.
 
     `target` is a folder, made when absent, or a name such as `out/Song.wav`: a single part gets exactly this name,
     several get it as their title. When any of the names is taken, all get ` (2)`; nothing is ever overwritten. All
-    files are finished before the first appears.
+    files are finished before the first appears. `progress` counts the frames of each part.
 
     `kind` is one of `KINDS`. Samples are rounded to its bits, without dither; the takes' own 24 bits are kept as they
     are. In a song with crossover `smooth` the WAV and FLAC mix is then written as the exact sum of the two stems. MP3
@@ -99,7 +97,7 @@ def export(
         names = {parts[0]: ending}
     with _opened(take) as sounds:
         frames = sounds["mix"].frames
-        disk.check_writable(folder, frames * 3 * (len(parts) + 1))
+        check_writable(folder, frames * 3 * (len(parts) + 1))
         hidden = folder / f".yuegp-{secrets.token_hex(4)}"
         try:
             hidden.mkdir()
@@ -115,7 +113,7 @@ def export(
                 f"{folder} cannot be written: {exc.strerror or exc}.", "Free some space, or choose another folder."
             ) from exc
         finally:
-            disk.discard(hidden)
+            discard(hidden)
 
 
 def _names(target: Path, title: str, ending: str) -> tuple[Path, str, bool]:
@@ -153,7 +151,7 @@ def _put(made: dict[str, Path], folder: Path, stem: str) -> list[Path]:
             break
     for target, source in targets.items():
         if target not in taken:
-            disk.patiently(partial(_rename, source, target), target, "written")
+            patiently(partial(_rename, source, target), target, "written")
     return list(targets)
 
 
@@ -331,7 +329,7 @@ def _number(path: Path) -> int:
 
 def _read_settings(path: Path, text: str) -> TakeInfo:
     try:
-        if len(text) > disk.JSON_BYTES:
+        if len(text) > JSON_BYTES:
             raise Fault(f"they have {len(text):,} characters")
         data = parse(text)
         version(data, store.FORMAT)

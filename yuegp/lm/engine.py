@@ -6,15 +6,12 @@ An engine knows integers and logits; it knows no lyrics, no paths of songs, no u
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, Self
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-Progress = Callable[[str, int, int], None]
-"""progress(what, done, total) while weights are loaded, in bytes; may raise `Cancelled`."""
 
 
 @dataclass(frozen=True)

@@ -33,6 +33,9 @@ FEW = 2
 MANY_SECTIONS = 10
 """Beyond these, users report skipped lines (YuE issue 73)."""
 
+INSTRUMENTAL_SECTIONS = tuple(Section(label) for label in ("verse", "chorus", "verse", "chorus", "outro"))
+"""The sections of an instrumental song for which no lyrics name any."""
+
 TRAINED_LABELS = ("intro", "verse", "chorus", "bridge", "outro", "inst", "solo", "break", "end")
 """The first five are in YuE's own examples. The others are what the structure analysis behind its training data is
 likely to have written; of these only `end` has been seen to work, by users."""

@@ -194,18 +194,3 @@ def without_voice(line: str) -> str:
         what = f"The tags only describe a voice, and an instrumental song has none: {line}."
         raise RequestError(what, "Add a genre or an instrument, for example: ambient piano")
     return rest
-
-
-def suggest(prefix: str, category: str | None = None, limit: int = 10) -> tuple[str, ...]:
-    """Known tags that begin with `prefix`, then those with a word that does; the more frequent first, each once.
-
-    `category` is one of `COMPONENTS` or `language`; None searches all."""
-    start = fold(prefix)
-    matches: dict[str, tuple[bool, int, str]] = {}
-    for name, tags in _known().items():
-        for rank, tag in enumerate(tags if category in (None, name) else ()):
-            tails = [fold(tag[word.start() :]).startswith(start) for word in re.finditer(r"[^\s-]+", tag)]
-            if any(tails):
-                key = (not tails[0], rank, tag)
-                matches[fold(tag)] = min(matches.get(fold(tag), key), key)
-    return tuple(tag for _, _, tag in sorted(matches.values(), key=lambda match: match[:2])[:limit])

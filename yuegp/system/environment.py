@@ -24,8 +24,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from yuegp import __version__, checked, files, owned, paths
-from yuegp.checkpoints import locate, registry
-from yuegp.checkpoints import sets as models
+from yuegp.checkpoints import locate, registry, sets
 from yuegp.checkpoints.registry import Checkpoint
 from yuegp.errors import YueGPError, said
 from yuegp.generation import choice
@@ -335,12 +334,12 @@ def _queue() -> tuple[int, tuple[Job, ...], str]:
 def _models() -> list[tuple[str, str]]:
     """Sets of which something lies on disk; a released one that was never begun is no news."""
     states = []
-    for name in models.names():
-        parts = models.candidates(name)
+    for name in sets.names():
+        parts = sets.candidates(name)
         if parts and not any(_begun(checkpoint) for checkpoint in parts["stage1"]):
             continue
         try:
-            models.check(choice.find(name))
+            sets.check(choice.find(name))
             states.append((name, ""))
         except YueGPError as exc:
             states.append((name, exc.what))

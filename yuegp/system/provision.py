@@ -23,11 +23,12 @@ from yuegp.codec.convert import NotWritten, convert, is_converted
 from yuegp.errors import LibraryError, ModelError, RequestError
 from yuegp.generation.choice import Choice as Choice
 from yuegp.generation.choice import choose as choose
+from yuegp.progress import quiet
 from yuegp.tokens.vocab import YUE_V1
 
 from . import removal
 
-Progress = Callable[[str, str, int, int], None]
+StepProgress = Callable[[str, str, int, int], None]
 """progress(what is done, checkpoint or file, done, total) in bytes; raising `Cancelled` stops it."""
 
 # Getting
@@ -140,7 +141,7 @@ def _is_whole(checkpoint: Checkpoint, folder: Path) -> bool:
     return True
 
 
-def execute(order: DownloadPlan, progress: Progress | None = None) -> list[Path]:
+def execute(order: DownloadPlan, progress: StepProgress | None = None) -> list[Path]:
     """Download what is missing, convert what has to be, and judge the result. The folders, those that were here
     included. May be called again after any failure."""
     if order.plans:
@@ -160,7 +161,7 @@ def execute(order: DownloadPlan, progress: Progress | None = None) -> list[Path]
     return folders
 
 
-def _convert(folder: Path, progress: Progress | None, again: bool = False) -> None:
+def _convert(folder: Path, progress: StepProgress | None, again: bool = False) -> None:
     """Write the sound model's safetensors beside its pickles, where the folder is ours: those that are missing, or
     `again` those that do not fit any more. A disk without room for them stops nothing: the pickles can be read."""
     if locate.is_ours(folder) and (again or not is_converted(folder)):
@@ -177,7 +178,7 @@ def remember_choice(choice: Choice, order: DownloadPlan) -> None:
 # Judging
 
 
-def examine(checkpoint: Checkpoint, folder: Path, progress: Progress | None = None) -> None:
+def examine(checkpoint: Checkpoint, folder: Path, progress: StepProgress | None = None) -> None:
     """Refuse, with a ModelError, a folder that does not hold what it should. With `progress` everything is read:
     checksums against those of the download, and every weight for NaN; without it headers only, and the weights of the
     sound model (0.9 GB), which is loaded after all the others: a song must not fail there."""
@@ -208,10 +209,6 @@ def examine(checkpoint: Checkpoint, folder: Path, progress: Progress | None = No
             "should.",
             f"Switch the clone to the branch {checkpoint.revision or 'main'}, or remove it and get this one again.",
         )
-
-
-def quiet(what: str, done: int, total: int) -> None:
-    """Nobody wants to hear how far it is."""
 
 
 # Removing

@@ -1,5 +1,5 @@
 """The Create page: what stands where, and which change makes which part look again. What the parts know is in
-`create_words`, `create_tags`, `create_reference`, `create_model`, `create_plan`, `running` and `form`.
+`words`, `tags`, `reference`, `model`, `plan` and `fields` beside this file, and in `ui.pages.progress`.
 
 Events take their inputs as a set and find them by name in the table `Parts.fields`, so their order never matters.
 """
@@ -15,18 +15,18 @@ import gradio as gr
 
 from ui import machine
 from ui.context import AppContext
-from ui.pages import progress as running
+from ui.pages import progress as song_progress
 from ui.shell import Shell, plain, sendable
 from ui.texts import Texts
-from yuegp import files as disk
 from yuegp.checked import Fault, parse
 from yuegp.errors import RequestError, YueGPError
+from yuegp.files import check_writable
 from yuegp.generation import memory, pipeline
 from yuegp.library import store
 from yuegp.song import lyrics
 from yuegp.song.schema import SongRequest, TakeInfo, request_from_dict
 
-from . import fields as form
+from . import fields as create_fields
 from . import model as create_model
 from . import plan as create_plan
 from . import reference
@@ -74,7 +74,7 @@ def build(desk: AppContext, shell: Shell, t: Texts) -> None:
             with gr.Column(elem_classes="y-panel"):
                 gr.Markdown(f"## {t('create.words.title')}")
                 fields["words"] = _editor(t)
-                fields["instrumental"] = form.component("instrumental", t)
+                fields["instrumental"] = create_fields.component("instrumental", t)
             with gr.Column(elem_classes="y-panel"):
                 gr.Markdown(f"## {t('create.tags.title')}")
                 fields["tags"] = _picker(t)
@@ -83,7 +83,7 @@ def build(desk: AppContext, shell: Shell, t: Texts) -> None:
         with gr.Column(scale=5, min_width=320, elem_classes=["y-stack", "y-side"]):
             with gr.Column(elem_classes="y-panel"):
                 gr.Markdown(f"## {t('create.plan.title')}")
-                fields["title"] = form.component("title", t)
+                fields["title"] = create_fields.component("title", t)
                 modes = [(t(f"create.mode.{mode}"), mode) for mode in ("simple", "advanced")]
                 mode = gr.Radio(modes, value="simple", label=t("create.mode.label"), elem_id="create-mode")
                 advanced = _advanced(fields, t)
@@ -179,12 +179,12 @@ def _recording(t: Texts) -> tuple[dict[str, gr.File], gr.HTML]:
 
 def _advanced(fields: Fields, t: Texts) -> gr.Column:
     with gr.Column(visible=False, elem_id="create-advanced", elem_classes="y-advanced") as group:
-        fields["model"] = form.component("model", t, choices=_models(t))
-        names = [field.name for field in form.FIELDS if field.group == "advanced"]
+        fields["model"] = create_fields.component("model", t, choices=_models(t))
+        names = [field.name for field in create_fields.FIELDS if field.group == "advanced"]
         for at in range(0, len(names), 2):
             with gr.Row():
                 for name in names[at : at + 2]:
-                    fields[name] = form.component(name, t, min_width=140)
+                    fields[name] = create_fields.component(name, t, min_width=140)
     return group
 
 
@@ -194,14 +194,14 @@ def _models(t: Texts) -> list[tuple[str, str]]:
 
 def _progress(desk: AppContext, t: Texts) -> gr.HTML:
     def see_song(data: dict[str, Any]) -> dict[str, Any]:
-        seen: dict[str, Any] = sendable(running.load(desk, _text(data, "name"), t))
+        seen: dict[str, Any] = sendable(song_progress.load(desk, _text(data, "name"), t))
         return seen
 
     def stop_song(data: dict[str, Any]) -> None:
-        running.stop(desk, _text(data, "name"))
+        song_progress.stop(desk, _text(data, "name"))
 
     def go_on_song(data: dict[str, Any]) -> None:
-        running.go_on(desk, _text(data, "name"))
+        song_progress.go_on(desk, _text(data, "name"))
 
     return gr.HTML(
         "",
@@ -281,7 +281,7 @@ def begin(desk: AppContext, wanted: create_plan.Asked) -> str:
     refused is refused before anything is written."""
     plan = pipeline.plan(wanted.request)
     memory.allow(wanted.request.model, wanted.wishes, machine.describe_machine(), wanted.device)
-    disk.check_writable(desk.root, plan.disk_bytes * wanted.takes)
+    check_writable(desk.root, plan.disk_bytes * wanted.takes)
     song = store.create(plan.request, desk.root, wanted.text or None)
     for number in range(wanted.takes):
         request = replace(song.request, seed=song.request.seed + number)
@@ -320,7 +320,7 @@ def _shown(asked: SongRequest) -> dict[str, Any]:
     """What the fields show for a request."""
     from yuegp.checkpoints import sets
 
-    values = form.values(asked, sets.find(asked.model).sampling if asked.model else asked.sampling)
+    values = create_fields.values(asked, sets.find(asked.model).sampling if asked.model else asked.sampling)
     return {**values, "words": lyrics.write(asked.sections), "tags": asked.tags}
 
 

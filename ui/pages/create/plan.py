@@ -11,11 +11,10 @@ from offload.plan import MemoryPlan
 from ui import machine
 from ui.pages.wording import note_in_words
 from ui.texts import Texts
-from yuegp.cli.make import INSTRUMENTAL_SECTIONS
 from yuegp.errors import RequestError, YueGPError
 from yuegp.generation import memory, pipeline
-from yuegp.generation import plan as planning
 from yuegp.generation.options import AUTO, ModelOptions
+from yuegp.generation.plan import SongPlan
 from yuegp.song import lyrics, tags
 from yuegp.song.notes import Note
 from yuegp.song.schema import Reference, Section, SongRequest
@@ -41,7 +40,7 @@ class Asked:
 
 
 def asked(values: Mapping[str, Any], t: Texts) -> Asked:
-    """The request that the page's values, by field name, add up to. Besides the fields of `form.FIELDS` there are
+    """The request that the page's values, by field name, add up to. Besides the fields of `fields.FIELDS` there are
     `words` and `tags` (text) and `reference` (a Reference or None). YueGPError says what cannot be used."""
     text, notes = values["words"] or "", tuple[Note, ...]()
     sections: tuple[Section, ...]
@@ -49,7 +48,7 @@ def asked(values: Mapping[str, Any], t: Texts) -> Asked:
         parsed = lyrics.parse(text)
         sections, notes = parsed.sections, parsed.notes
     elif values["instrumental"]:
-        sections = INSTRUMENTAL_SECTIONS
+        sections = lyrics.INSTRUMENTAL_SECTIONS
     else:
         raise RequestError(t("create.plan.no_words"), t("create.plan.no_words_hint"))
     reference: Reference | None = values["reference"]
@@ -119,13 +118,13 @@ def _shown_elsewhere(note: Note, wanted: Asked) -> bool:
     return note in (*words, *style)
 
 
-def _length(plan: planning.SongPlan, takes: int, t: Texts) -> str:
+def _length(plan: SongPlan, takes: int, t: Texts) -> str:
     key = "create.plan.up_to_one" if plan.count == 1 else "create.plan.up_to"
     text = t(key, sections=plan.count, seconds=span(plan.seconds, t))
     return text if takes == 1 else t("create.plan.versions", takes=takes, text=text)
 
 
-def _time(plan: planning.SongPlan, root: Path, wanted: Asked, t: Texts) -> str:
+def _time(plan: SongPlan, root: Path, wanted: Asked, t: Texts) -> str:
     seconds = machine.seconds_needed(plan, root, wanted.device)
     if seconds is None:
         return t("create.plan.unknown")

@@ -13,7 +13,7 @@ from gradio.processing_utils import save_file_to_cache
 from gradio.utils import get_upload_folder
 
 from ui.texts import Texts
-from yuegp.audio import files as audio
+from yuegp.audio import files as sound_files
 from yuegp.errors import RequestError
 from yuegp.library import store
 from yuegp.song.schema import Reference
@@ -55,7 +55,7 @@ def lend(reference: Reference | None) -> Lent:
 
 def peaks(path: str) -> list[float]:
     """The loudest sample in each of `PEAKS` equal parts of a file, 0 to 1. RequestError when it is not sound."""
-    return [round(min(1.0, float(peak)), 3) for peak in np.nan_to_num(audio.peaks(path, PEAKS), posinf=1.0)]
+    return [round(min(1.0, float(peak)), 3) for peak in np.nan_to_num(sound_files.peaks(path, PEAKS), posinf=1.0)]
 
 
 def load(files: Mapping[str, str | None], t: Texts) -> dict[str, Any]:
@@ -69,7 +69,7 @@ def load(files: Mapping[str, str | None], t: Texts) -> dict[str, Any]:
         seconds = shared(given, t)
         reference = _reference(files, 0.0, seconds)
         if reference:
-            audio.check_reference(reference)
+            sound_files.check_reference(reference)
         drawn = [{"role": role, "name": Path(p).name, "path": p, "peaks": peaks(p)} for role, p in given.items()]
         return {**shown, "files": drawn, "seconds": seconds, "error": "" if reference else t("create.reference.pair")}
     except RequestError as exc:
@@ -78,7 +78,7 @@ def load(files: Mapping[str, str | None], t: Texts) -> dict[str, Any]:
 
 def shared(files: Mapping[str, str], t: Texts) -> float:
     """Seconds that recordings have in common. RequestError when that is more than `LONGEST`."""
-    seconds = min(audio.probe(path).seconds for path in files.values())
+    seconds = min(sound_files.probe(path).seconds for path in files.values())
     if seconds > LONGEST:
         raise RequestError(
             t("create.reference.long", minutes=round(seconds / 60), most=round(LONGEST / 60)),

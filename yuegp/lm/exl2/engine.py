@@ -24,7 +24,8 @@ from torch import Tensor
 from offload.parking import ParkedTensors
 from offload.sizes import CACHES, KV_BYTES
 from yuegp.errors import DeviceError, ModelError
-from yuegp.lm.engine import EngineConfig, Progress
+from yuegp.lm.engine import EngineConfig
+from yuegp.progress import Progress
 
 from .embedding import Embedding, Head
 from .format import ModelFolder, look_into

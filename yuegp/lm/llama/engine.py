@@ -15,11 +15,12 @@ from torch import Tensor
 
 from offload.parking import ParkedTensors
 from yuegp.checkpoints.config import LlamaConfig, read_config
-from yuegp.lm.engine import EngineConfig, Progress
+from yuegp.lm.engine import EngineConfig
 from yuegp.lm.weights.lora import Adapted, Adapter
 from yuegp.lm.weights.nf4 import BLOCK
 from yuegp.lm.weights.nf4_kernels import missing
 from yuegp.lm.weights.reader import Reader
+from yuegp.progress import Progress
 
 from .build import FAMILY, Source, build
 from .cache import KVCache, RaggedView

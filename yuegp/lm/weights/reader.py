@@ -17,7 +17,7 @@ from torch import Tensor
 from yuegp.checkpoints.formats import Place, format_of, tensors
 from yuegp.checkpoints.sets import StoredTensor
 from yuegp.errors import ModelError
-from yuegp.lm.engine import Progress
+from yuegp.progress import Progress, quiet
 
 from . import nf4
 from .int8 import Int8
@@ -56,7 +56,7 @@ class Reader:
                 f"The weights in {folder} are stored as EXL2, which the torch engine does not read.",
                 "Use the exl2 engine for this model, or the released bfloat16 model.",
             )
-        self._progress: Progress = progress or (lambda what, done, total: None)
+        self._progress: Progress = progress or quiet
         self._done, self._total = 0, sum(place.stop - place.start for _, place in self._where.values())
         self._buffer: Tensor | None = None
 
