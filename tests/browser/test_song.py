@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -25,10 +26,10 @@ from ui.texts import Texts
 from yuegp.errors import LibraryError, RequestError, YueGPError
 from yuegp.generation import edit, pipeline
 from yuegp.generation.options import ANY, ModelOptions
-from yuegp.jobs.queue import JobProgress, Queue, State
+from yuegp.jobs.queue import Job, JobProgress, Queue, State
 from yuegp.library import store
 from yuegp.library.store import Song
-from yuegp.song.schema import Section, SongRequest, Span, Stage, TakeInfo
+from yuegp.song.schema import Section, SongInfo, SongRequest, Span, Stage, TakeInfo
 
 T = Texts()
 
@@ -139,8 +140,20 @@ def test_nothing_from_a_song_becomes_html(desk: AppContext) -> None:
     made.new_take(replace(info, how=evil, parent=1), np.zeros((2, 1, 100), np.int16))
     shown = song_page.render(desk, {"song": made.folder.name}, True, T)
     assert shown["state"] == "open"
-    for part, html in shown["parts"].items():
-        assert "<script" not in html and '"">' not in html, part
+    for part, text in shown["parts"].items():
+        assert "<script" not in text and '"">' not in text, part
+
+
+def test_no_name_or_message_becomes_html() -> None:
+    """Folders and messages can be called what files may be called: more than `store` would call them."""
+    evil = "\"'><img src=x onerror=alert(1)>"
+    info = finished(100)
+    failed = Job(1, evil, 2, state=State.FAILED, what=evil, hint=evil)
+    rows = (song_view.Row(3, None, evil), song_view.Row(2, replace(info, stage=Stage.NEW), job=failed))
+    view = song_view.SongView(evil, evil, SongInfo(evil), evil, rows, 2, rows[1])
+    for text in (*song_html.parts(view, True, T).values(), song_html.broken(evil, T)):
+        assert "<img" not in text and "'>" not in text and text.count('"') % 2 == 0
+    assert evil in html.unescape(song_html.broken(evil, T))
 
 
 def test_what_was_done_to_a_take_is_said_in_the_language_of_the_page(desk: AppContext, song: Song) -> None:
@@ -164,13 +177,13 @@ def test_what_was_done_to_a_take_is_said_in_the_language_of_the_page(desk: AppCo
 
 def test_every_sentence_of_the_page_is_there() -> None:
     here = Path(song_page.__file__).parent
-    for file in here.glob("song_*.py"):
+    for file in here.glob("*.py"):
         for key in re.findall(r'\b(?:t|say)\("([\w.-]+)"', file.read_text("utf-8")):
             assert key in T.sentences, f"{file.name}: {key}"
     source = Path(actions.__file__).read_text("utf-8")
     for key in re.findall(r'"(done\.[\w-]+)"', source):
         assert f"song.{key}" in T.sentences, key
-    assert song_page.frame(T).count("data-part=") == 11
+    assert song_html.frame(T).count("data-part=") == 11
     for key in song_page.WORDS.values():
         assert key in T.sentences
     for row_state in ("ready", "damaged", *(state.value for state in State if state is not State.DONE)):
@@ -366,8 +379,8 @@ def test_a_folder_opens_only_on_the_machine_it_is_on(
     assert "another machine" in song_page.handle_action(desk, asked, False, T)["error"] and not opened
     assert "said" in song_page.handle_action(desk, asked, True, T)
     assert opened == [["xdg-open", str(song.folder)]]
-    local = song_page.parts(song_view.load(desk, song.folder.name), True, T)["more"]
-    remote = song_page.parts(song_view.load(desk, song.folder.name), False, T)["more"]
+    local = song_html.parts(song_view.load(desk, song.folder.name), True, T)["more"]
+    remote = song_html.parts(song_view.load(desk, song.folder.name), False, T)["more"]
     assert "open-folder" in local and "open-folder" not in remote
 
 

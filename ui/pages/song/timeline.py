@@ -39,6 +39,11 @@ class Block:
     def seconds(self) -> float:
         return self.stop - self.start
 
+    @property
+    def written(self) -> bool:
+        """Whether it is in its place: not `kept` for later, nor `planned`."""
+        return self.state in ("made", "open")
+
 
 @dataclass(frozen=True)
 class Line:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from ui.context import AppContext
 from yuegp.errors import LibraryError
-from yuegp.jobs.queue import OVER, Job, State
+from yuegp.jobs.queue import OVER, Job, JobProgress, State
 from yuegp.library.catalog import SongSummary
 from yuegp.library.store import Song
 from yuegp.song.schema import SongInfo, Stage, TakeInfo
@@ -40,6 +40,18 @@ class Row:
         if self.ready:
             return "ready"
         return self.job.state.value if self.job and self.job.state is not State.DONE else "stopped"
+
+    @property
+    def progress(self) -> JobProgress | None:
+        """How far it is while it is being made."""
+        return self.job.last if self.job and self.job.state is State.RUNNING else None
+
+    @property
+    def why(self) -> str:
+        """Why it is damaged or has failed, in sentences; empty when it is neither."""
+        if self.state == "failed" and self.job:
+            return f"{self.job.what} {self.job.hint}".strip()
+        return self.broken
 
 
 @dataclass(frozen=True)
@@ -138,7 +150,7 @@ def versions(view: SongView) -> tuple[Version, ...]:
         if row.info is None:
             continue
         block = next((b for b in blocks(row.info) if b.section == view.section), None)
-        if block and block.state in ("made", "open") and block.take == row.number:
+        if block and block.written and block.take == row.number:
             found.append(Version(row, block))
         elif block and block.state == "planned" and not row.ready:
             found.append(Version(row, None))
