@@ -24,7 +24,7 @@ BUILD = {
 """What fills each of the tabs in `PAGES`."""
 
 
-def build(desk: AppContext, t: Texts) -> gr.Blocks:
+def build(context: AppContext, t: Texts) -> gr.Blocks:
     """The page, ready to be mounted with `look()`. Costs no model and no torch."""
     with gr.Blocks(title=t("shell.name"), analytics_enabled=False, delete_cache=(86400, 86400)) as blocks:
         shell = Shell(
@@ -39,7 +39,7 @@ def build(desk: AppContext, t: Texts) -> gr.Blocks:
         with shell.tabs:
             for page in PAGES:
                 with gr.Tab(t(f"shell.tab.{page}"), id=page, elem_id=f"tab-{page}"):
-                    BUILD[page](desk, shell, t)
+                    BUILD[page](context, shell, t)
         _remember(blocks, shell)
     return blocks
 

@@ -26,7 +26,7 @@ class AppContext:
     root: Path
     queue: Queue
     worker: GeneratorProcess | None = None
-    getter: DownloadProcess = field(default_factory=DownloadProcess)
+    downloader: DownloadProcess = field(default_factory=DownloadProcess)
     """What gets models, once somebody asks it to."""
 
     def folder(self, name: str) -> Path:

@@ -19,8 +19,8 @@ UI = ROOT / "ui"
 OTHERS = [language for language in LANGUAGES if language != ENGLISH]
 
 TOLD = {
-    *("guard", "hosts", "intake", "offline", "password", "uploaded", "serve", "sound", "song_export"),
-    *("maker", "settings", "assets", "login_page", "api", "texts"),
+    *(f"server/{name}" for name in "api guard hosts intake offline password serve sound uploaded".split()),
+    *("pages/song/export", "processes/generator", "settings", "texts"),
 }
 """Modules that speak to programs and terminals, whose language is English."""
 
@@ -94,7 +94,8 @@ def test_a_browsers_wish_chooses_the_language(accept: str, language: str) -> Non
 
 
 def modules() -> dict[str, ast.Module]:
-    return {path.stem: ast.parse(path.read_text("utf-8")) for path in sorted(UI.rglob("*.py"))}
+    files = sorted(UI.rglob("*.py"))
+    return {path.relative_to(UI).with_suffix("").as_posix(): ast.parse(path.read_text("utf-8")) for path in files}
 
 
 def asked_for(tree: ast.Module) -> set[str]:

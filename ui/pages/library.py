@@ -1,6 +1,6 @@
 """The Library page: every song there is, found, heard, named, rated, thrown away and taken back; and the way from an
-exported file to a new song with its settings. One element, drawn by `assets/library.js`, that asks `library_look` for
-rows and tells `library_act` what was clicked.
+exported file to a new song with its settings. One element, drawn by `assets/library.js`, that asks `library_render` for
+rows and tells `library_action` what was clicked.
 """
 
 from __future__ import annotations
@@ -77,15 +77,15 @@ def _times(folder: str) -> tuple[int, ...]:
     return tuple(times)
 
 
-def build(desk: AppContext, shell: Shell, t: Texts) -> None:
+def build(context: AppContext, shell: Shell, t: Texts) -> None:
     """Put the page into the tab that is being built."""
-    here, trash = Listing(desk.root), Listing(desk.root / catalog.TRASH)
+    here, trash = Listing(context.root), Listing(context.root / catalog.TRASH)
 
-    def library_look(asked: Any) -> dict[str, Any]:
-        return sendable(render(desk, here, trash, asked, t))
+    def library_render(asked: Any) -> dict[str, Any]:
+        return sendable(render(context, here, trash, asked, t))
 
-    def library_act(asked: Any) -> dict[str, Any]:
-        return sendable(handle_action(desk, asked, t))
+    def library_action(asked: Any) -> dict[str, Any]:
+        return sendable(handle_action(context, asked, t))
 
     with gr.Column(elem_classes="y-stack"):
         page = gr.HTML(
@@ -94,7 +94,7 @@ def build(desk: AppContext, shell: Shell, t: Texts) -> None:
             html_template="<div class='y-library'></div>",
             js_on_load="window.yuegp.library(element, props, server, trigger, watch); /* triggers 'opened' */",
             apply_default_css=False,
-            server_functions=[library_look, library_act],
+            server_functions=[library_render, library_action],
             say=t.part("library."),
         )
         with gr.Column(elem_classes="y-panel"):
@@ -125,7 +125,7 @@ def _opened(event: gr.EventData) -> tuple[str, gr.Tabs]:
 # Rows
 
 
-def render(desk: AppContext, here: Listing, trash: Listing, asked: Any, t: Texts) -> dict[str, Any]:
+def render(context: AppContext, here: Listing, trash: Listing, asked: Any, t: Texts) -> dict[str, Any]:
     """The rows that fit what is asked for (`text`, `rating`, `tag`, `language`, `sort`, `trash`), how many there are,
     and what could be filtered by."""
     asked = asked if isinstance(asked, dict) else {}
@@ -142,7 +142,7 @@ def render(desk: AppContext, here: Listing, trash: Listing, asked: Any, t: Texts
         )
     except YueGPError as exc:
         return {"rows": [], "found": 0, "all": 0, "tags": [], "trash": in_trash, "error": f"{exc.what} {exc.hint}"}
-    busy = {desk.name_of(job): str(job.state) for job in desk.known_jobs() if job.state in ("waiting", "running")}
+    busy = {context.name_of(job): str(job.state) for job in context.known_jobs() if job.state in ("waiting", "running")}
     return {
         "rows": [row(entry, busy.get(entry.folder.name, ""), t) for entry in found[:MOST]],
         "found": len(found),
@@ -200,7 +200,7 @@ def _stars(value: Any) -> int | None:
 # What is done to them
 
 
-def handle_action(desk: AppContext, asked: Any, t: Texts) -> dict[str, Any]:
+def handle_action(context: AppContext, asked: Any, t: Texts) -> dict[str, Any]:
     """Do what was clicked: `do` is rename, rate, trash, restore or hear, `name` the song's folder, `value` the title or
     the stars. Answers what to say of it, and for `hear` the take to be heard."""
     asked = asked if isinstance(asked, dict) else {}
@@ -208,21 +208,21 @@ def handle_action(desk: AppContext, asked: Any, t: Texts) -> dict[str, Any]:
     try:
         match asked.get("do"):
             case "rename":
-                song = desk.song(name)
+                song = context.song(name)
                 catalog.rename(song, str(value or ""))
                 return _said(t("library.renamed", title=song.info.title))
             case "rate":
-                song = desk.song(name)
+                song = context.song(name)
                 catalog.rate(song, _stars(value))
                 return _said("")
             case "trash":
-                refuse_working(desk, name, t)
-                catalog.trash(desk.folder(name), desk.root)
+                refuse_working(context, name, t)
+                catalog.trash(context.folder(name), context.root)
                 return _said(t("library.trashed"))
             case "restore":
-                return _said("", name=catalog.restore(_in_trash(desk, name), desk.root).name)
+                return _said("", name=catalog.restore(_in_trash(context, name), context.root).name)
             case "hear":
-                return _said("", take=desk.song(name).chosen([]).info.number)
+                return _said("", take=context.song(name).chosen([]).info.number)
             case _:
                 return {"error": t("library.unknown")}
     except YueGPError as exc:
@@ -233,15 +233,15 @@ def _said(text: str, **values: Any) -> dict[str, Any]:
     return {"error": "", "said": text, **values}
 
 
-def refuse_working(desk: AppContext, name: str, t: Texts) -> None:
+def refuse_working(context: AppContext, name: str, t: Texts) -> None:
     """LibraryError when a song is being made, or is going to be."""
-    if any(desk.name_of(job) == name and job.state in ("running", "waiting") for job in desk.known_jobs()):
+    if any(context.name_of(job) == name and job.state in ("running", "waiting") for job in context.known_jobs()):
         raise LibraryError(t("library.working"), t("library.working_hint"))
 
 
-def _in_trash(desk: AppContext, name: str) -> str:
-    """A folder's name in the trash; anything else is refused, as `Desk.folder` does."""
-    if not any(entry.folder.name == name for entry in catalog.trashed(desk.root)):
+def _in_trash(context: AppContext, name: str) -> str:
+    """A folder's name in the trash; anything else is refused, as `AppContext.folder` does."""
+    if not any(entry.folder.name == name for entry in catalog.trashed(context.root)):
         raise LibraryError(f"There is no song {name[:80]!r} in the trash.", "Choose one from the list.")
     return name
 

@@ -21,30 +21,30 @@ WRITING, REFINING = 0.6, 0.35
 """Shares of a song's time that the stages take, when no better is known; what is left is for the sound."""
 
 
-def load(desk: AppContext, name: str, t: Texts) -> dict[str, Any]:
+def render(context: AppContext, name: str, t: Texts) -> dict[str, Any]:
     """What to show of the song called `name`; with an empty name, of a song that somebody else is making."""
     if not name:
-        running = desk.running()
+        running = context.running()
         return {
             "state": "none",
             "other": _title(Path(running.song)) if running else "",
-            "name": running and desk.name_of(running),
+            "name": running and context.name_of(running),
         }
-    if not (desk.root / Path(name).name).is_dir():  # put into the trash since: nothing to worry anybody with
-        return load(desk, "", t)
+    if not (context.root / Path(name).name).is_dir():  # put into the trash since: nothing to worry anybody with
+        return render(context, "", t)
     try:
-        song = desk.song(name)
-        jobs = desk.known_jobs()
+        song = context.song(name)
+        jobs = context.known_jobs()
     except YueGPError as exc:
         return {"state": "gone", "message": exc.what}
-    own = [job for job in jobs if desk.name_of(job) == name]
+    own = [job for job in jobs if context.name_of(job) == name]
     job = _shown(own)
     takes, faults = song.takes()
     if not takes:
         return {"state": "gone", "message": faults[0].what if faults else t("create.running.no_take")}
     begun = [take for take in takes if take.info.spans] or takes
     take = next((take for take in takes if job and take.info.number == job.take), begun[-1])
-    return _view(desk, song, take, job, jobs, own, t)
+    return _view(context, song, take, job, jobs, own, t)
 
 
 def _shown(own: list[Job]) -> Job | None:
@@ -54,7 +54,7 @@ def _shown(own: list[Job]) -> Job | None:
 
 
 def _view(
-    desk: AppContext, song: Song, take: Take, job: Job | None, jobs: list[Job], own: list[Job], t: Texts
+    context: AppContext, song: Song, take: Take, job: Job | None, jobs: list[Job], own: list[Job], t: Texts
 ) -> dict[str, Any]:
     info = take.info
     state = "done" if info.stage is Stage.RENDERED else str(job.state) if job else "idle"
@@ -74,8 +74,8 @@ def _view(
         "seconds": info.frames / FRAMES_PER_SECOND,
     }
     versions = [other.take for other in own]
-    if state == "waiting" and desk.worker and desk.worker.trouble:
-        view["message"] = desk.worker.trouble
+    if state == "waiting" and context.worker and context.worker.trouble:
+        view["message"] = context.worker.trouble
     view["of"] = len(versions)
     view["version"] = versions.index(info.number) + 1 if info.number in versions else 1
     if progress:
@@ -164,21 +164,21 @@ def _title(folder: Path) -> str:
     return entry.name if entry else folder.name
 
 
-def stop(desk: AppContext, name: str) -> None:
+def stop(context: AppContext, name: str) -> None:
     """Stop making a song, all its versions; what is finished stays."""
-    for job in desk.jobs(name):
+    for job in context.jobs(name):
         if job.state not in OVER:
-            desk.queue.cancel(job.number)
+            context.queue.cancel(job.number)
 
 
-def go_on(desk: AppContext, name: str) -> None:
+def go_on(context: AppContext, name: str) -> None:
     """Make what a stopped, failed or interrupted song still lacks."""
-    song = desk.song(name)
+    song = context.song(name)
     for take in song.takes()[0]:
         number = take.info.number
         if take.info.stage is not Stage.RENDERED:
-            again = [job for job in desk.jobs(name) if job.take == number and job.state is not State.DONE]
+            again = [job for job in context.jobs(name) if job.take == number and job.state is not State.DONE]
             if again:
-                desk.queue.resume(again[-1].number)
+                context.queue.resume(again[-1].number)
             else:
-                desk.again(song, take)
+                context.again(song, take)

@@ -23,23 +23,20 @@ from yuegp.system import doctor
 from .create import plan
 
 
-def build(desk: AppContext, shell: Shell, t: Texts) -> None:
+def build(context: AppContext, shell: Shell, t: Texts) -> None:
     """Put the page into the tab that is being built."""
 
-    def setup_look(asked: Any) -> dict[str, Any]:
-        return render(desk, t)
+    def setup_render(asked: Any) -> dict[str, Any]:
+        return render(context, t)
 
     def setup_check(asked: Any) -> dict[str, Any]:
         return {"findings": findings(t)}
 
-    def setup_language(asked: Any) -> dict[str, Any]:
-        return choose(asked, t)
+    def setup_download(asked: Any) -> dict[str, Any]:
+        return download(context, t)
 
-    def setup_getting(asked: Any) -> dict[str, Any]:
-        return getting(desk, t)
-
-    def setup_get(asked: Any) -> dict[str, Any]:
-        return get(desk, asked, t)
+    def setup_action(asked: Any) -> dict[str, Any]:
+        return handle_action(context, asked, t)
 
     gr.HTML(
         "",
@@ -47,24 +44,24 @@ def build(desk: AppContext, shell: Shell, t: Texts) -> None:
         html_template="<div class='y-setup'></div>",
         js_on_load="window.yuegp.setup(element, props, server, trigger, watch);",
         apply_default_css=False,
-        server_functions=[setup_look, setup_check, setup_language, setup_getting, setup_get],
+        server_functions=[setup_render, setup_check, setup_download, setup_action],
         say=t.part("setup."),
         languages=[["", t("setup.language.browser")], *map(list, LANGUAGES.items())],
     )
 
 
-def render(desk: AppContext, t: Texts) -> dict[str, Any]:
+def render(context: AppContext, t: Texts) -> dict[str, Any]:
     """What the script shows, but for the doctor's findings, which take some seconds."""
     return {
         "machine": [{"name": name, "text": text} for name, text in machine_rows(t)],
         "profile": profile(t),
         "models": model_rows(t),
-        "getting": getting(desk, t),
+        "download": download(context, t),
         "folders": [
-            {"name": t("setup.songs"), "text": str(desk.root)},
+            {"name": t("setup.songs"), "text": str(context.root)},
             {"name": t("setup.models_folder"), "text": str(paths.models_dir().absolute())},
             {"name": t("setup.home"), "text": str(paths.home().absolute())},
-            {"name": t("setup.free"), "text": size(machine.disk_free(desk.root))},
+            {"name": t("setup.free"), "text": size(machine.disk_free(context.root))},
         ],
         "language": settings.load().language,
         "version": t("setup.version", version=__version__),
@@ -165,9 +162,9 @@ def _bytes_in(folder: Path) -> int:
     return sum(os.stat(os.path.join(place, name)).st_size for place, _, names in os.walk(folder) for name in names)
 
 
-def getting(desk: AppContext, t: Texts) -> dict[str, Any]:
-    """How far getting a model is, in words: `state` as in `getter.Getting`, `text`, and `share` from 0 to 1."""
-    now = desk.getter.look()
+def download(context: AppContext, t: Texts) -> dict[str, Any]:
+    """How far getting a model is, in words: `state` as in `downloader.Getting`, `text`, and `share` from 0 to 1."""
+    now = context.downloader.look()
     text = now.message
     if now.state in ("asking", "stopped", "done"):
         text = t(f"setup.get.{now.state}")
@@ -182,25 +179,6 @@ def getting(desk: AppContext, t: Texts) -> dict[str, Any]:
             text = t("setup.get.pace", text=text, rate=size(now.rate), left=plan.span(now.left, t))
     share = now.done / now.total if now.state == "getting" and now.total else 0.0
     return {"name": now.name, "state": now.state, "text": text, "share": round(share, 3), "error": ""}
-
-
-def get(desk: AppContext, asked: Any, t: Texts) -> dict[str, Any]:
-    """What was clicked: `do` is `ask` (what getting the model `name` means), `go` (get it) or `stop`. Answers how far
-    it is then."""
-    asked = asked if isinstance(asked, dict) else {}
-    wish, name, error = asked.get("do"), asked.get("name"), ""
-    try:
-        if wish == "ask" and isinstance(name, str):
-            desk.getter.ask(name)
-        elif wish == "go" and isinstance(name, str):
-            desk.getter.go(name)
-        elif wish == "stop":
-            desk.getter.stop()
-        else:
-            error = t("setup.unknown")
-    except YueGPError as exc:
-        error = f"{exc.what} {exc.hint}".strip()
-    return {**getting(desk, t), "error": error}
 
 
 # The doctor
@@ -220,16 +198,25 @@ def findings(t: Texts) -> list[dict[str, str]]:
     ]
 
 
-# Choices
+# What is clicked
 
 
-def choose(asked: Any, t: Texts) -> dict[str, str]:
-    """Keep the language of the page. It holds from the next time the page is loaded."""
-    language = asked.get("language") if isinstance(asked, dict) else None
-    if language not in ("", *LANGUAGES):
-        return {"error": t("setup.unknown")}
+def handle_action(context: AppContext, asked: Any, t: Texts) -> dict[str, Any]:
+    """Do what was clicked: `do` is `ask` (what getting the model `name` means), `go` (get it), `stop`, or `language`
+    (keep `value`; it holds from the next time the page is loaded). Answers how far the download is, and `error`."""
+    asked = asked if isinstance(asked, dict) else {}
+    wish, name, language, error = asked.get("do"), asked.get("name"), asked.get("value"), ""
     try:
-        settings.save(replace(settings.load(), language=str(language)))
+        if wish == "ask" and isinstance(name, str):
+            context.downloader.ask(name)
+        elif wish == "go" and isinstance(name, str):
+            context.downloader.go(name)
+        elif wish == "stop":
+            context.downloader.stop()
+        elif wish == "language" and language in ("", *LANGUAGES):
+            settings.save(replace(settings.load(), language=str(language)))
+        else:
+            error = t("setup.unknown")
     except YueGPError as exc:
-        return {"error": f"{exc.what} {exc.hint}".strip()}
-    return {"error": ""}
+        error = f"{exc.what} {exc.hint}".strip()
+    return {**download(context, t), "error": error}

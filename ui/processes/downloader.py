@@ -84,7 +84,7 @@ class DownloadProcess:
                 hang_up(self._process)
             self._now = Getting(name, "asking")
             self._process = spawn("ui.processes.downloader", name, without="HF_HUB_OFFLINE")
-            threading.Thread(target=self._hear, args=(self._process,), name="yuegp getter", daemon=True).start()
+            threading.Thread(target=self._hear, args=(self._process,), name="yuegp downloader", daemon=True).start()
 
     def go(self, name: str) -> None:
         """Download what was offered. Anything else is left as it is."""

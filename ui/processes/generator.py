@@ -40,7 +40,7 @@ class GeneratorProcess:
 
     def start(self) -> None:
         """Begin. Returns at once."""
-        self._watch = threading.Thread(target=self._keep, name="yuegp maker", daemon=True)
+        self._watch = threading.Thread(target=self._keep, name="yuegp generator", daemon=True)
         self._watch.start()
 
     def let_go(self) -> None:

@@ -49,7 +49,7 @@ def told(work: Callable[P, R]) -> Callable[P, R]:
     return answer
 
 
-def build(desk: AppContext) -> gr.Blocks:
+def build(context: AppContext) -> gr.Blocks:
     """The interface, ready to be mounted. Its own page lists the calls."""
     t = Texts()
 
@@ -58,33 +58,33 @@ def build(desk: AppContext) -> gr.Blocks:
         """Begin a song: it is put into the queue, and this returns at once."""
         wanted = plan.asked(read_settings(lyrics, tags, settings), t)
         notes = (*wanted.notes, *pipeline.plan(wanted.request).notes)
-        name = page.begin(desk, wanted)
-        return {**state_of(desk, name), "model": wanted.choice.model.id, "notes": list(notes)}
+        name = page.begin(context, wanted)
+        return {**state_of(context, name), "model": wanted.choice.model.id, "notes": list(notes)}
 
     @told
     def status(song: str) -> dict[str, Any]:
         """How far a song is."""
-        return state_of(desk, song)
+        return state_of(context, song)
 
     @told
     def stop(song: str) -> dict[str, Any]:
         """Stop making a song. What is finished of it stays."""
-        desk.folder(song)
-        progress.stop(desk, song)
-        return state_of(desk, song)
+        context.folder(song)
+        progress.stop(context, song)
+        return state_of(context, song)
 
     @told
     def songs(
         text: str = "", rating: int | None = None, tag: str = "", language: str = "", sort: str = "newest"
     ) -> list[dict[str, Any]]:
         """The songs there are, those that have all that is asked for."""
-        found = catalog.search(catalog.entries(desk.root), text, rating, tag or None, language or None, sort)
+        found = catalog.search(catalog.entries(context.root), text, rating, tag or None, language or None, sort)
         return [row_of(entry) for entry in found]
 
     @told
     def export(song: str, kind: str = "mp3", part: str = "mix", take: int | None = None) -> str:
         """A finished song as a sound file, with its settings inside."""
-        from_song = desk.song(song)
+        from_song = context.song(song)
         which = from_song.chosen() if take is None else from_song.take(int(take))
         folder = tempfile.mkdtemp(prefix="export-", dir=get_upload_folder())
         return str(exporting.export(from_song, which, folder, kind or "mp3", (part or "mix",))[0])
@@ -160,12 +160,12 @@ def _check_kind(field: fields.Field, value: Any) -> None:
         raise RequestError(f"The setting {field.name} is {value!r}.", f"It has to be {wanted}.")
 
 
-def state_of(desk: AppContext, name: str) -> dict[str, Any]:
+def state_of(context: AppContext, name: str) -> dict[str, Any]:
     """A song as programs see it: what is shown on the page of the take that is worked on, or else was last."""
-    song = desk.song(name)
-    jobs = desk.known_jobs(name)
+    song = context.song(name)
+    jobs = context.known_jobs(name)
     numbers = [take.info.number for take in song.takes()[0]]
-    job = desk.live(name) or next((job for job in reversed(jobs) if job.take in numbers), None)
+    job = context.live(name) or next((job for job in reversed(jobs) if job.take in numbers), None)
     if not numbers:
         return {"song": name, "title": song.info.title, "state": "empty"}
     take = song.take(job.take if job and job.take in numbers else numbers[-1])

@@ -22,10 +22,10 @@ from . import allowed, hosts, origin
 from .allowed import PAGE, Body, Route
 from .answers import labelled
 from .hosts import Host, Hosts
-from .intake import Intake, Refused
-from .password import COOKIE, Door
+from .intake import LimitedBody, Refused
+from .password import COOKIE, PasswordGate
 
-__all__ = ["COOKIE", "REQUEST_BYTES", "UPLOAD_BYTES", "Door", "Guard"]
+__all__ = ["COOKIE", "REQUEST_BYTES", "UPLOAD_BYTES", "PasswordGate", "SecurityMiddleware"]
 
 UPLOAD_BYTES = 400 << 20
 """Largest upload: half an hour of CD sound, as WAV, is 320 MB."""
@@ -50,8 +50,8 @@ class _Way:
     prefix: str
 
 
-class Guard:
-    """Stands before `app`, at `port`. `listening` is True when other machines may come; then there must be a installer.
+class SecurityMiddleware:
+    """Stands before `app`, at `port`. `listening` is True when other machines may come; then there must be a `gate`.
     `names` are allowed besides our own; `stranger` makes the page that is shown under one that is not, of that name
     and the command that allows it."""
 
@@ -60,13 +60,13 @@ class Guard:
         app: ASGIApp,
         port: int,
         listening: bool = False,
-        door: Door | None = None,
+        gate: PasswordGate | None = None,
         names: tuple[str, ...] = (),
         stranger: Callable[[str, str], str] | None = None,
     ) -> None:
-        if listening and door is None:
+        if listening and gate is None:
             raise ValueError("listening without a password")
-        self.app, self.port, self.door = app, port, door
+        self.app, self.port, self.gate = app, port, gate
         self.hosts, self.stranger = Hosts(listening, names), stranger
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -75,16 +75,16 @@ class Guard:
         elif scope["type"] == "lifespan":
             await self.app(scope, receive, send)
         elif scope["type"] == "http":
-            await self._answer(scope, receive, send)
+            await self._respond(scope, receive, send)
 
-    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _respond(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = Headers(scope=scope)
-        route = allowed.find(scope["method"], scope["path"], login=self.door is not None)
+        route = allowed.find(scope["method"], scope["path"], login=self.gate is not None)
         way, refusal = self._judge(scope, headers)
         if way is None or route is None or refusal:
             answer = refusal or PlainTextResponse("There is nothing here.", 404)
-        elif self.door and not self.door.open_to(headers):
-            answer = await self.door.answer(route, headers, receive, way.prefix, way.secure)
+        elif self.gate and not self.gate.open_to(headers):
+            answer = await self.gate.login_response(route, headers, receive, way.prefix, way.secure)
         elif route is allowed.LOGIN:  # who has the cookie needs no form
             answer = RedirectResponse(f"{way.prefix}/", 303)
         else:
@@ -138,21 +138,21 @@ class Guard:
     async def _pass(self, scope: Scope, route: Route, way: _Way, receive: Receive, send: Send) -> None:
         headers = Headers(scope=scope)
         upload = route.body is Body.UPLOAD
-        intake = Intake(receive, UPLOAD_BYTES if upload else REQUEST_BYTES, upload)
+        body = LimitedBody(receive, UPLOAD_BYTES if upload else REQUEST_BYTES, upload)
         began = False
 
         async def sending(message: Message) -> None:
             nonlocal began
-            if not intake.refused:  # what the application makes of a refusal in its midst is nobody's business
+            if not body.refused:  # what the application makes of a refusal in its midst is nobody's business
                 began = True
                 await send(message)
 
         with contextlib.suppress(Refused):
-            intake.check_announced(headers.get("content-length", "0"))
-            taken = await intake.read_json(headers, way.host) if route.body is Body.JSON else intake.receive
+            body.check_announced(headers.get("content-length", "0"))
+            taken = await body.read_json(headers, way.host) if route.body is Body.JSON else body.receive
             await self.app(scope, taken, sending)
-        if intake.refused and not began:
-            await PlainTextResponse(intake.refused.why, intake.refused.status)(scope, receive, send)
+        if body.refused and not began:
+            await PlainTextResponse(body.refused.why, body.refused.status)(scope, receive, send)
 
 
 def _forwarded(scope: Scope, way: _Way) -> Scope:

@@ -37,7 +37,7 @@ class Refused(Exception):
         self.why = why
 
 
-class Intake:
+class LimitedBody:
     """A request's body: raises `Refused` once more than `most` bytes have come, or a kind of file that is not taken."""
 
     def __init__(self, receive: Receive, most: int, upload: bool = False) -> None:

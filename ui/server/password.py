@@ -19,7 +19,7 @@ COOKIE = "yuegp"
 
 
 @dataclass
-class Door:
+class PasswordGate:
     """A password, and the one cookie that says it was given. `page` is the form that asks for it."""
 
     password: str
@@ -35,7 +35,9 @@ class Door:
             return False
         return kept is not None and hmac.compare_digest(kept.value.encode(), self.token.encode())
 
-    async def answer(self, route: Route, headers: Headers, receive: Receive, prefix: str, secure: bool) -> Response:
+    async def login_response(
+        self, route: Route, headers: Headers, receive: Receive, prefix: str, secure: bool
+    ) -> Response:
         """To somebody without the cookie: the form, or what becomes of its password. Wrong ones take a second each,
         one after the other, so that guessing takes forever. `prefix` is the path we are under, `secure` whether the
         cookie may only travel over https."""

@@ -3,8 +3,8 @@
     /                     leads to the page in its language      /sound/<song>/<take>/<file>   sound of songs
     /en /zh /ja /ko       the page, one per language             /api                          for programs
 
-Loads no torch: songs are made by another process (`maker`). Pages of all languages are built before the first request,
-since Gradio may not build one while another answers. Who may ask at all is decided in `guard`.
+Loads no torch: another process (`processes/generator`) makes the songs. Pages of all languages are built before the
+first request, since Gradio cannot build one while another answers. `guard` decides whose requests are answered.
 """
 
 from __future__ import annotations
@@ -68,10 +68,10 @@ def serve(arguments: argparse.Namespace) -> None:
     from ui.processes.generator import GeneratorProcess
 
     queue = Queue()
-    maker = GeneratorProcess(queue)
-    app = guarded(application(AppContext(root, queue, maker)), port, arguments.listen, password, names)
+    generator = GeneratorProcess(queue)
+    app = guarded(application(AppContext(root, queue, generator)), port, arguments.listen, password, names)
     offline.close()
-    _run(app, maker, place, f"http://{HERE}:{port}", browse=not arguments.no_browser)
+    _run(app, generator, place, f"http://{HERE}:{port}", browse=not arguments.no_browser)
 
 
 def prepare() -> None:
@@ -100,8 +100,8 @@ def bind(host: str, port: int) -> socket.socket:
     )
 
 
-def application(desk: AppContext) -> FastAPI:
-    """Everything that answers, unguarded: the pages, the interface for programs, sound. `desk.worker`, if there is
+def application(context: AppContext) -> FastAPI:
+    """Everything that answers, unguarded: the pages, the interface for programs, sound. `context.worker`, if there is
     one, works as long as the server does."""
     try:
         with offline.without_proxies():
@@ -126,13 +126,13 @@ def application(desk: AppContext) -> FastAPI:
 
     @contextlib.asynccontextmanager
     async def working(_: FastAPI) -> AsyncIterator[None]:
-        if desk.worker:
-            desk.worker.start()
+        if context.worker:
+            context.worker.start()
         try:
             yield
         finally:
-            if desk.worker:
-                desk.worker.stop()
+            if context.worker:
+                context.worker.stop()
 
     def home(request: Request) -> Response:
         language = settings.load().language or preferred(request.headers.get("accept-language", ""))
@@ -153,13 +153,15 @@ def application(desk: AppContext) -> FastAPI:
         return Response(assets.icon(), media_type="image/svg+xml", headers={"Cache-Control": "max-age=86400"})
 
     app = FastAPI(lifespan=working, docs_url=None, redoc_url=None, openapi_url=None)
-    app.state.desk = desk
+    app.state.context = context
     app.router.routes.append(Route("/", home))
     for before in ("", "/{language}"):  # pages name sounds from where they are
         app.router.routes.append(Route(f"{before}/favicon.ico", icon))
-        app.router.routes.append(Route(f"{before}/sound/{{song}}/{{take}}/{{file:path}}", sound.answer))
-        app.router.routes.append(Route(f"{before}/export/{{song}}/{{file}}", export.answer))
-    app.router.routes.append(Route("/{language}/gradio_api/file={path:path}", uploaded.answer))  # instead of Gradio's
+        app.router.routes.append(Route(f"{before}/sound/{{song}}/{{take}}/{{file:path}}", sound.sound_response))
+        app.router.routes.append(Route(f"{before}/export/{{song}}/{{file}}", export.export_response))
+    app.router.routes.append(
+        Route("/{language}/gradio_api/file={path:path}", uploaded.upload_response)
+    )  # instead of Gradio's
 
     def mount(blocks: gr.Blocks, path: str, **shown: Any) -> None:
         # A mounted page is never launched, and one that is not launched takes any file of this computer that a visitor
@@ -168,12 +170,12 @@ def application(desk: AppContext) -> FastAPI:
         shown |= {"footer_links": [], "run_history": False, "max_file_size": UPLOAD_BYTES, "ssr_mode": False}
         gr.mount_gradio_app(app, blocks, path, **shown)
 
-    mount(api.build(desk), "/api")
+    mount(api.build(context), "/api")
     for language in LANGUAGES:
         app.router.routes.append(Elsewhere(f"/{language}/", home, methods=["GET"]))
         shown = page_options()
         shown["head"] += f"<script>document.documentElement.lang = '{language}';</script>"
-        mount(build(desk, Texts(language)), f"/{language}", **shown)
+        mount(build(context, Texts(language)), f"/{language}", **shown)
     return app
 
 
@@ -184,14 +186,14 @@ def guarded(
     from ui.texts import ENGLISH, Texts
 
     from . import login
-    from .guard import Door, Guard
+    from .guard import PasswordGate, SecurityMiddleware
 
     t = Texts(settings.load().language or ENGLISH)
-    door = Door(password, login.page(t)) if password else None
-    return Guard(app, port, listening, door, names, functools.partial(login.stranger, t))
+    gate = PasswordGate(password, login.page(t)) if password else None
+    return SecurityMiddleware(app, port, listening, gate, names, functools.partial(login.stranger, t))
 
 
-def _run(app: ASGIApp, maker: GeneratorProcess, place: socket.socket, address: str, browse: bool) -> None:
+def _run(app: ASGIApp, generator: GeneratorProcess, place: socket.socket, address: str, browse: bool) -> None:
     import uvicorn
 
     class Server(uvicorn.Server):
@@ -204,7 +206,7 @@ def _run(app: ASGIApp, maker: GeneratorProcess, place: socket.socket, address: s
 
         async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
             logging.getLogger("uvicorn.error").disabled = True  # that open pages are cut off now is no news
-            maker.let_go()
+            generator.let_go()
             await super().shutdown(sockets)
 
     config = uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=1, server_header=False)

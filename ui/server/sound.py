@@ -32,10 +32,10 @@ def find(root: Path, song: str, take: str, file: str) -> Path | None:
     return wanted
 
 
-async def answer(request: Request) -> Response:
+async def sound_response(request: Request) -> Response:
     """`GET /sound/<song's folder>/<take>/<file>`, whole or in ranges."""
     names = request.path_params
-    path = find(request.app.state.desk.root, names["song"], names["take"], names["file"])
+    path = find(request.app.state.context.root, names["song"], names["take"], names["file"])
     if path is None:
         return PlainTextResponse("There is no such sound.", 404)
     keep = "no-cache" if "/" in names["file"] else KEPT

@@ -1,7 +1,7 @@
 """Files that were uploaded or exported, for the page's players and for programs to fetch: those in the uploads folder.
 
-Gradio has a installer of its own for this, which takes any address too, fetches it and hands it out as ours; this one stands
-before it and knows paths only."""
+Gradio has a route of its own for this, which also takes any address, fetches it and hands it out as ours. This one
+stands before it and knows paths only."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def find(folder: Path, named: str) -> Path | None:
         return None
 
 
-async def answer(request: Request) -> Response:
+async def upload_response(request: Request) -> Response:
     """`GET …/gradio_api/file=<path>`, whole or in ranges."""
     path = find(Path(get_upload_folder()), request.path_params["path"])
     if path is None:

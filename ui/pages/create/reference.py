@@ -58,7 +58,7 @@ def peaks(path: str) -> list[float]:
     return [round(min(1.0, float(peak)), 3) for peak in np.nan_to_num(audio.peaks(path, PEAKS), posinf=1.0)]
 
 
-def load(files: Mapping[str, str | None], t: Texts) -> dict[str, Any]:
+def render(files: Mapping[str, str | None], t: Texts) -> dict[str, Any]:
     """What to draw for the files given as `mix`, `vocal` and `instrumental`: per file name, path and peaks; the length
     they share; `error` when they cannot be used."""
     given = {role: path for role, path in files.items() if path}

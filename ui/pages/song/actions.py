@@ -47,133 +47,133 @@ class Done:
     """A new take that is ready already, to be shown at once."""
 
 
-def act(desk: AppContext, name: str, what: str, values: Values) -> Done:
+def act(context: AppContext, name: str, what: str, values: Values) -> Done:
     """Do one of `ACTIONS` to a song. YueGPError says why not."""
     if what not in ACTIONS:
         raise RequestError(f"The song page knows no action {what!r}.", "Reload the page.")
     if what != "restore":
-        desk.folder(name)
-    return ACTIONS[what](desk, name, values)
+        context.folder(name)
+    return ACTIONS[what](context, name, values)
 
 
 # Edits
 
 
-def redo(desk: AppContext, name: str, values: Values) -> Done:
-    song, take = _song_and_take(desk, name, values)
+def redo(context: AppContext, name: str, values: Values) -> Done:
+    song, take = _song_and_take(context, name, values)
     section, count = _integer(values, "section"), _integer(values, "count", 1, edit.MOST_CANDIDATES)
     later, first = str(values.get("later")), secrets.randbelow(2**32)
     made = [edit.redo(song, take, section, first + i, later) for i in range(count)]
-    desk.again(song, *made)
+    context.again(song, *made)
     numbers = ", ".join(str(new.info.number) for new in made)
     return Done("done.begun" if count == 1 else "done.begun-many", {"take": numbers})
 
 
-def rewind(desk: AppContext, name: str, values: Values) -> Done:
-    song, take = _song_and_take(desk, name, values)
+def rewind(context: AppContext, name: str, values: Values) -> Done:
+    song, take = _song_and_take(context, name, values)
     seed = secrets.randbelow(2**32)
     if "second" in values:
-        return _begun(desk, song, edit.rewind(song, take, seed, second=_number(values, "second")))
-    return _begun(desk, song, edit.rewind(song, take, seed, section=_integer(values, "section")))
+        return _begun(context, song, edit.rewind(song, take, seed, second=_number(values, "second")))
+    return _begun(context, song, edit.rewind(song, take, seed, section=_integer(values, "section")))
 
 
-def proceed(desk: AppContext, name: str, values: Values) -> Done:
+def proceed(context: AppContext, name: str, values: Values) -> Done:
     """Go on with the lyrics given, after those that are not made yet. What cannot be sung is refused here and now."""
-    song, take = _song_and_take(desk, name, values)
+    song, take = _song_and_take(context, name, values)
     words = str(values.get("words") or "")
     parsed = lyrics.parse(words) if words.strip() else lyrics.Lyrics(())
     whole = (*take.info.request.sections, *parsed.sections)
     count = min(len(whole), len(take.info.spans) + _integer(values, "count", 1)) if values.get("count") else None
     pipeline.plan(replace(take.info.request, sections=whole, first_sections=count))
-    done = _begun(desk, song, edit.proceed(song, take, parsed.sections, count))
+    done = _begun(context, song, edit.proceed(song, take, parsed.sections, count))
     return replace(done, notes=tuple(map(str, parsed.notes)))
 
 
-def trim(desk: AppContext, name: str, values: Values) -> Done:
-    song, take = _song_and_take(desk, name, values)
-    return _begun(desk, song, edit.trim(song, take, _integer(values, "section"), _number(values, "seconds")))
+def trim(context: AppContext, name: str, values: Values) -> Done:
+    song, take = _song_and_take(context, name, values)
+    return _begun(context, song, edit.trim(song, take, _integer(values, "section"), _number(values, "seconds")))
 
 
-def mute(desk: AppContext, name: str, values: Values) -> Done:
+def mute(context: AppContext, name: str, values: Values) -> Done:
     """Mute the section, or take that back."""
-    song, take = _song_and_take(desk, name, values)
+    song, take = _song_and_take(context, name, values)
     section = _integer(values, "section")
-    return _begun(desk, song, edit.mute(song, take, sorted({*take.info.muted} ^ {section})))
+    return _begun(context, song, edit.mute(song, take, sorted({*take.info.muted} ^ {section})))
 
 
-def _begun(desk: AppContext, song: Song, take: Take) -> Done:
+def _begun(context: AppContext, song: Song, take: Take) -> Done:
     if take.info.stage is Stage.RENDERED:
         return Done("done.ready", {"take": take.info.number}, front=take.info.number)
-    desk.again(song, take)
+    context.again(song, take)
     return Done("done.begun", {"take": take.info.number})
 
 
 # The queue
 
 
-def resume(desk: AppContext, name: str, values: Values) -> Done:
+def resume(context: AppContext, name: str, values: Values) -> Done:
     """Go on with a take that was stopped, paused, interrupted, or has failed."""
-    song, take = _song_and_take(desk, name, values)
-    held = [job for job in desk.jobs(name) if job.take == take.info.number and job.state is not State.DONE]
+    song, take = _song_and_take(context, name, values)
+    held = [job for job in context.jobs(name) if job.take == take.info.number and job.state is not State.DONE]
     if held:
-        desk.queue.resume(held[-1].number)
+        context.queue.resume(held[-1].number)
     else:
-        desk.again(song, take)
+        context.again(song, take)
     return Done("done.begun", {"take": take.info.number})
 
 
-def stop(desk: AppContext, name: str, values: Values) -> Done:
+def stop(context: AppContext, name: str, values: Values) -> Done:
     """Stop a take, or take it off the queue. What is finished of it stays."""
     number = _integer(values, "take")
-    for job in desk.jobs(name):
+    for job in context.jobs(name):
         if job.take == number and job.state in (State.RUNNING, *TO_COME):
-            desk.queue.cancel(job.number)
+            context.queue.cancel(job.number)
     return Done("done.stopped", {"take": number})
 
 
 # The cover page
 
 
-def pick(desk: AppContext, name: str, values: Values) -> Done:
+def pick(context: AppContext, name: str, values: Values) -> Done:
     number = _integer(values, "take")
-    catalog.pick(desk.song(name), number)
+    catalog.pick(context.song(name), number)
     return Done("done.picked", {"take": number})
 
 
-def rename(desk: AppContext, name: str, values: Values) -> Done:
-    song = desk.song(name)
+def rename(context: AppContext, name: str, values: Values) -> Done:
+    song = context.song(name)
     catalog.rename(song, str(values.get("title") or ""))
     return Done("done.renamed", {"title": song.info.title})
 
 
-def rate(desk: AppContext, name: str, values: Values) -> Done:
+def rate(context: AppContext, name: str, values: Values) -> Done:
     stars = _integer(values, "stars", 0, 5)
-    catalog.rate(desk.song(name), stars or None)
+    catalog.rate(context.song(name), stars or None)
     return Done("done.rated" if stars else "done.unrated", {"stars": stars})
 
 
-def trash(desk: AppContext, name: str, values: Values) -> Done:
+def trash(context: AppContext, name: str, values: Values) -> Done:
     """Move the song to the trash. `restore` with the name that this gives takes it back."""
-    moved = catalog.trash(desk.folder(name), desk.root)
-    for job in desk.jobs(name):
+    moved = catalog.trash(context.folder(name), context.root)
+    for job in context.jobs(name):
         if job.state in TO_COME:
-            desk.queue.cancel(job.number)
+            context.queue.cancel(job.number)
     return Done("done.trashed", {"name": moved.name})
 
 
-def restore(desk: AppContext, name: str, values: Values) -> Done:
+def restore(context: AppContext, name: str, values: Values) -> Done:
     """Take a song out of the trash: one that lies there, under exactly this name."""
-    if name not in {entry.folder.name for entry in catalog.trashed(desk.root)}:
+    if name not in {entry.folder.name for entry in catalog.trashed(context.root)}:
         raise LibraryError("That song is no longer in the trash.", "Look in the library.")
-    return Done("done.restored", {"name": catalog.restore(name, desk.root).name})
+    return Done("done.restored", {"name": catalog.restore(name, context.root).name})
 
 
 # Out of the house
 
 
-def export_take(desk: AppContext, name: str, values: Values) -> Done:
+def export_take(context: AppContext, name: str, values: Values) -> Done:
     """Write a take's files into the song's `exports` folder."""
-    song, take = _song_and_take(desk, name, values)
+    song, take = _song_and_take(context, name, values)
     parts = [part for part in export.PARTS if values.get(part)]
     artist = " ".join(str(values.get("artist") or "").split())[:LONGEST_ARTIST]
     catalog.refuse_links(song.folder)
@@ -181,9 +181,9 @@ def export_take(desk: AppContext, name: str, values: Values) -> Done:
     return Done("done.exported", {"count": len(files), "folder": song.folder / EXPORTS}, tuple(p.name for p in files))
 
 
-def open_folder(desk: AppContext, name: str, values: Values) -> Done:
+def open_folder(context: AppContext, name: str, values: Values) -> Done:
     """Show the song's folder on this machine's screen. Who may ask for it is the page's question."""
-    folder = str(store.open_song(desk.folder(name)).folder.absolute())
+    folder = str(store.open_song(context.folder(name)).folder.absolute())
     try:
         if sys.platform == "win32":
             os.startfile(folder)
@@ -216,8 +216,8 @@ ACTIONS: Mapping[str, Callable[[AppContext, str, Values], Done]] = {
 """What a button on the page can ask for."""
 
 
-def _song_and_take(desk: AppContext, name: str, values: Values) -> tuple[Song, Take]:
-    song = desk.song(name)
+def _song_and_take(context: AppContext, name: str, values: Values) -> tuple[Song, Take]:
+    song = context.song(name)
     return song, song.take(_integer(values, "take"))
 
 

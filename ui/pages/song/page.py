@@ -1,5 +1,5 @@
 """The Song page: one song, its takes heard, compared, worked on, exported. A single element whose parts are HTML made
-here and exchanged by `assets/song.js`; it asks `song_look` for them and tells `song_act` what was clicked."""
+here and exchanged by `assets/song.js`; it asks `song_render` for them and tells `song_action` what was clicked."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ WORDS = {
 LOCAL = ("127.0.0.1", "::1")
 
 
-def build(desk: AppContext, shell: Shell, t: Texts) -> None:
+def build(context: AppContext, shell: Shell, t: Texts) -> None:
     """Put the page into the tab that is being built."""
 
-    def song_look(asked: Any, request: gr.Request) -> dict[str, Any]:
-        return sendable(render(desk, asked, is_local(request), t))
+    def song_render(asked: Any, request: gr.Request) -> dict[str, Any]:
+        return sendable(render(context, asked, is_local(request), t))
 
-    def song_act(asked: Any, request: gr.Request) -> dict[str, Any]:
-        return sendable(handle_action(desk, asked, is_local(request), t))
+    def song_action(asked: Any, request: gr.Request) -> dict[str, Any]:
+        return sendable(handle_action(context, asked, is_local(request), t))
 
     page = gr.HTML(
         value="",
@@ -49,7 +49,7 @@ def build(desk: AppContext, shell: Shell, t: Texts) -> None:
         html_template="<div></div>",
         js_on_load="window.yuegp.song(element, props, server, trigger, watch); /* triggers 'opened' and 'copied' */",
         apply_default_css=False,
-        server_functions=[song_look, song_act],
+        server_functions=[song_render, song_action],
         frame=html.frame(t),
         words={name: t.sentences[key] for name, key in WORDS.items()},
     )
@@ -74,7 +74,7 @@ def is_local(request: gr.Request) -> bool:
     return client is not None and client.host in LOCAL and "x-forwarded-for" not in request.headers
 
 
-def render(desk: AppContext, asked: Any, local: bool, t: Texts) -> dict[str, Any]:
+def render(context: AppContext, asked: Any, local: bool, t: Texts) -> dict[str, Any]:
     """What the script shows of the song that it asks for: `state`, the parts as HTML, and what the player needs."""
     asked = asked if isinstance(asked, dict) else {}
     nothing: dict[str, Any] = {"take": None, "section": 0, "rival": None, "sound": [], "live": False}
@@ -82,7 +82,7 @@ def render(desk: AppContext, asked: Any, local: bool, t: Texts) -> dict[str, Any
     if not name:
         return {"state": "empty", "parts": {"empty": html.empty(t)}, **nothing}
     try:
-        view = load(desk, name, _number(asked.get("take")), _number(asked.get("section")) or 0)
+        view = load(context, name, _number(asked.get("take")), _number(asked.get("section")) or 0)
     except YueGPError as exc:
         return {"state": "broken", "parts": {"empty": html.broken(f"{exc.what} {exc.hint}".strip(), t)}, **nothing}
     return {
@@ -96,14 +96,14 @@ def render(desk: AppContext, asked: Any, local: bool, t: Texts) -> dict[str, Any
     }
 
 
-def handle_action(desk: AppContext, asked: Any, local: bool, t: Texts) -> dict[str, Any]:
+def handle_action(context: AppContext, asked: Any, local: bool, t: Texts) -> dict[str, Any]:
     """What the script says after an action: `said`, or `error`."""
     asked = asked if isinstance(asked, dict) else {}
     name, what, values = str(asked.get("song") or ""), str(asked.get("do") or ""), asked.get("values")
     try:
         if what == "open-folder" and not local:
             raise LibraryError("The song's folder is on another machine.", "Export the song to get its files.")
-        result = actions.act(desk, name, what, values if isinstance(values, dict) else {})
+        result = actions.act(context, name, what, values if isinstance(values, dict) else {})
     except YueGPError as exc:
         return {"error": f"{exc.what} {exc.hint}".strip()}
     return {

@@ -106,11 +106,11 @@ class SongView:
         return tuple(row for row in reversed(self.rows) if row.job and not row.ready and row.job.state not in OVER)
 
 
-def load(desk: AppContext, name: str, take: int | None = None, section: int = 0) -> SongView:
+def load(context: AppContext, name: str, take: int | None = None, section: int = 0) -> SongView:
     """A song with `take` in front: the chosen one when it is None or gone. LibraryError when the song cannot be
     opened."""
-    song = desk.song(name)
-    rows = _rows(desk, song, name)
+    song = context.song(name)
+    rows = _rows(context, song, name)
     chosen = _chosen(song, rows)
     numbers = [row.number for row in rows]
     wanted = take if take in numbers else chosen
@@ -118,11 +118,11 @@ def load(desk: AppContext, name: str, take: int | None = None, section: int = 0)
     title = SongSummary(song.folder, song.info.title).name
     view = SongView(name, title, song.info, song.request.tags, rows, chosen, shown, section)
     drawn = [block.section for block in view.blocks]
-    return view if section in drawn or not drawn else load(desk, name, wanted, drawn[0])
+    return view if section in drawn or not drawn else load(context, name, wanted, drawn[0])
 
 
-def _rows(desk: AppContext, song: Song, name: str) -> tuple[Row, ...]:
-    newest = {job.take: job for job in sorted(desk.known_jobs(name), key=lambda job: job.number)}
+def _rows(context: AppContext, song: Song, name: str) -> tuple[Row, ...]:
+    newest = {job.take: job for job in sorted(context.known_jobs(name), key=lambda job: job.number)}
     return tuple(_row(song, number, newest.get(number)) for number in reversed(song.take_numbers()))
 
 
