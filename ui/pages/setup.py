@@ -96,7 +96,7 @@ def profile(t: Texts) -> dict[str, Any] | None:
         found = choice.choose("en", "cot", here.card, ram=here.ram_free)
     except YueGPError as exc:
         return {"text": exc.what, "reasons": [exc.hint]}
-    why = f"{found.reason[0].upper()}{found.reason[1:]}."
+    why = t("setup.profile.choice", models=" + ".join(c.id for c in found.checkpoints[:2]), reason=found.reason)
     held = found.plan
     if held is None:
         return {"text": why, "reasons": []}
@@ -174,9 +174,11 @@ def download(context: AppContext, t: Texts) -> dict[str, Any]:
         text = " ".join([*now.notes, text])
     elif now.state == "getting":
         known = {"what": now.what, "done": size(now.done), "total": size(now.total)}
-        text = t(f"setup.get.{now.doing}", **known) if now.doing else t("setup.get.asking")
-        if now.rate and now.left is not None:
-            text = t("setup.get.pace", text=text, rate=size(now.rate), left=plan.span(now.left, t))
+        text = t("setup.get.asking")
+        if now.doing and now.rate and now.left is not None:
+            text = t(f"setup.get.{now.doing}_pace", rate=size(now.rate), left=plan.span(now.left, t), **known)
+        elif now.doing:
+            text = t(f"setup.get.{now.doing}", **known)
     share = now.done / now.total if now.state == "getting" and now.total else 0.0
     return {"name": now.name, "state": now.state, "text": text, "share": round(share, 3), "error": ""}
 

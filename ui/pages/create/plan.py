@@ -118,9 +118,9 @@ def _shown_elsewhere(note: str, wanted: Asked) -> bool:
 
 
 def _length(plan: planning.SongPlan, takes: int, t: Texts) -> str:
-    key = "create.plan.up_to_one" if plan.count == 1 else "create.plan.up_to"
-    text = t(key, sections=plan.count, seconds=span(plan.seconds, t))
-    return text if takes == 1 else t("create.plan.versions", takes=takes, text=text)
+    key = "create.plan.up_to" if takes == 1 else "create.plan.versions"
+    key = f"{key}_one" if plan.count == 1 else key
+    return t(key, takes=takes, sections=plan.count, seconds=span(plan.seconds, t))
 
 
 def _time(plan: planning.SongPlan, root: Path, wanted: Asked, t: Texts) -> str:
@@ -139,8 +139,8 @@ def _memory(held: MemoryPlan, t: Texts) -> str:
 
 def _disk(needed: int, root: Path, t: Texts) -> str:
     free = machine.disk_free(root)
-    text = t("create.plan.disk_text", needed=_bytes(needed), free=_bytes(free))
-    return text if free > needed else t("create.plan.disk_full", text=text)
+    key = "create.plan.disk_text" if free > needed else "create.plan.disk_full"
+    return t(key, needed=_bytes(needed), free=_bytes(free))
 
 
 def span(seconds: float, t: Texts) -> str:

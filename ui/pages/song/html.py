@@ -217,8 +217,10 @@ def doing(row: Row, t: Texts) -> str:
     last = row.progress
     if last is None or last.stage not in STAGES:
         return t("song.stage.starting")
-    said = t(f"song.stage.{last.stage}", percent=int(100 * last.done / max(1, last.total)))
-    return said if last.eta is None else t("song.stage.left", doing=said, time=clock(last.eta + 0.5))
+    percent = int(100 * last.done / max(1, last.total))
+    if last.eta is None:
+        return t(f"song.stage.{last.stage}", percent=percent)
+    return t(f"song.stage.{last.stage}.left", percent=percent, time=clock(last.eta + 0.5))
 
 
 # What the templates ask for
