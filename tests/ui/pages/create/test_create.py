@@ -59,7 +59,7 @@ def test_the_page_is_built_without_torch() -> None:
         "build(Desk(Path('songs').absolute(), Queue()), Texts('en')); look(); print('torch' in sys.modules)"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).resolve().parents[2]
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).resolve().parents[4]
     )
     assert done.stdout.split() == ["False"], done.stderr
 

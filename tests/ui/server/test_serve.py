@@ -32,7 +32,7 @@ from yuegp.jobs.queue import Queue, State
 from yuegp.library import store
 from yuegp.song.schema import Section, SongRequest, TakeInfo
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 HOST = "127.0.0.1:7860"
 
 
@@ -263,7 +263,7 @@ def test_the_sounds_of_a_take_are_found(songs: Path) -> None:
 
 
 def test_sound_is_sent_in_ranges_and_paths_that_climb_lead_nowhere(songs: Path) -> None:
-    app = Starlette(routes=[Route("/sound/{song}/{take}/{file:path}", sound.answer)])
+    app = Starlette(routes=[Route("/sound/{song}/{take}/{file:path}", sound.sound_response)])
     app.state.context = AppContext(songs, Queue())
     client = TestClient(app)
     part = client.get("/sound/song/1/mix.flac", headers={"range": "bytes=10-19"})

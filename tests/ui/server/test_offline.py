@@ -23,7 +23,7 @@ from starlette.testclient import TestClient
 from ui.server import guard, intake, uploaded
 from ui.server.hosts import Host
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 class Listener:
