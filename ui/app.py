@@ -1,4 +1,4 @@
-"""The whole page: five tabs around what they share. Each page builds itself; nothing is computed here."""
+"""The Gradio page: five tabs and the components they share. Each tab builds itself in `pages/`."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ BUILD = {
 
 
 def build(context: AppContext, t: Texts) -> gr.Blocks:
-    """The page, ready to be mounted with `look()`. Costs no model and no torch."""
+    """The page in one language, to be mounted with `page_options()`. Loads no model and no torch."""
     with gr.Blocks(title=t("shell.name"), analytics_enabled=False, delete_cache=(86400, 86400)) as blocks:
         shell = Shell(
             page=blocks,

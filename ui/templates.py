@@ -1,6 +1,4 @@
-"""HTML from Jinja2 templates, which stand in the folder `templates` of the package whose page they are.
-
-Every value that a template fills in is escaped there, texts of ours included."""
+"""Jinja2 templates for HTML: those of a package lie in its folder `templates`. They escape every value they fill in."""
 
 from __future__ import annotations
 
@@ -12,8 +10,8 @@ from jinja2.ext import Extension
 
 
 class Unindented(Extension):
-    """Leaves out a line's end and the next one's indentation where a tag or a Jinja block follows. They are there for
-    people who read the template; between two buttons a browser would show them as a space."""
+    """Drop line breaks and indentation in front of tags and Jinja blocks. They are for readers of the template; between
+    two buttons a browser would show them as a space."""
 
     def preprocess(self, source: str, name: str | None, filename: str | None = None) -> str:
         return re.sub(r"\n\s*(?=[<{])", "", source)
@@ -21,7 +19,7 @@ class Unindented(Extension):
 
 @cache
 def templates(package: str) -> Environment:
-    """The templates of a package, each read and compiled once. A name that nobody has filled in is an error."""
+    """The templates of a package, each compiled once. A template that names a missing value raises UndefinedError."""
     return Environment(
         loader=PackageLoader(package),
         autoescape=True,

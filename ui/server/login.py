@@ -1,4 +1,4 @@
-"""The pages before the page: the form that asks for the password, and what is said under a name that is not ours."""
+"""The two pages before the page itself: the password form, and the one for a host name that is not allowed."""
 
 from __future__ import annotations
 

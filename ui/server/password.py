@@ -1,4 +1,4 @@
-"""The password before the page, and the one cookie that says it was given."""
+"""The password of the page, and the cookie of browsers that gave it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ COOKIE = "yuegp"
 
 @dataclass
 class PasswordGate:
-    """A password, and the one cookie that says it was given. `page` is the form that asks for it."""
+    """Asks for `password` with the form `page`. The cookie of browsers that gave it holds `token`, one per run."""
 
     password: str
     page: str
@@ -28,7 +28,7 @@ class PasswordGate:
     _one_at_a_time: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     def open_to(self, headers: Headers) -> bool:
-        """Whether a request brings the cookie."""
+        """Whether a request has the cookie."""
         try:
             kept = SimpleCookie(headers.get("cookie", "")).get(COOKIE)
         except CookieError:
@@ -38,9 +38,9 @@ class PasswordGate:
     async def login_response(
         self, route: Route, headers: Headers, receive: Receive, prefix: str, secure: bool
     ) -> Response:
-        """To somebody without the cookie: the form, or what becomes of its password. Wrong ones take a second each,
-        one after the other, so that guessing takes forever. `prefix` is the path we are under, `secure` whether the
-        cookie may only travel over https."""
+        """The answer to a request without the cookie: the form, or the result of the password it sends. Wrong passwords
+        take a second each, one after the other, against guessing. `prefix` is the path a proxy serves us under;
+        `secure` restricts the cookie to https."""
         human = route.media == PAGE and "text/html" in headers.get("accept", "")
         if route is not LOGIN:
             return HTMLResponse(self.page, 401) if human else PlainTextResponse("A password is needed.", 401)

@@ -1,4 +1,4 @@
-"""The server of the page: what is mounted where, on which port, and how it begins and ends.
+"""The server of the page: what is mounted where, on which port, and how it starts and stops.
 
     /                     leads to the page in its language      /sound/<song>/<take>/<file>   sound of songs
     /en /zh /ja /ko       the page, one per language             /api                          for programs
@@ -40,16 +40,16 @@ if TYPE_CHECKING:
     from ui.processes.generator import GeneratorProcess
 
 TRIES = 50
-"""Ports tried, one after the other, when one is taken."""
+"""How many ports are tried, one after the other, while they are taken."""
 
 KEPT_SECONDS = 2 * 86400
-"""How long uploads are kept that nobody has taken into a song."""
+"""How long uploads are kept that no song has copied."""
 
 HERE, ANYWHERE = "127.0.0.1", "0.0.0.0"
 
 
 def serve(arguments: argparse.Namespace) -> None:
-    """Show the page until Ctrl-C. Prints its address, and nothing else, on standard output once it answers."""
+    """Serve the page until Ctrl-C. Prints its address, and nothing else, on standard output once it answers."""
     password = arguments.password or os.environ.get("YUEGP_PASSWORD", "")
     if arguments.listen and not password:
         raise RequestError(
@@ -75,14 +75,14 @@ def serve(arguments: argparse.Namespace) -> None:
 
 
 def prepare() -> None:
-    """Settle what Gradio and the hub library read from the environment when they are imported: that nothing is asked
-    of, or told to, other machines, and where uploads go."""
+    """Set what Gradio and huggingface_hub read from the environment on import: no contact with other machines, and the
+    folder for uploads."""
     os.environ.update(GRADIO_ANALYTICS_ENABLED="False", HF_HUB_OFFLINE="1")
     os.environ["GRADIO_TEMP_DIR"] = str(uploads.begin(paths.home().absolute(), time.time() - KEPT_SECONDS))
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """A socket on `port`, or on the next one that is free. DeviceError when none of `TRIES` is."""
+    """A listening socket on `port`, or on the next free one. DeviceError when none of `TRIES` ports is free."""
     for number in range(port, min(port + TRIES, 65536)):
         place = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
         if sys.platform != "win32":  # there it would share a port that is in use
@@ -101,8 +101,8 @@ def bind(host: str, port: int) -> socket.socket:
 
 
 def application(context: AppContext) -> FastAPI:
-    """Everything that answers, unguarded: the pages, the interface for programs, sound. `context.worker`, if there is
-    one, works as long as the server does."""
+    """The application without its security middleware: the pages, the interface for programs, sound. `context.worker`,
+    if any, runs as long as the server does."""
     try:
         with offline.without_proxies():
             import gradio as gr
@@ -141,7 +141,7 @@ def application(context: AppContext) -> FastAPI:
         return RedirectResponse(f"{prefix}/{language}/{asked}", 307, {"Cache-Control": "no-store"})
 
     class Elsewhere(Route):
-        """A page in another language than the chosen one: a reload after the choice leads to the chosen one."""
+        """Redirect a page in another language to the chosen one, so that a reload after the choice shows it."""
 
         def matches(self, scope: Scope) -> tuple[Match, Scope]:
             match, found = super().matches(scope)
@@ -164,8 +164,8 @@ def application(context: AppContext) -> FastAPI:
     )  # instead of Gradio's
 
     def mount(blocks: gr.Blocks, path: str, **shown: Any) -> None:
-        # A mounted page is never launched, and one that is not launched takes any file of this computer that a visitor
-        # names for one they have uploaded, and hands it out (Gradio 6).
+        # Gradio 6 serves any file of this computer to a visitor who names it, unless the page was launched; a mounted
+        # page never is.
         blocks.has_launched = True
         shown |= {"footer_links": [], "run_history": False, "max_file_size": UPLOAD_BYTES, "ssr_mode": False}
         gr.mount_gradio_app(app, blocks, path, **shown)
@@ -182,7 +182,7 @@ def application(context: AppContext) -> FastAPI:
 def guarded(
     app: FastAPI, port: int, listening: bool = False, password: str = "", names: tuple[str, ...] = ()
 ) -> ASGIApp:
-    """The application as the network sees it: under `names` too, where the user has allowed them."""
+    """The application behind its security middleware. It also answers to `names`, which the user has allowed."""
     from ui.texts import ENGLISH, Texts
 
     from . import login
@@ -205,7 +205,7 @@ def _run(app: ASGIApp, generator: GeneratorProcess, place: socket.socket, addres
                     threading.Thread(target=webbrowser.open, args=(address,), daemon=True).start()
 
         async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-            logging.getLogger("uvicorn.error").disabled = True  # that open pages are cut off now is no news
+            logging.getLogger("uvicorn.error").disabled = True  # it would report that open pages are cut off
             generator.let_go()
             await super().shutdown(sockets)
 
@@ -217,7 +217,7 @@ def _run(app: ASGIApp, generator: GeneratorProcess, place: socket.socket, addres
 
 
 def _has_screen() -> bool:
-    """Whether a browser can be opened: on a machine without a screen, Python would start one in the terminal."""
+    """Whether a browser can be opened. Without a screen, Python would start one in the terminal."""
     if sys.platform in ("win32", "darwin"):
         return True
     return bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
