@@ -60,7 +60,7 @@ window.yuegp.song = (element, props, server, trigger, watch) => {
     if (slots[other()] == null || a === b || !known(slots[other()])) slots[other()] = answer.rival;
     for (const [name, html] of Object.entries(answer.parts)) exchange(name, html);
     const fresh = sounds.map((one) => one.take).find((take) => !before.includes(take));
-    if (answer.state !== "open" && player.playing) player.pause(); // nobody could, with the controls out of sight
+    if (answer.state !== "open" && player.playing) player.pause(); // its controls are hidden
     if (drawn === song && fresh && !silent) say(fill(words.ready, { take: fresh }));
     drawn = song;
     settle();

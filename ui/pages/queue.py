@@ -1,5 +1,5 @@
-"""The Queue page: what is made, in which order, and what became of what is over. One element, drawn by
-`assets/queue.js`, that asks `queue_render` for the jobs and tells `queue_action` what was clicked."""
+"""The Queue page: running, waiting and ended jobs. One element, drawn by `assets/queue.js`, which calls `queue_render`
+for the jobs and `queue_action` for clicks."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from yuegp.library.store import Take
 from .progress import share
 
 ONE = ("cancel", "pause", "resume")
-"""What can be done to one job, besides moving it."""
+"""Methods of `Queue` that take one job; moving it needs a place as well."""
 
 
 def build(context: AppContext, shell: Shell, t: Texts) -> None:
-    """Put the page into the tab that is being built."""
+    """Build the page into the present tab."""
 
     def queue_render(asked: Any) -> dict[str, Any]:
         return sendable(render(context, t))
@@ -48,7 +48,7 @@ def _opened(event: gr.EventData) -> tuple[str, gr.Tabs]:
 
 
 def render(context: AppContext, t: Texts) -> dict[str, Any]:
-    """The jobs: the one that runs and those to come in order, and those that are over, newest first."""
+    """`now`: the running job, then those to come in order. `over`: ended ones, newest first."""
     try:
         jobs = context.jobs()
     except YueGPError as exc:
@@ -86,8 +86,8 @@ def row(context: AppContext, job: Job, to_come: list[int], t: Texts) -> dict[str
 
 
 def _title(job: Job, t: Texts) -> tuple[str, str, Take | None]:
-    """The song's title, what is done to it, and its take. A song that is gone or cannot be read is called by its
-    folder."""
+    """The song's title, the edit that the take is, and the take. A song that cannot be opened has its folder's name for
+    a title and no take."""
     folder = Path(job.song)
     try:
         song = store.open_song(folder)
@@ -98,8 +98,8 @@ def _title(job: Job, t: Texts) -> tuple[str, str, Take | None]:
 
 
 def handle_action(context: AppContext, asked: Any, t: Texts) -> dict[str, Any]:
-    """Do what was clicked: `do` is cancel, pause, resume, move (with `value`, the new place), pause_all, resume_all or
-    clear; `number` is the job. Answers the jobs as they are then."""
+    """Do what the user clicked: `do` is cancel, pause, resume, move (to the place `value`), pause_all, resume_all or
+    clear; `number` is the job. Returns what `render` does afterwards."""
     asked = asked if isinstance(asked, dict) else {}
     wish, number, queue = asked.get("do"), asked.get("number"), context.queue
     error = ""

@@ -1,5 +1,5 @@
-"""The Set-up page: what this machine is, which models are here and which are not, what the doctor says, and the few
-choices that belong to the program and not to a song. One element, drawn by `assets/setup.js`."""
+"""The Set-up page: this machine, the models on disk and those to download, the doctor's findings, and the language of
+the page. One element, drawn by `assets/setup.js`."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from .create import plan
 
 
 def build(context: AppContext, shell: Shell, t: Texts) -> None:
-    """Put the page into the tab that is being built."""
+    """Build the page into the present tab."""
 
     def setup_render(asked: Any) -> dict[str, Any]:
         return render(context, t)
@@ -51,7 +51,7 @@ def build(context: AppContext, shell: Shell, t: Texts) -> None:
 
 
 def render(context: AppContext, t: Texts) -> dict[str, Any]:
-    """What the script shows, but for the doctor's findings, which take some seconds."""
+    """What the script shows, except the doctor's findings, which take some seconds."""
     return {
         "machine": [{"name": name, "text": text} for name, text in machine_rows(t)],
         "profile": profile(t),
@@ -87,8 +87,8 @@ def machine_rows(t: Texts) -> list[tuple[str, str]]:
 
 
 def profile(t: Texts) -> dict[str, Any] | None:
-    """How YuE's English models would be held on this machine's card for a usual song, and why; None without a card.
-    What is told is what getting them fetches: they need not be here."""
+    """Which copies of YuE's English models a download would choose for this machine's card, how they share its memory,
+    and why; None without a card. The models need not be on disk."""
     try:
         here = machine.describe_machine()
         if here.card is None:
@@ -118,7 +118,7 @@ def size(count: float) -> str:
 
 
 def model_rows(t: Texts) -> list[dict[str, Any]]:
-    """Every model set that has a name: what it is for, whether it is here, how much it takes, and how to get it."""
+    """Every named model set: what it is for, whether it is on disk, its size, and how to download it."""
     return [_model_row(name, t) for name in sets.names()]
 
 
@@ -139,7 +139,7 @@ def _model_row(name: str, t: Texts) -> dict[str, Any]:
 
 
 def title(name: str, t: Texts) -> str:
-    """What a set is for, in the page's language where we know it."""
+    """What a set is for, in the language of the page; its name for a set that the user added."""
     if name in sets.RELEASED:
         language, mode = sets.RELEASED[name]
         return t("setup.model.title", language=t(f"setup.model.{language}"), mode=t(f"setup.model.{mode}"))
@@ -147,7 +147,7 @@ def title(name: str, t: Texts) -> str:
 
 
 def _missing(name: str) -> list[int]:
-    """Bytes of each part of a set that getting it would download, about; of a user's own model, of what it lacks."""
+    """Approximate bytes of each part of a set that is not on disk and would be downloaded."""
     if name not in sets.RELEASED:
         parts = sets.candidates(name).values()
         return [some[0].about for some in parts if not any(locate.locate(checkpoint) for checkpoint in some)]
@@ -158,12 +158,12 @@ def _missing(name: str) -> list[int]:
 
 
 def _bytes_in(folder: Path) -> int:
-    """Bytes of the files in a folder and below."""
+    """Bytes of the files in a folder and its subfolders."""
     return sum(os.stat(os.path.join(place, name)).st_size for place, _, names in os.walk(folder) for name in names)
 
 
 def download(context: AppContext, t: Texts) -> dict[str, Any]:
-    """How far getting a model is, in words: `state` as in `downloader.Getting`, `text`, and `share` from 0 to 1."""
+    """The download as the script shows it: `state` as in `downloader.Getting`, `text`, and `share` from 0 to 1."""
     now = context.downloader.look()
     text = now.message
     if now.state in ("asking", "stopped", "done"):
@@ -187,7 +187,7 @@ def download(context: AppContext, t: Texts) -> dict[str, Any]:
 
 
 def findings(t: Texts) -> list[dict[str, str]]:
-    """What the doctor says, worst first. Takes some seconds: another process imports torch."""
+    """The doctor's findings, worst first. Takes some seconds, because another process imports torch."""
     try:
         found = doctor.examine()
     except YueGPError as exc:
@@ -196,16 +196,16 @@ def findings(t: Texts) -> list[dict[str, str]]:
     return [
         {"state": one.state, "said": t(f"setup.{one.state}"), "what": one.what, "hint": one.hint}
         for one in sorted(found, key=lambda one: order.index(one.state))
-        if one.name != "port"  # it is taken: by us
+        if one.name != "port"  # this page holds the port
     ]
 
 
-# What is clicked
+# Actions
 
 
 def handle_action(context: AppContext, asked: Any, t: Texts) -> dict[str, Any]:
-    """Do what was clicked: `do` is `ask` (what getting the model `name` means), `go` (get it), `stop`, or `language`
-    (keep `value`; it holds from the next time the page is loaded). Answers how far the download is, and `error`."""
+    """Do what the user clicked: `do` is `ask` (what downloading the model `name` means), `go` (download it), `stop`, or
+    `language` (keep `value` for the next time the page loads). Returns `download` with an `error`, empty if none."""
     asked = asked if isinstance(asked, dict) else {}
     wish, name, language, error = asked.get("do"), asked.get("name"), asked.get("value"), ""
     try:

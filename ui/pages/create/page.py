@@ -1,7 +1,7 @@
-"""The Create page: what stands where, and which change makes which part look again. What the parts know is in
-`create_words`, `create_tags`, `create_reference`, `create_model`, `create_plan`, `running` and `form`.
+"""The Create page: its layout, and which change updates which part. The parts themselves are in the other modules of
+this package; the running view is `pages/progress`.
 
-Events take their inputs as a set and find them by name in the table `Parts.fields`, so their order never matters.
+Events take their inputs as a set and find them by name in `Parts.fields`, so their order never matters.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from . import words as create_words
 
 ROLES = ("vocal", "instrumental", "mix")
 PRIVATE: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
-"""Events of the page are no part of the programming interface, and nothing is dimmed while they run."""
+"""Options of the page's events: not in the programming interface, and nothing is dimmed while they run."""
 
 
 Fields = dict[str, Any]
@@ -44,20 +44,20 @@ Fields = dict[str, Any]
 
 @dataclass(frozen=True)
 class Parts:
-    """The components that events read and write, by the names that `create_plan.asked` knows."""
+    """The components that events read and write, by the names that `plan.asked` takes."""
 
     fields: Fields
     files: dict[str, gr.File]
     wave: gr.HTML
     lent: gr.State
-    """Files that were taken over from a song, by role, and the window of them that it listened to."""
+    """A `reference.Lent`: files copied from a song, and the window that it used."""
 
     @property
     def inputs(self) -> set[Any]:
         return {*self.fields.values(), *self.files.values(), self.wave}
 
     def read(self, given: Mapping[Any, Any]) -> dict[str, Any]:
-        """Values by name, from what an event was given. RequestError when half of a pair of files is absent."""
+        """Values by name from an event's inputs. RequestError when half of a pair of files is missing."""
         files = {role: given[file] for role, file in self.files.items()}
         window = (given[self.wave] or {}).get("window")
         chosen = reference.reference(files, window if isinstance(window, dict) else None)
@@ -65,7 +65,7 @@ class Parts:
 
 
 def build(context: AppContext, shell: Shell, t: Texts) -> None:
-    """Lay the page out and connect it."""
+    """Build the page into the present tab."""
     fields: Fields = {}
     with gr.Row(elem_id="create", elem_classes="y-page"):
         with gr.Column(scale=7, min_width=320, elem_classes="y-stack"):
@@ -113,7 +113,7 @@ def build(context: AppContext, shell: Shell, t: Texts) -> None:
 
 
 def _starts(t: Texts) -> dict[gr.Button, tuple[str, str, str, bool]]:
-    """Buttons that begin a song: button to title, words, tags, and whether it is instrumental."""
+    """Buttons that fill in an example: button → title, words, tags, and whether it is instrumental."""
     with gr.Row(elem_classes="y-starts", elem_id="create-starts"):
         gr.Markdown(t("create.start.title"))
         found = {}
@@ -250,7 +250,7 @@ def _connect_starts(starts: Mapping[gr.Button, tuple[str, str, str, bool]], part
 
 
 def _connect_models(parts: Parts, shell: Shell, t: Texts) -> None:
-    """Models come and go on the Set-up page: whoever returns from there finds those that are here now."""
+    """The list of models is read again whenever a tab is selected: the Set-up page downloads models."""
 
     def render_models(wished: str | None) -> gr.Dropdown:
         found = _models(t)
@@ -281,8 +281,8 @@ def _connect_make(
 
 
 def begin(context: AppContext, wanted: create_plan.Asked) -> str:
-    """Make the song's folder with its takes, and put them into the queue; the folder's name. Everything that can be
-    refused is refused before anything is written."""
+    """Create the song's folder with its takes and queue them; returns the folder's name. YueGPError before anything is
+    written when the song cannot be made."""
     plan = pipeline.plan(wanted.request)
     memory.allow(wanted.request.model, wanted.wishes, machine.describe_machine(), wanted.device)
     disk.check_writable(context.root, plan.disk_bytes * wanted.takes)
@@ -294,8 +294,8 @@ def begin(context: AppContext, wanted: create_plan.Asked) -> str:
 
 
 def _connect_copy(parts: Parts, context: AppContext, shell: Shell) -> None:
-    """Another page asks to take a song's settings over, its reference included. The files are those in the song's own
-    folder; what an exported file says of paths is not looked at."""
+    """Another page asks to copy a song's settings into the fields, with its reference. The files come from the song's
+    own folder; paths in an exported file are ignored."""
 
     def copy(wish: str) -> dict[Any, Any]:
         if not wish:
@@ -321,7 +321,7 @@ def _connect_copy(parts: Parts, context: AppContext, shell: Shell) -> None:
 
 
 def _shown(asked: SongRequest) -> dict[str, Any]:
-    """What the fields show for a request."""
+    """Values of the fields for a request."""
     from yuegp.checkpoints import sets
 
     values = form.values(asked, sets.find(asked.model).sampling if asked.model else asked.sampling)
@@ -329,7 +329,7 @@ def _shown(asked: SongRequest) -> dict[str, Any]:
 
 
 def _keep(parts: Parts, mode: gr.Radio, progress: gr.HTML, shell: Shell) -> None:
-    """What stands in the fields, and which song is being made, outlives a reload. Files do not: they are only lent."""
+    """The browser keeps the fields and the song being made over a reload, except files."""
     kept = {**parts.fields, "mode": mode}
     components = list(kept.values())
     usual = json.dumps({name: getattr(part, "value", None) for name, part in kept.items()})
@@ -347,6 +347,6 @@ def _blank() -> dict[str, Any]:
 
 
 def _text(data: Any, key: str) -> str:
-    """A text from what a browser sent: anything else is empty."""
+    """A text from a browser's message; empty when it is missing or no text."""
     value = data.get(key) if isinstance(data, dict) else None
     return value if isinstance(value, str) else ""

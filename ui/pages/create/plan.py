@@ -1,4 +1,4 @@
-"""What is going to happen, in words, before anybody clicks: and what stands in its way."""
+"""The plan beside the form: what making the song will take, in words, or what prevents it."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from . import fields, model
 from .words import SECTION_SECONDS
 
 LONGEST_TITLE = 60
-"""Characters of the first line that an untitled song is named by."""
+"""Most characters of the first line that become the title of an untitled song."""
 
 
 @dataclass(frozen=True)
 class Asked:
-    """What the page holds, made into a request: with the choice of the model and what reading the words had to say."""
+    """The page's values as a request, with the chosen model and the notes of the lyrics parser."""
 
     request: SongRequest
     choice: model.Choice
@@ -39,8 +39,8 @@ class Asked:
 
 
 def asked(values: Mapping[str, Any], t: Texts) -> Asked:
-    """The request that the page's values, by field name, add up to. Besides the fields of `form.FIELDS` there are
-    `words` and `tags` (text) and `reference` (a Reference or None). YueGPError says what cannot be used."""
+    """Make a request of the page's values by field name: those of `fields.FIELDS`, `words` and `tags` (text), and
+    `reference` (a Reference or None). YueGPError says what cannot be used."""
     text, notes = values["words"] or "", tuple[str, ...]()
     sections: tuple[Section, ...]
     if text.strip():
@@ -66,7 +66,7 @@ def asked(values: Mapping[str, Any], t: Texts) -> Asked:
 
 
 def _name(sections: tuple[Section, ...], t: Texts) -> str:
-    """A title for a song that was given none: how its first line begins."""
+    """The title of an untitled song: the beginning of its first line."""
     line = next((line.strip() for section in sections for line in section.words.splitlines() if line.strip()), "")
     if len(line) > LONGEST_TITLE:
         line = line[:LONGEST_TITLE].rsplit(" ", 1)[0] + "…"
@@ -75,7 +75,7 @@ def _name(sections: tuple[Section, ...], t: Texts) -> str:
 
 def describe(values: Mapping[str, Any], root: Path, t: Texts) -> dict[str, Any]:
     """`rows`: name and text of each fact; `warnings`: sentences; `details`: how the memory is used and why; `error`:
-    what is in the way, or empty. Loads no model. Notes on words and tags stand beside those, not here."""
+    what prevents the song, or empty. Notes on lyrics and tags stand beside their editors. Loads no model."""
     if not (values["words"] or "").strip() and not values["instrumental"]:
         return {"rows": [], "warnings": [], "error": "", "empty": t("create.plan.empty")}
     try:
@@ -144,7 +144,7 @@ def _disk(needed: int, root: Path, t: Texts) -> str:
 
 
 def span(seconds: float, t: Texts) -> str:
-    """A time in words."""
+    """A duration in words."""
     if seconds < 90:
         return t("create.seconds", n=round(seconds))
     if seconds < 5400:

@@ -1,7 +1,7 @@
-"""What the buttons of the song page do. Every edit begins a new take and queues it; nothing that exists is changed.
+"""The actions of the Song page. Every edit creates a new take and queues it; existing takes do not change.
 
-`values` come from a browser: names are checked against the songs there are, numbers must be numbers, and no text of
-theirs becomes a path. Anything else is a RequestError, in a sentence."""
+`values` come from a browser: song names are checked against the library, numbers are parsed, and no text becomes a
+path. Invalid values raise RequestError."""
 
 from __future__ import annotations
 
@@ -26,29 +26,29 @@ from yuegp.song.schema import Stage
 from .export import EXPORTS
 
 LONGEST_ARTIST = 200
-"""Characters; the name goes into every exported file."""
+"""Most characters of an artist's name, which goes into every exported file."""
 
 Values = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
 class Done:
-    """What came of an action."""
+    """Result of an action."""
 
     say: str
-    """Key of the sentence that says so, in `song.json`."""
+    """Key of the sentence to show, in `song.json`."""
     values: Mapping[str, object]
-    """What goes into the sentence."""
+    """Values for its places."""
     files: tuple[str, ...] = ()
-    """Names of files that were exported."""
+    """Names of exported files."""
     notes: tuple[str, ...] = ()
-    """Sentences about the lyrics that were given."""
+    """Sentences about the given lyrics."""
     front: int | None = None
-    """A new take that is ready already, to be shown at once."""
+    """A new take that needs no generation and can be shown at once."""
 
 
 def act(context: AppContext, name: str, what: str, values: Values) -> Done:
-    """Do one of `ACTIONS` to a song. YueGPError says why not."""
+    """Do one of `ACTIONS` to the song called `name`. YueGPError when it cannot be done."""
     if what not in ACTIONS:
         raise RequestError(f"The song page knows no action {what!r}.", "Reload the page.")
     if what != "restore":
@@ -78,7 +78,7 @@ def rewind(context: AppContext, name: str, values: Values) -> Done:
 
 
 def proceed(context: AppContext, name: str, values: Values) -> Done:
-    """Go on with the lyrics given, after those that are not made yet. What cannot be sung is refused here and now."""
+    """Continue a take with its unwritten sections, then with the given lyrics. YueGPError when they cannot be sung."""
     song, take = _song_and_take(context, name, values)
     words = str(values.get("words") or "")
     parsed = lyrics.parse(words) if words.strip() else lyrics.Lyrics(())
@@ -95,7 +95,7 @@ def trim(context: AppContext, name: str, values: Values) -> Done:
 
 
 def mute(context: AppContext, name: str, values: Values) -> Done:
-    """Mute the section, or take that back."""
+    """Mute or unmute the section."""
     song, take = _song_and_take(context, name, values)
     section = _integer(values, "section")
     return _begun(context, song, edit.mute(song, take, sorted({*take.info.muted} ^ {section})))
@@ -112,7 +112,7 @@ def _begun(context: AppContext, song: Song, take: Take) -> Done:
 
 
 def resume(context: AppContext, name: str, values: Values) -> Done:
-    """Go on with a take that was stopped, paused, interrupted, or has failed."""
+    """Resume a take that was stopped, paused or interrupted, or has failed."""
     song, take = _song_and_take(context, name, values)
     held = [job for job in context.jobs(name) if job.take == take.info.number and job.state is not State.DONE]
     if held:
@@ -123,7 +123,7 @@ def resume(context: AppContext, name: str, values: Values) -> Done:
 
 
 def stop(context: AppContext, name: str, values: Values) -> Done:
-    """Stop a take, or take it off the queue. What is finished of it stays."""
+    """Cancel the jobs of a take. Its finished parts stay."""
     number = _integer(values, "take")
     for job in context.jobs(name):
         if job.take == number and job.state in (State.RUNNING, *TO_COME):
@@ -153,7 +153,7 @@ def rate(context: AppContext, name: str, values: Values) -> Done:
 
 
 def trash(context: AppContext, name: str, values: Values) -> Done:
-    """Move the song to the trash. `restore` with the name that this gives takes it back."""
+    """Move the song to the trash. `restore` takes the name that this returns."""
     moved = catalog.trash(context.folder(name), context.root)
     for job in context.jobs(name):
         if job.state in TO_COME:
@@ -162,13 +162,13 @@ def trash(context: AppContext, name: str, values: Values) -> Done:
 
 
 def restore(context: AppContext, name: str, values: Values) -> Done:
-    """Take a song out of the trash: one that lies there, under exactly this name."""
+    """Restore the song with exactly this name from the trash."""
     if name not in {entry.folder.name for entry in catalog.trashed(context.root)}:
         raise LibraryError("That song is no longer in the trash.", "Look in the library.")
     return Done("done.restored", {"name": catalog.restore(name, context.root).name})
 
 
-# Out of the house
+# Files
 
 
 def export_take(context: AppContext, name: str, values: Values) -> Done:
@@ -182,7 +182,7 @@ def export_take(context: AppContext, name: str, values: Values) -> Done:
 
 
 def open_folder(context: AppContext, name: str, values: Values) -> Done:
-    """Show the song's folder on this machine's screen. Who may ask for it is the page's question."""
+    """Show the song's folder on this machine's screen. The page allows it to local browsers only."""
     folder = str(store.open_song(context.folder(name)).folder.absolute())
     try:
         if sys.platform == "win32":
@@ -213,7 +213,7 @@ ACTIONS: Mapping[str, Callable[[AppContext, str, Values], Done]] = {
     "export": export_take,
     "open-folder": open_folder,
 }
-"""What a button on the page can ask for."""
+"""Actions by the name in `data-act` and `song.js`."""
 
 
 def _song_and_take(context: AppContext, name: str, values: Values) -> tuple[Song, Take]:

@@ -1,4 +1,4 @@
-"""Exported files for the browser to download: those that lie in a song's `exports` folder, by name, nothing else."""
+"""Sends exported files to the browser: files in a song's `exports` folder, by name, and nothing else."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from yuegp.errors import LibraryError, YueGPError
 from yuegp.library.catalog import refuse_links
 
 EXPORTS = "exports"
-"""Folder inside a song's folder that exported files are written to."""
+"""Folder inside a song's folder for exported files."""
 
 
 def find(context: AppContext, name: str, file: str) -> Path:

@@ -1,8 +1,8 @@
-"""The song page as HTML, in parts that the script exchanges one by one when they change: what the templates in
-`templates/` show, and what is worked out for them here.
+"""The Song page as HTML, in parts that the script replaces one by one when they change. This module prepares the values
+of the templates in `templates/`.
 
-A part is made of a `SongView` and the texts alone, so equal views give equal parts. What the buttons and forms do is in
-`actions.py`, under the name in `data-act`; the script adds the take in front and the selected section."""
+A part depends on a `SongView` and the texts alone, so equal views give equal parts. `actions.py` does what buttons and
+forms ask for, under the name in `data-act`; the script adds the take in front and the selected section."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ EXPORTED = ("wav24", "flac", "mp3", "wav16")
 """Export formats in the order they are offered: the first one is selected."""
 
 HUES = 6
-"""Colours that takes are told apart by; the number always stands beside them."""
+"""Colours of takes; a take's number always stands beside its colour."""
 
 TICKS = (1, 2, 5, 10, 15, 30, 60, 120, 300)
-"""Seconds that marks on the time line may be apart."""
+"""Distances between marks on the time line, in seconds."""
 
 MOST_TICKS = 7
 
@@ -69,23 +69,23 @@ def origin(info: TakeInfo, t: Texts) -> str:
 
 
 def frame(t: Texts) -> str:
-    """What stands still on the page: the places of the parts, and the player's controls."""
+    """The fixed frame of the page: the places of the parts, and the player's controls."""
     return _render("frame", t)
 
 
 def empty(t: Texts) -> str:
-    """What stands there while no song is open."""
+    """Shown while no song is open."""
     return _render("empty", t)
 
 
 def broken(why: str, t: Texts) -> str:
-    """What stands there when the song cannot be opened. `why` is a sentence."""
+    """Shown when the song cannot be opened. `why` is a sentence."""
     return _render("broken", t, why=why)
 
 
 def parts(view: SongView, local: bool, t: Texts) -> dict[str, str]:
-    """The parts of an open song, by the name of their element (`data-part` in `frame.html`) and template. `local`: the
-    page is used on the machine that has the songs."""
+    """The parts of an open song, by the name that their template and their element (`data-part` in `frame.html`) have.
+    `local`: the browser runs on the machine that has the songs."""
     info, drawn, picked = view.take, view.blocks, view.info.picked
     front, ready = (view.shown.number, view.shown.ready) if view.shown else (None, False)
     take = front if info else None
@@ -109,7 +109,7 @@ def parts(view: SongView, local: bool, t: Texts) -> dict[str, str]:
 
 @lru_cache(256)
 def _render(template: str, t: Texts, **values: Hashable) -> str:
-    """A template with its values. What is on the screen is asked for again every second or two, and mostly the same."""
+    """A template filled in. Cached, because open pages ask for all parts every second while most stay the same."""
     return _environment().get_template(f"{template}.html").render(values, t=t)
 
 
@@ -127,15 +127,15 @@ def _environment() -> Environment:
 
 @dataclass(frozen=True)
 class JobLine:
-    """What is being made for the song, or will be first."""
+    """The running job of the song, or else its first waiting one."""
 
     take: int
     running: bool
     doing: str
     share: float
-    """Of the present stage, 0 to 1."""
+    """How much of the present stage is done, 0 to 1."""
     others: int
-    """Takes that come after it."""
+    """How many takes come after it."""
 
     @classmethod
     def of(cls, live: tuple[Row, ...], t: Texts) -> JobLine:
@@ -196,7 +196,7 @@ class Verse:
     block: Block | None
     """Where it stands on the time line; None when the take does not have it."""
     note: str
-    """What is said of one that cannot be heard; else empty."""
+    """Why it cannot be heard; empty when it can."""
 
 
 def verses(info: TakeInfo, t: Texts) -> tuple[Verse, ...]:
@@ -213,7 +213,7 @@ def verses(info: TakeInfo, t: Texts) -> tuple[Verse, ...]:
 
 
 def doing(row: Row, t: Texts) -> str:
-    """What the worker does for a take, in words."""
+    """What the generator does for a take, in words."""
     last = row.progress
     if last is None or last.stage not in STAGES:
         return t("song.stage.starting")
@@ -227,7 +227,7 @@ def doing(row: Row, t: Texts) -> str:
 
 
 def hue(take: int) -> str:
-    """The class of a take's colour; 0 stands for what is not written yet."""
+    """The CSS class of a take's colour; take 0 means not written yet."""
     return f"hue{(take - 1) % HUES + 1}" if take else "hue0"
 
 
@@ -238,13 +238,13 @@ def ticks(whole: float) -> list[int]:
 
 
 def block_name(block: Block, t: Texts) -> str:
-    """A section with its place, as it is read aloud."""
+    """A section with its times, for screen readers."""
     start, stop = clock(block.start), clock(block.stop)
     return t("song.section", number=block.section + 1, label=block.label, start=start, stop=stop)
 
 
 def block_notes(block: Block, t: Texts) -> list[str]:
-    """What is said of a section on the time line: of which take it is, or when it comes; then what is special."""
+    """Notes on a section of the time line: its take, or why it is not there yet; then `open` and `muted`."""
     notes = [t("song.block.take", take=block.take) if block.written else t(f"song.block.{block.state}")]
     if block.state == "open":
         notes.append(t("song.block.open"))
@@ -254,7 +254,7 @@ def block_notes(block: Block, t: Texts) -> list[str]:
 
 
 def block_facts(block: Block, t: Texts) -> list[str]:
-    """What is said of the selected section, which is written."""
+    """Facts about the selected section, which is written."""
     start, stop = clock(block.start), clock(block.stop)
     facts = [t("song.panel.facts", start=start, stop=stop, seconds=f"{block.seconds:.1f}")]
     facts.append(t("song.panel.from", take=block.take, seed=block.seed))

@@ -1,5 +1,5 @@
-"""The Song page: one song, its takes heard, compared, worked on, exported. A single element whose parts are HTML made
-here and exchanged by `assets/song.js`; it asks `song_render` for them and tells `song_action` what was clicked."""
+"""The Song page: play, compare, edit and export the takes of one song. One element, drawn by `assets/song.js`, which
+calls `song_render` for its parts as HTML and `song_action` for clicks."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ WORDS = {
     "cannotLoad": "song.cannot-load",
     "unreachable": "song.unreachable",
 }
-"""Texts that the script fills in itself, by the name it has for them."""
+"""Texts that the script fills in itself, by the names it uses."""
 
 LOCAL = ("127.0.0.1", "::1")
 
 
 def build(context: AppContext, shell: Shell, t: Texts) -> None:
-    """Put the page into the tab that is being built."""
+    """Build the page into the present tab."""
 
     def song_render(asked: Any, request: gr.Request) -> dict[str, Any]:
         return sendable(render(context, asked, is_local(request), t))
@@ -68,14 +68,14 @@ def _copied(event: gr.EventData) -> tuple[str, gr.Tabs]:
 
 
 def is_local(request: gr.Request) -> bool:
-    """Whether the page is used on the machine that runs the program, as far as can be seen: a proxy in between says
-    for whom it asks."""
+    """Whether the browser runs on the program's machine, as far as can be seen: a proxy in between names its client in
+    `X-Forwarded-For`."""
     client = request.client
     return client is not None and client.host in LOCAL and "x-forwarded-for" not in request.headers
 
 
 def render(context: AppContext, asked: Any, local: bool, t: Texts) -> dict[str, Any]:
-    """What the script shows of the song that it asks for: `state`, the parts as HTML, and what the player needs."""
+    """What the script shows of the song it asks for: `state`, the parts as HTML, and what the player needs."""
     asked = asked if isinstance(asked, dict) else {}
     nothing: dict[str, Any] = {"take": None, "section": 0, "rival": None, "sound": [], "live": False}
     name = str(asked.get("song") or "")
@@ -97,7 +97,7 @@ def render(context: AppContext, asked: Any, local: bool, t: Texts) -> dict[str, 
 
 
 def handle_action(context: AppContext, asked: Any, local: bool, t: Texts) -> dict[str, Any]:
-    """What the script says after an action: `said`, or `error`."""
+    """Do one of `actions.ACTIONS`. Returns what the script shows: `said`, or `error`."""
     asked = asked if isinstance(asked, dict) else {}
     name, what, values = str(asked.get("song") or ""), str(asked.get("do") or ""), asked.get("values")
     try:
