@@ -1,8 +1,8 @@
-"""The names under which the page's server answers, and what the headers of a request say about names.
+"""Host names: which ones the server answers to, and what the headers of a request say.
 
 A web site can give its own name the address 127.0.0.1 (DNS rebinding), and a browser then takes our answers for that
-site's. So a name counts only when nobody else can point it here: an address written as numbers, `localhost`, and what
-the user has allowed. Their port says nothing: container, tunnel and proxy map ports, and a browser that names
+site's. So the server answers only to names that no other site can point here: IP addresses, `localhost`, and names that
+the user has allowed. Ports do not matter: containers, tunnels and proxies map them, and a browser that names
 `127.0.0.1:9000` did connect to this machine.
 """
 
@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 from yuegp.errors import RequestError
 
 VARIABLE = "YUEGP_ALLOW_HOST"
-"""Further names, separated by commas or blanks: for containers, which are told things this way."""
+"""Environment variable with more names, separated by commas or spaces: for containers."""
 
 DEFAULT_PORTS = {"http": 80, "https": 443}
 
@@ -28,7 +28,7 @@ _NAME = re.compile(r"(?=.{1,253}\Z)[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?(\.[a-z0
 
 @dataclass(frozen=True)
 class Host:
-    """A name and the port behind it, as in a Host header; 0 where none is written."""
+    """A name and its port, as in a Host header; port 0 where the header has none."""
 
     name: str
     port: int = 0
