@@ -1,4 +1,4 @@
-"""The whole page: five tabs around what they share. Each page builds itself; nothing is computed here."""
+"""The Gradio page: five tabs and the components they share. Each tab builds itself in `pages/`."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ BUILD = {
 """What fills each of the tabs in `PAGES`."""
 
 
-def build(desk: AppContext, t: Texts) -> gr.Blocks:
-    """The page, ready to be mounted with `page_options()`. Costs no model and no torch."""
+def build(context: AppContext, t: Texts) -> gr.Blocks:
+    """The page in one language, to be mounted with `page_options()`. Loads no model and no torch."""
     with gr.Blocks(title=t("shell.name"), analytics_enabled=False, delete_cache=(86400, 86400)) as blocks:
         shell = Shell(
             page=blocks,
@@ -39,7 +39,7 @@ def build(desk: AppContext, t: Texts) -> gr.Blocks:
         with shell.tabs:
             for page in PAGES:
                 with gr.Tab(t(f"shell.tab.{page}"), id=page, elem_id=f"tab-{page}"):
-                    BUILD[page](desk, shell, t)
+                    BUILD[page](context, shell, t)
         _remember(blocks, shell)
     return blocks
 

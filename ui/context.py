@@ -1,5 +1,7 @@
-"""What every page works with: the songs folder, the queue and the worker. A browser names a song by its folder's name
-alone; whatever is not the plain name of a folder in the songs folder is refused before any file is touched."""
+"""What every page works with: the songs folder, the queue and the two processes beside the page.
+
+A browser names a song by its folder's name. Anything but the plain name of a folder in the songs folder is refused
+before a file is touched."""
 
 from __future__ import annotations
 
@@ -21,13 +23,13 @@ from .processes.generator import GeneratorProcess
 
 @dataclass(frozen=True)
 class AppContext:
-    """`root` holds the song folders. `worker` makes the queue's jobs; None when that is nobody's business here."""
+    """`root` holds the song folders. `worker` makes the queue's jobs; None where this page only shows them."""
 
     root: Path
     queue: Queue
     worker: GeneratorProcess | None = None
-    getter: DownloadProcess = field(default_factory=DownloadProcess)
-    """What gets models, once somebody asks it to."""
+    downloader: DownloadProcess = field(default_factory=DownloadProcess)
+    """Downloads models when the Set-up page asks for one."""
 
     def folder(self, name: str) -> Path:
         """The folder of the song called `name`. LibraryError for anything but the name of a song that is there."""
@@ -46,11 +48,11 @@ class AppContext:
         return self.song(name).take(number)
 
     def jobs(self, name: str | None = None) -> list[Job]:
-        """The queue's jobs in order, those of one song if it is named; a running one carries its progress."""
+        """The queue's jobs in order: all, or those of the song called `name`. A running one carries its progress."""
         return [job for job in self.queue.jobs() if name is None or self.name_of(job) == name]
 
     def known_jobs(self, name: str | None = None) -> list[Job]:
-        """As `jobs`, and none when the queue cannot be read: pages of songs are shown without it. The Queue page says
+        """As `jobs`, but none when the queue cannot be read, so that pages still show songs. The Queue page says
         why."""
         try:
             return self.jobs(name)
@@ -58,12 +60,12 @@ class AppContext:
             return []
 
     def live(self, name: str) -> Job | None:
-        """The job that makes a song now, else the first that is still to come; None when nothing is to be made."""
+        """The running job of a song, else its first that is still to come; None when there is neither."""
         jobs = [job for job in self.known_jobs(name) if job.state not in OVER]
         return next((job for job in jobs if job.state is State.RUNNING), jobs[0] if jobs else None)
 
     def running(self) -> Job | None:
-        """The job that is being made, of whichever song."""
+        """The running job, of any song."""
         return next((job for job in self.known_jobs() if job.state is State.RUNNING), None)
 
     def make(self, song: Song, take: Take, device: str = "auto", wishes: ModelOptions = ANY) -> Job:
@@ -71,9 +73,8 @@ class AppContext:
         return self.queue.add(song.folder, take.info.number, device, wishes)
 
     def again(self, song: Song, *takes: Take) -> None:
-        """Put takes of a song into the queue, to be made the way the song was last. Several of them were begun
-        together, and share what they can. Wishes that cannot be fulfilled any more are dropped: they were another
-        job's."""
+        """Queue takes of a song with the device and model options of its newest job. Options that are no longer
+        possible fall back to automatic. Several takes form a batch and share the section that all of them want."""
         jobs = self.jobs(song.folder.name)
         device, wishes = (jobs[-1].device, jobs[-1].wishes) if jobs else ("auto", ANY)
         try:
@@ -85,5 +86,5 @@ class AppContext:
             self.queue.add(song.folder, take.info.number, device, wishes, batch_takes)
 
     def name_of(self, job: Job) -> str:
-        """The name by which pages know the song of a job."""
+        """The folder name of a job's song, which is its name on the page."""
         return Path(job.song).name

@@ -1,5 +1,5 @@
-"""What a page may say of this machine before any song is made: its card, its memory, and how long things take here.
-Loads no torch; answers that cost some tens of milliseconds are kept for a while."""
+"""What the pages say of this machine before a song is made: card, memory, free disk, and how long songs take here.
+Loads no torch. Answers that take tens of milliseconds are cached for `FRESH_SECONDS`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from yuegp.jobs import eta
 from yuegp.song.schema import TakeInfo
 
 FRESH_SECONDS = 15.0
-"""How long an answer about the card, and the costs of earlier takes, are taken to hold."""
+"""Seconds that an answer about the card, or about the costs of earlier takes, is reused."""
 
 _guard = Lock()
 _machine: tuple[float, Machine] | None = None
@@ -33,14 +33,14 @@ def describe_machine() -> Machine:
 
 
 def kind(device: str) -> str:
-    """`cuda` or `cpu`: where a song asked for with `device` is made here."""
+    """`cuda` or `cpu`: where this machine makes a song that was asked for with `device`."""
     if device != "auto":
         return device.split(":")[0]
     return "cuda" if describe_machine().card else "cpu"
 
 
 def seconds_needed(plan: SongPlan, root: Path, device: str) -> float | None:
-    """Seconds that making a song will take, from what earlier songs took; None while nobody can say."""
+    """Estimated seconds that making a song takes, from the costs of earlier songs; None before the first one."""
     on = kind(device)
     info = TakeInfo(number=1, request=plan.request)
     return eta.estimate(_learned(root, plan.models.id, on), eta.facts_of(info, plan.budget, on), eta.Observed())
@@ -55,7 +55,7 @@ def _learned(root: Path, model: str, on: str) -> eta.Costs:
 
 
 def disk_free(root: Path) -> int:
-    """Bytes free where songs are kept, or will be."""
+    """Free bytes on the disk of `root`, a folder that need not exist yet."""
     while not root.exists() and root != root.parent:
         root = root.parent
     return shutil.disk_usage(root).free

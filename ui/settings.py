@@ -1,4 +1,4 @@
-"""What a person has chosen for the page itself, kept in `YUEGP_HOME/settings.json`. Songs and models are not in it."""
+"""The user's choices for the page itself, kept in `YUEGP_HOME/settings.json`: its language, and names it answers to."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class Settings:
-    """The choices. Every one has a value that means "nothing chosen"."""
+    """The choices. Each default means that nothing was chosen."""
 
     language: str = ""
-    """Language of the page; empty: the one the browser asks for."""
+    """Language of the page; empty for the one the browser asks for."""
     hosts: tuple[str, ...] = ()
-    """Names under which the page answers besides its own, each with a port or without."""
+    """Host names that the page answers to besides its own, each with or without a port."""
 
 
 def path() -> Path:
-    """Where the settings are kept."""
+    """The settings file."""
     return paths.home() / "settings.json"
 
 
 def load() -> Settings:
-    """The settings as they are on disk. A file that is absent or makes no sense counts as nothing chosen: a page that
-    opens in English is better than one that does not open."""
+    """The settings on disk, or the defaults where the file is absent or invalid: a page that opens in English is better
+    than one that does not open."""
     try:
         return _read()
     except (OSError, ValueError):
@@ -52,8 +52,8 @@ def _read() -> Settings:
 
 
 def save(settings: Settings) -> None:
-    """Keep the settings. LibraryError when they cannot be written, and when something else stands in their place: a
-    file that makes no sense to us may be another program's, or a newer yuegp's."""
+    """Write the settings. LibraryError when they cannot be written, or when the present file is not valid: it may
+    belong to another program or to a newer yuegp, so it is kept."""
     file = path()
     files.check_writable(file.parent)
     try:
@@ -70,8 +70,8 @@ def save(settings: Settings) -> None:
 
 
 def hosts(more: Sequence[str] = (), less: Sequence[str] = ()) -> tuple[str, ...]:
-    """The names under which the page may answer besides its own, after `more` were allowed and `less` forgotten: those
-    that are kept, and those of the environment. RequestError for what is no name, or was not kept."""
+    """Allow the host names `more`, forget `less`, and return all allowed names: those in the settings and those in
+    `YUEGP_ALLOW_HOST`. RequestError for an invalid name, and for one in `less` that was not allowed."""
     more, less, now = naming.checked(more), naming.checked(less), load()
     for name in less:
         if name not in now.hosts:

@@ -1,4 +1,4 @@
-"""What all pages share on the screen: the tabs, the song that is open, and how to say that something went wrong."""
+"""What all tabs share: their order, the open song, and how they report an error."""
 
 from __future__ import annotations
 
@@ -15,22 +15,23 @@ PAGES = ("create", "song", "library", "queue", "setup")
 
 @dataclass(frozen=True)
 class Shell:
-    """Components that pages listen to and write into. All of them belong to one tab of one browser."""
+    """Components that pages listen to and write into. Their values belong to one tab of one browser."""
 
     page: gr.Blocks
-    """For `.load`: what is to happen when the page opens in a browser."""
+    """For `.load`: what happens when a browser opens the page."""
     tabs: gr.Tabs
     open_song: gr.Textbox
-    """Folder name of the song that the Song page and the running view show; empty for none. The browser tab
-    remembers it (`assets/shell.js`), so it survives a reload. Set it as an output, listen with `.change`."""
+    """Folder name of the song that the Song page shows; empty for none. `assets/shell.js` keeps it over a reload. Set
+    it as an output, listen with `.change`."""
     copy_from: gr.Textbox
-    """`folder name/take number` whose settings the Create page is to take over, then empties it."""
+    """`folder name/take number`, or settings as JSON: the Create page copies them into its fields, then empties
+    this."""
     tick: gr.Timer
-    """Ticks every two seconds, for what has to look alive. Listening costs one call per tick and browser tab."""
+    """Ticks every two seconds. Listening costs one call per tick and browser tab."""
 
 
 def sendable(value: Any) -> Any:
-    """What a page is told, without halves of surrogate pairs: files may hold them, and no answer can."""
+    """`value` without unpaired surrogates, which files can hold and JSON answers cannot."""
     if isinstance(value, str):
         return value if value.isascii() else value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     if isinstance(value, dict):
@@ -41,10 +42,10 @@ def sendable(value: Any) -> Any:
 
 
 def goto(page: str) -> gr.Tabs:
-    """An update for `Shell.tabs` that shows a page."""
+    """An update for `Shell.tabs` that selects a page."""
     return gr.Tabs(selected=page)
 
 
 def plain(exc: YueGPError) -> gr.Error:
-    """An error as a notice on the page: what is wrong, and what to do. To be raised `from` the error."""
+    """An error as a notice on the page: what is wrong, and what to do. Raise it `from` the error."""
     return gr.Error(f"{exc.what} {exc.hint}".strip(), duration=12, title="", print_exception=False)

@@ -1,4 +1,4 @@
-"""Every sentence of the page, by key. One JSON file per page and language in `texts/`; a language is a folder there."""
+"""Every sentence of the page, by key: `texts/<language>/<page>.json`."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from importlib.resources.abc import Traversable
 ENGLISH = "en"
 
 LANGUAGES = {"en": "English", "zh": "中文", "ja": "日本語", "ko": "한국어"}
-"""Languages of the page, in their own names: what a person looks for who cannot read the others."""
+"""Languages of the page, each by its own name, for readers who know no other."""
 
 
 class Texts:
-    """`t("create.make")` is the sentence under `make` in `create.json`; values fill its {places}. A sentence that a
-    language lacks is the English one."""
+    """`t("create.make")` is the sentence under `make` in `create.json`, with its {places} filled in. Where a language
+    lacks a sentence, the English one is used."""
 
     def __init__(self, language: str = ENGLISH) -> None:
         self.language = language
@@ -24,12 +24,12 @@ class Texts:
         return self.sentences[key].format(**values)
 
     def part(self, prefix: str) -> dict[str, str]:
-        """The sentences whose keys begin with `prefix`, by what follows it, places unfilled: for scripts."""
+        """The sentences whose keys begin with `prefix`, by the rest of the key, with unfilled places: for scripts."""
         return {key.removeprefix(prefix): text for key, text in self.sentences.items() if key.startswith(prefix)}
 
 
 def sentences(language: str) -> dict[str, str]:
-    """What one language has, by key. KeyError when it is none of `LANGUAGES`."""
+    """The sentences of one language by key. KeyError when it is none of `LANGUAGES`."""
     LANGUAGES[language]
     return {
         f"{file.name.removesuffix('.json')}.{key}": text
@@ -39,13 +39,13 @@ def sentences(language: str) -> dict[str, str]:
 
 
 def pages(language: str) -> list[Traversable]:
-    """The files of one language; none when nobody has written any."""
+    """The files of one language; none where it has no folder."""
     folder = resources.files(__package__) / "texts" / language
     return [file for file in folder.iterdir() if file.name.endswith(".json")] if folder.is_dir() else []
 
 
 def preferred(accept: str) -> str:
-    """The language of the page for a browser's `Accept-Language` header: the first we have, by weight; else English."""
+    """The page's language for a browser's `Accept-Language` header: the heaviest one that we have, else English."""
     wishes: list[tuple[float, str]] = []
     for part in accept.split(","):
         tag, _, weight = part.strip().partition(";q=")

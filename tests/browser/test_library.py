@@ -191,8 +191,8 @@ def test_of_a_thousand_songs_only_those_are_read_again_that_have_changed(
     assert listing.entries() == [entry for entry in listing.entries() if entry in catalog.entries(tmp_path)]
 
 
-def act(desk: AppContext, **wish: Any) -> dict[str, Any]:
-    return library_page.handle_action(desk, wish, Texts())
+def act(context: AppContext, **wish: Any) -> dict[str, Any]:
+    return library_page.handle_action(context, wish, Texts())
 
 
 @pytest.mark.parametrize("do", ["rename", "rate", "trash", "restore", "hear"])
@@ -207,9 +207,9 @@ def test_no_name_from_a_browser_leads_out_of_the_songs_folder(tmp_path: Path, do
 
 
 def test_a_song_that_is_being_made_is_not_thrown_away(tmp_path: Path) -> None:
-    song, desk = add_song(tmp_path, "One"), AppContext(tmp_path, Queue())
-    desk.make(song, song.take(1))
-    assert "being made" in act(desk, do="trash", name=song.folder.name)["error"]
+    song, context = add_song(tmp_path, "One"), AppContext(tmp_path, Queue())
+    context.make(song, song.take(1))
+    assert "being made" in act(context, do="trash", name=song.folder.name)["error"]
     assert song.folder.is_dir()
 
 

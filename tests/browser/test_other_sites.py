@@ -99,7 +99,7 @@ class Target:
 def target() -> Iterator[Target]:
     place = serve.bind(serve.HERE, 0)
     made = Target(place.getsockname()[1])
-    config = uvicorn.Config(guard.Guard(made, made.port), log_level="critical", lifespan="off")
+    config = uvicorn.Config(guard.SecurityMiddleware(made, made.port), log_level="critical", lifespan="off")
     running = uvicorn.Server(config)
     thread = threading.Thread(target=running.run, kwargs={"sockets": [place]}, daemon=True)
     thread.start()

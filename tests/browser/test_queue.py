@@ -21,29 +21,29 @@ T = Texts()
 
 
 @pytest.fixture
-def desk(tmp_path: Path) -> AppContext:
-    """A desk with three jobs that wait."""
-    desk = AppContext(tmp_path / "songs", Queue(tmp_path))
+def context(tmp_path: Path) -> AppContext:
+    """A context with three jobs that wait."""
+    context = AppContext(tmp_path / "songs", Queue(tmp_path))
     for title in ("One", "Two", "Three"):
-        song = add_song(desk.root, title)
-        desk.make(song, song.take(1))
-    return desk
+        song = add_song(context.root, title)
+        context.make(song, song.take(1))
+    return context
 
 
 def titles(answer: dict[str, Any]) -> list[str]:
     return [row["title"] for row in answer["now"]]
 
 
-def test_jobs_stand_in_order_with_their_place(desk: AppContext) -> None:
-    answer = queue_page.render(desk, T)
+def test_jobs_stand_in_order_with_their_place(context: AppContext) -> None:
+    answer = queue_page.render(context, T)
     assert titles(answer) == ["One", "Two", "Three"]
     assert [(row["place"], row["places"], row["here"]) for row in answer["now"]] == [(n, 3, True) for n in (1, 2, 3)]
     assert (answer["over"], answer["trouble"], answer["error"]) == ([], "", "")
 
 
-def test_what_is_clicked_is_done_and_answered_with_the_new_order(desk: AppContext) -> None:
+def test_what_is_clicked_is_done_and_answered_with_the_new_order(context: AppContext) -> None:
     def act(do: str, **values: Any) -> dict[str, Any]:
-        return queue_page.handle_action(desk, {"do": do, **values}, T)
+        return queue_page.handle_action(context, {"do": do, **values}, T)
 
     assert titles(act("move", number=3, value=1)) == ["Three", "One", "Two"]
     assert [row["state"] for row in act("pause", number=1)["now"]] == ["waiting", "paused", "waiting"]
@@ -58,45 +58,47 @@ def test_what_is_clicked_is_done_and_answered_with_the_new_order(desk: AppContex
     [None, 7, {}, {"do": "claim"}, {"do": "jobs"}, {"do": "cancel"}, {"do": "cancel", "number": "1"},
      {"do": "move", "number": 1}, {"do": "cancel", "number": True}, {"do": ["pause"], "number": 1}],
 )  # fmt: skip
-def test_nonsense_from_a_browser_changes_nothing(desk: AppContext, asked: Any) -> None:
-    assert queue_page.handle_action(desk, asked, T)["error"]
-    assert titles(queue_page.render(desk, T)) == ["One", "Two", "Three"]
+def test_nonsense_from_a_browser_changes_nothing(context: AppContext, asked: Any) -> None:
+    assert queue_page.handle_action(context, asked, T)["error"]
+    assert titles(queue_page.render(context, T)) == ["One", "Two", "Three"]
 
 
-def test_a_song_that_is_gone_is_still_a_job_that_can_be_removed(desk: AppContext) -> None:
-    folder = Path(desk.jobs()[0].song)
+def test_a_song_that_is_gone_is_still_a_job_that_can_be_removed(context: AppContext) -> None:
+    folder = Path(context.jobs()[0].song)
     folder.rename(folder.with_name("elsewhere"))
-    first = queue_page.render(desk, T)["now"][0]
+    first = queue_page.render(context, T)["now"][0]
     assert (first["title"], first["how"]) == (folder.name, T("queue.gone"))
-    assert titles(queue_page.handle_action(desk, {"do": "cancel", "number": 1}, T)) == ["Two", "Three"]
+    assert titles(queue_page.handle_action(context, {"do": "cancel", "number": 1}, T)) == ["Two", "Three"]
 
 
-def test_a_job_that_ran_when_the_program_ended_is_offered_again(desk: AppContext) -> None:
-    with desk.queue.work():
-        desk.queue.claim()
-    assert queue_page.render(desk, T)["now"][0]["state"] == "interrupted"
-    assert queue_page.handle_action(desk, {"do": "resume", "number": 1}, T)["now"][0]["state"] == "waiting"
+def test_a_job_that_ran_when_the_program_ended_is_offered_again(context: AppContext) -> None:
+    with context.queue.work():
+        context.queue.claim()
+    assert queue_page.render(context, T)["now"][0]["state"] == "interrupted"
+    assert queue_page.handle_action(context, {"do": "resume", "number": 1}, T)["now"][0]["state"] == "waiting"
 
 
-def test_why_a_job_failed_is_shown_and_cleared(desk: AppContext) -> None:
-    with desk.queue.work():
-        job = desk.queue.claim()
+def test_why_a_job_failed_is_shown_and_cleared(context: AppContext) -> None:
+    with context.queue.work():
+        job = context.queue.claim()
         assert job
-        desk.queue.finish(replace(job, state=State.FAILED, what="The card is full.", hint="Close other programs."))
-    (over,) = queue_page.render(desk, T)["over"]
+        context.queue.finish(replace(job, state=State.FAILED, what="The card is full.", hint="Close other programs."))
+    (over,) = queue_page.render(context, T)["over"]
     assert over["message"] == "The card is full. Close other programs."
-    assert queue_page.handle_action(desk, {"do": "clear"}, T)["over"] == []
+    assert queue_page.handle_action(context, {"do": "clear"}, T)["over"] == []
 
 
-def test_the_bar_of_the_queue_is_the_bar_of_the_song(desk: AppContext) -> None:
+def test_the_bar_of_the_queue_is_the_bar_of_the_song(context: AppContext) -> None:
     """Two pages that say different percentages of one song make both unbelievable."""
-    with desk.queue.work():
-        job = desk.queue.claim()
+    with context.queue.work():
+        job = context.queue.claim()
         assert job
-        name = desk.name_of(job)
-        desk.queue.save_progress(JobProgress(job.number, State.RUNNING, "sound", "", 5, 10, "", None, 30.0, 90.0))
-        (row, *_) = queue_page.render(desk, T)["now"]
-        assert row["share"] == pytest.approx(progress.load(desk, name, T)["share"], abs=1e-3) and row["share"] > 0.95
+        name = context.name_of(job)
+        context.queue.save_progress(JobProgress(job.number, State.RUNNING, "sound", "", 5, 10, "", None, 30.0, 90.0))
+        (row, *_) = queue_page.render(context, T)["now"]
+        assert (
+            row["share"] == pytest.approx(progress.render(context, name, T)["share"], abs=1e-3) and row["share"] > 0.95
+        )
 
 
 @pytest.mark.browser

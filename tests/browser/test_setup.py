@@ -12,11 +12,13 @@ from browser import PageServer
 
 from offload.device import Card, Machine
 from ui import machine, settings
+from ui.context import AppContext
 from ui.pages import setup
 from ui.texts import Texts
 from yuegp import paths
 from yuegp.checkpoints import sets
 from yuegp.errors import LibraryError
+from yuegp.jobs.queue import Queue
 from yuegp.system import doctor
 
 T = Texts()
@@ -78,12 +80,16 @@ def test_findings_come_worst_first_and_the_port_that_we_hold_is_none(monkeypatch
     ]  # fmt: skip
 
 
-def test_a_chosen_language_is_kept_and_nonsense_is_not() -> None:
+def choose(songs: Path, asked: Any) -> str:
+    return str(setup.handle_action(AppContext(songs, Queue(songs)), asked, T)["error"])
+
+
+def test_a_chosen_language_is_kept_and_nonsense_is_not(tmp_path: Path) -> None:
     assert settings.load().language == ""
-    assert setup.choose({"language": "ko"}, T) == {"error": ""}
+    assert choose(tmp_path, {"do": "language", "value": "ko"}) == ""
     assert settings.load().language == "ko" and json.loads(settings.path().read_text())["format"] == settings.FORMAT
-    for asked in (None, {}, {"language": "../en"}, {"language": 7}, {"language": None}):
-        assert setup.choose(asked, T)["error"]
+    for asked in (None, {}, *({"do": "language", "value": value} for value in ("../en", 7, None, []))):
+        assert choose(tmp_path, asked)
     assert settings.load().language == "ko"
 
 
@@ -92,7 +98,7 @@ def test_settings_that_cannot_be_written_are_said_in_words(monkeypatch: pytest.M
     monkeypatch.setenv("YUEGP_HOME", str(tmp_path / "file"))
     with pytest.raises(LibraryError):
         settings.save(settings.Settings("zh"))
-    assert "cannot be written" in setup.choose({"language": "zh"}, T)["error"]
+    assert "cannot be written" in choose(tmp_path, {"do": "language", "value": "zh"})
 
 
 @pytest.mark.browser

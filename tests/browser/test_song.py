@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -26,11 +27,11 @@ from ui.texts import LANGUAGES, Texts
 from yuegp.errors import LibraryError, RequestError, YueGPError
 from yuegp.generation import edit, pipeline
 from yuegp.generation.options import ANY, ModelOptions
-from yuegp.jobs.queue import JobProgress, Queue, State
+from yuegp.jobs.queue import Job, JobProgress, Queue, State
 from yuegp.library import store
 from yuegp.library.store import Song
 from yuegp.song.notes import NoteCode
-from yuegp.song.schema import Edit, EditKind, Section, SongRequest, Span, Stage, TakeInfo
+from yuegp.song.schema import Edit, EditKind, Section, SongInfo, SongRequest, Span, Stage, TakeInfo
 
 T = Texts()
 
@@ -44,15 +45,15 @@ def finished(*lengths: int, words: str = "one\ntwo", **changes: Any) -> TakeInfo
 
 
 @pytest.fixture
-def desk(tmp_path: Path) -> AppContext:
+def context(tmp_path: Path) -> AppContext:
     return AppContext(tmp_path / "songs", Queue(tmp_path))
 
 
 @pytest.fixture
-def song(desk: AppContext) -> Song:
+def song(context: AppContext) -> Song:
     """A song with one finished take of made-up codes: sections of 2, 3 and 1 s, and a second of sound."""
     info = finished(100, 150, 50)
-    made = store.create(info.request, desk.root)
+    made = store.create(info.request, context.root)
     full = np.random.default_rng(1).integers(0, 1024, (2, 8, 300)).astype(np.int16)
     take = made.new_take(info, full[:, :1], (full, np.ones((2, 300), bool)))
     for path in (take.vocal, take.instrumental, take.mix):
@@ -60,8 +61,8 @@ def song(desk: AppContext) -> Song:
     return made
 
 
-def act(desk: AppContext, song: Song, what: str, **values: object) -> actions.Done:
-    return actions.act(desk, song.folder.name, what, {"take": "1", **values})
+def act(context: AppContext, song: Song, what: str, **values: object) -> actions.Done:
+    return actions.act(context, song.folder.name, what, {"take": "1", **values})
 
 
 # Where things stand
@@ -107,45 +108,57 @@ def test_marks_of_time_are_few_and_inside(whole: float) -> None:
 # What is shown
 
 
-def test_a_damaged_take_is_named_and_hides_no_other(desk: AppContext, song: Song) -> None:
-    act(desk, song, "trim", section=0, seconds=1)
+def test_a_damaged_take_is_named_and_hides_no_other(context: AppContext, song: Song) -> None:
+    act(context, song, "trim", section=0, seconds=1)
     (song.folder / "takes" / "002" / "take.json").write_text("{", encoding="utf-8")
-    view = song_view.load(desk, song.folder.name, 2)
+    view = song_view.load(context, song.folder.name, 2)
     assert [(row.number, row.state) for row in view.rows] == [(2, "damaged"), (1, "ready")]
     assert view.chosen == 1 and "damaged" in view.rows[0].broken
-    shown = song_page.render(desk, {"song": song.folder.name, "take": 2, "section": 0}, True, T)
+    shown = song_page.render(context, {"song": song.folder.name, "take": 2, "section": 0}, True, T)
     assert shown["state"] == "open" and "is damaged and was left as it is" in shown["parts"]["takes"]
 
 
-def test_a_damaged_song_is_a_sentence(desk: AppContext, song: Song) -> None:
+def test_a_damaged_song_is_a_sentence(context: AppContext, song: Song) -> None:
     (song.folder / "song.json").write_text("[]", encoding="utf-8")
-    shown = song_page.render(desk, {"song": song.folder.name}, True, T)
+    shown = song_page.render(context, {"song": song.folder.name}, True, T)
     assert shown["state"] == "broken" and "is damaged and was left as it is" in shown["parts"]["empty"]
     assert "Traceback" not in shown["parts"]["empty"]
 
 
-def test_versions_of_a_section_are_where_it_was_written(desk: AppContext, song: Song) -> None:
-    act(desk, song, "redo", section="1", later="keep", count="2")
-    act(desk, song, "trim", section=1, seconds=1)
-    view = song_view.load(desk, song.folder.name, None, 1)
+def test_versions_of_a_section_are_where_it_was_written(context: AppContext, song: Song) -> None:
+    act(context, song, "redo", section="1", later="keep", count="2")
+    act(context, song, "trim", section=1, seconds=1)
+    view = song_view.load(context, song.folder.name, None, 1)
     found = [(version.row.number, version.block is not None) for version in song_view.versions(view)]
     assert found == [(3, False), (2, False), (1, True)], "the trimmed one was written in take 1"
     assert view.shown and view.shown.number == 1 and song_view.rival(view) is None
 
 
-def test_nothing_from_a_song_becomes_html(desk: AppContext) -> None:
+def test_nothing_from_a_song_becomes_html(context: AppContext) -> None:
     evil = '"><script>alert(1)</script>'
     info = finished(100, words=evil)
     info = replace(info, request=replace(info.request, title=evil, tags=evil, sections=(Section(evil, evil),)))
-    made = store.create(info.request, desk.root)
+    made = store.create(info.request, context.root)
     made.new_take(replace(info, edit=Edit(EditKind.OTHER, text=evil), parent=1), np.zeros((2, 1, 100), np.int16))
-    shown = song_page.render(desk, {"song": made.folder.name}, True, T)
+    shown = song_page.render(context, {"song": made.folder.name}, True, T)
     assert shown["state"] == "open"
-    for part, html in shown["parts"].items():
-        assert "<script" not in html and '"">' not in html, part
+    for part, text in shown["parts"].items():
+        assert "<script" not in text and '"">' not in text, part
 
 
-def test_what_was_done_to_a_take_is_said_in_the_language_of_the_page(desk: AppContext, song: Song) -> None:
+def test_no_name_or_message_becomes_html() -> None:
+    """Folders and messages can be called what files may be called: more than `store` would call them."""
+    evil = "\"'><img src=x onerror=alert(1)>"
+    info = finished(100)
+    failed = Job(1, evil, 2, state=State.FAILED, what=evil, hint=evil)
+    rows = (song_view.Row(3, None, evil), song_view.Row(2, replace(info, stage=Stage.NEW), job=failed))
+    view = song_view.SongView(evil, evil, SongInfo(evil), evil, rows, 2, rows[1])
+    for text in (*song_html.parts(view, True, T).values(), song_html.broken(evil, T)):
+        assert "<img" not in text and "'>" not in text and text.count('"') % 2 == 0
+    assert evil in html.unescape(song_html.broken(evil, T))
+
+
+def test_what_was_done_to_a_take_is_said_in_the_language_of_the_page(context: AppContext, song: Song) -> None:
     take = song.take(1)
     done = [
         edit.redo(song, take, 1, 5),
@@ -173,13 +186,13 @@ def test_what_was_done_to_a_take_is_said_in_the_language_of_the_page(desk: AppCo
 
 def test_every_sentence_of_the_page_is_there() -> None:
     here = Path(song_page.__file__).parent
-    for file in here.glob("song_*.py"):
+    for file in here.glob("*.py"):
         for key in re.findall(r'\b(?:t|say)\("([\w.-]+)"', file.read_text("utf-8")):
             assert key in T.sentences, f"{file.name}: {key}"
     source = Path(actions.__file__).read_text("utf-8")
     for key in re.findall(r'"(done\.[\w-]+)"', source):
         assert f"song.{key}" in T.sentences, key
-    assert song_page.frame(T).count("data-part=") == 11
+    assert song_html.frame(T).count("data-part=") == 11
     for key in song_page.WORDS.values():
         assert key in T.sentences
     for row_state in ("ready", "damaged", *(state.value for state in State if state is not State.DONE)):
@@ -189,123 +202,123 @@ def test_every_sentence_of_the_page_is_there() -> None:
 # What is done
 
 
-def test_candidates_are_takes_in_the_queue_and_the_parent_stays(desk: AppContext, song: Song) -> None:
+def test_candidates_are_takes_in_the_queue_and_the_parent_stays(context: AppContext, song: Song) -> None:
     before = song.take(1).info
-    done = act(desk, song, "redo", section="1", later="keep", count="3")
+    done = act(context, song, "redo", section="1", later="keep", count="3")
     assert done.values == {"take": "2, 3, 4"}
     takes = [song.take(number).info for number in (2, 3, 4)]
     assert len({info.request.seed for info in takes}) == 3
     assert all(info.parent == 1 and len(info.spans) == 1 and len(info.kept_sections) == 1 for info in takes)
-    jobs = desk.jobs(song.folder.name)
+    jobs = context.jobs(song.folder.name)
     assert [(job.take, job.batch_takes) for job in jobs] == [(n, (2, 3, 4)) for n in (2, 3, 4)], "one batch for all"
     assert song.take(1).info == before
 
 
 def test_an_edit_is_made_the_way_the_song_was_unless_that_is_not_possible_any_more(
-    desk: AppContext, song: Song
+    context: AppContext, song: Song
 ) -> None:
     for wishes, then in (
         (ModelOptions(weights="nf4"), ModelOptions(weights="nf4")),
         (ModelOptions(engine="exl2"), ANY),
     ):
-        desk.make(song, song.take(1), "cpu", wishes)
-        act(desk, song, "redo", section="1", later="keep", count="1")
-        job = desk.jobs(song.folder.name)[-1]
+        context.make(song, song.take(1), "cpu", wishes)
+        act(context, song, "redo", section="1", later="keep", count="1")
+        job = context.jobs(song.folder.name)[-1]
         assert (job.device, job.wishes, job.batch_takes) == ("cpu", then, ())
-        for job in desk.jobs():
-            desk.queue.cancel(job.number)
+        for job in context.jobs():
+            context.queue.cancel(job.number)
 
 
 @pytest.mark.parametrize("later, kept", [("keep", 1), ("remake", 0), ("stop", 0)])
-def test_later_sections_are_kept_remade_or_left(desk: AppContext, song: Song, later: str, kept: int) -> None:
-    act(desk, song, "redo", section="1", later=later, count="1")
+def test_later_sections_are_kept_remade_or_left(context: AppContext, song: Song, later: str, kept: int) -> None:
+    act(context, song, "redo", section="1", later=later, count="1")
     info = song.take(2).info
     assert len(info.kept_sections) == kept and info.request.first_sections == (2 if later == "stop" else None)
 
 
-def test_the_song_goes_on_with_new_words_and_says_what_it_made_of_them(desk: AppContext, song: Song) -> None:
-    done = act(desk, song, "continue", words="hello\n[outro]\nbye", count="")
+def test_the_song_goes_on_with_new_words_and_says_what_it_made_of_them(context: AppContext, song: Song) -> None:
+    done = act(context, song, "continue", words="hello\n[outro]\nbye", count="")
     info = song.take(2).info
     assert [s.label for s in info.request.sections[3:]] == ["verse", "outro"] and info.edit == Edit(EditKind.CONTINUE)
     assert done.notes and done.notes[0].code is NoteCode.BEFORE_LABEL
-    act(desk, song, "continue", words="[outro]\nbye", count="9")
+    act(context, song, "continue", words="[outro]\nbye", count="9")
     assert song.take(3).info.request.first_sections == 4, "no more than there are"
     with pytest.raises(RequestError):
-        act(desk, song, "continue", words="", count="")
+        act(context, song, "continue", words="", count="")
     with pytest.raises(RequestError, match="at most"):
-        act(desk, song, "continue", words="[verse]\n" + "la " * 2000, count="")
+        act(context, song, "continue", words="[verse]\n" + "la " * 2000, count="")
     assert song.take_numbers() == [1, 2, 3], "what cannot be sung begins no take"
 
 
-def test_muting_changes_no_sound_and_needs_no_work(desk: AppContext, song: Song) -> None:
-    assert act(desk, song, "mute", section="2").say == "done.ready"
+def test_muting_changes_no_sound_and_needs_no_work(context: AppContext, song: Song) -> None:
+    assert act(context, song, "mute", section="2").say == "done.ready"
     assert (
         song_page.handle_action(
-            desk, {"song": song.folder.name, "do": "mute", "values": {"take": 2, "section": 0}}, True, T
+            context, {"song": song.folder.name, "do": "mute", "values": {"take": 2, "section": 0}}, True, T
         )["front"]
         == 3
     )
     assert song.take(3).info.muted == (0, 2)
     assert song.take(2).info.muted == (2,) and song.take(2).mix.read_bytes() == song.take(1).mix.read_bytes()
-    actions.act(desk, song.folder.name, "mute", {"take": "2", "section": "2"})
-    assert song.take(4).info.muted == () and desk.jobs() == []
+    actions.act(context, song.folder.name, "mute", {"take": "2", "section": "2"})
+    assert song.take(4).info.muted == () and context.jobs() == []
 
 
-def test_rewind_trim_rename_rate_and_pick(desk: AppContext, song: Song) -> None:
-    act(desk, song, "rewind", second="2.5", section="0")
+def test_rewind_trim_rename_rate_and_pick(context: AppContext, song: Song) -> None:
+    act(context, song, "rewind", second="2.5", section="0")
     assert song.take(2).frames == 125 and song.take(2).info.spans[-1].open
-    act(desk, song, "rewind", section="2")
+    act(context, song, "rewind", section="2")
     assert len(song.take(3).info.spans) == 2
-    act(desk, song, "trim", section="0", seconds="0.5")
+    act(context, song, "trim", section="0", seconds="0.5")
     assert song.take(4).info.spans[0].stop == 75
-    act(desk, song, "rename", title="  Night\tsong ")
-    act(desk, song, "rate", stars="4")
-    act(desk, song, "pick", take="1")
-    info = desk.song(song.folder.name).info
+    act(context, song, "rename", title="  Night\tsong ")
+    act(context, song, "rate", stars="4")
+    act(context, song, "pick", take="1")
+    info = context.song(song.folder.name).info
     assert (info.title, info.rating, info.picked) == ("Night song", 4, 1)
-    act(desk, song, "rate", stars="0")
-    assert desk.song(song.folder.name).info.rating is None
+    act(context, song, "rate", stars="0")
+    assert context.song(song.folder.name).info.rating is None
 
 
-def test_stop_takes_off_the_queue_and_go_on_puts_back(desk: AppContext, song: Song) -> None:
-    act(desk, song, "trim", section="0", seconds="0.5")
-    act(desk, song, "stop", take="2")
-    assert desk.jobs() == [] and song_view.load(desk, song.folder.name).rows[0].state == "stopped"
-    act(desk, song, "resume", take="2")
-    job = desk.jobs()[0]
-    desk.queue.pause(job.number)
-    assert song_view.load(desk, song.folder.name).rows[0].state == "paused"
-    act(desk, song, "resume", take="2")
-    assert [job.state for job in desk.jobs()] == [State.WAITING]
+def test_stop_takes_off_the_queue_and_go_on_puts_back(context: AppContext, song: Song) -> None:
+    act(context, song, "trim", section="0", seconds="0.5")
+    act(context, song, "stop", take="2")
+    assert context.jobs() == [] and song_view.load(context, song.folder.name).rows[0].state == "stopped"
+    act(context, song, "resume", take="2")
+    job = context.jobs()[0]
+    context.queue.pause(job.number)
+    assert song_view.load(context, song.folder.name).rows[0].state == "paused"
+    act(context, song, "resume", take="2")
+    assert [job.state for job in context.jobs()] == [State.WAITING]
 
 
-def test_how_far_a_take_is_and_why_it_failed(desk: AppContext, song: Song) -> None:
-    act(desk, song, "redo", section="0", later="keep", count="2")
+def test_how_far_a_take_is_and_why_it_failed(context: AppContext, song: Song) -> None:
+    act(context, song, "redo", section="0", later="keep", count="2")
 
     def shown() -> dict[str, str]:
-        return song_page.render(desk, {"song": song.folder.name}, True, T)["parts"]
+        return song_page.render(context, {"song": song.folder.name}, True, T)["parts"]
 
     assert "Take 2 waits in the queue. 1 more to come." in shown()["jobs"]
-    with desk.queue.work():
-        job = desk.queue.claim()
+    with context.queue.work():
+        job = context.queue.claim()
         assert job and job.take == 2
         assert "getting ready" in shown()["jobs"]
-        desk.queue.save_progress(
+        context.queue.save_progress(
             JobProgress(job.number, State.RUNNING, "writing", "section 1", 30, 120, "ids", eta=61.0)
         )
         assert "Take 2: writing, 25 %, about 1:01 left." in shown()["jobs"]
         assert "writing, 25 %, about 1:01 left" in shown()["takes"]
-        desk.queue.finish(replace(job, state=State.FAILED, what="The disk is <full>.", hint="Free some space."))
+        context.queue.finish(replace(job, state=State.FAILED, what="The disk is <full>.", hint="Free some space."))
     assert "The disk is &lt;full&gt;. Free some space." in shown()["takes"]
     assert 'data-act="resume" data-take="2"' in shown()["takes"]
 
 
 @pytest.mark.parametrize("name", ["..", "../songs", "/etc", ".trash", "", "C:\\songs", "a/b", "nothing", "\0"])
-def test_no_name_from_a_browser_is_a_path(desk: AppContext, song: Song, name: str) -> None:
+def test_no_name_from_a_browser_is_a_path(context: AppContext, song: Song, name: str) -> None:
     for what in actions.ACTIONS:
         with pytest.raises(YueGPError):
-            actions.act(desk, name, what, {"take": 1, "section": 0, "count": 1, "later": "keep"})
-    assert song_page.render(desk, {"song": name}, True, T)["state"] == ("broken" if name else "empty")
+            actions.act(context, name, what, {"take": 1, "section": 0, "count": 1, "later": "keep"})
+    assert song_page.render(context, {"song": name}, True, T)["state"] == ("broken" if name else "empty")
     assert song.take_numbers() == [1]
 
 
@@ -328,55 +341,55 @@ def test_no_name_from_a_browser_is_a_path(desk: AppContext, song: Song, name: st
         ("delete-everything", {}),
     ],
 )
-def test_nonsense_is_refused_in_a_sentence(desk: AppContext, song: Song, what: str, values: dict[str, Any]) -> None:
+def test_nonsense_is_refused_in_a_sentence(context: AppContext, song: Song, what: str, values: dict[str, Any]) -> None:
     asked = {"song": song.folder.name, "do": what, "values": {"take": 1, **values}}
-    error = song_page.handle_action(desk, asked, True, T)["error"]
+    error = song_page.handle_action(context, asked, True, T)["error"]
     assert error.endswith(".") and "Traceback" not in error
-    assert song.take_numbers() == [1] and desk.jobs() == []
+    assert song.take_numbers() == [1] and context.jobs() == []
     assert (
-        song_page.handle_action(desk, "nonsense", True, T)["error"]
-        and song_page.render(desk, 3, True, T)["state"] == "empty"
+        song_page.handle_action(context, "nonsense", True, T)["error"]
+        and song_page.render(context, 3, True, T)["state"] == "empty"
     )
 
 
-def test_export_is_found_by_its_name_and_nothing_else_is(desk: AppContext, song: Song) -> None:
+def test_export_is_found_by_its_name_and_nothing_else_is(context: AppContext, song: Song) -> None:
     name = song.folder.name
-    done = act(desk, song, "export", kind="flac", mix="1", vocal="1", artist="  Me\nand you ")
+    done = act(context, song, "export", kind="flac", mix="1", vocal="1", artist="  Me\nand you ")
     assert done.files == ("Sea song - mix.flac", "Sea song - vocal.flac", "Sea song.lrc")
-    assert all(export.find(desk, name, file).is_file() for file in done.files)
+    assert all(export.find(context, name, file).is_file() for file in done.files)
     for wrong in ("../song.json", "song.json", "/etc/passwd", "..", "", ".", "no.flac"):
         with pytest.raises(LibraryError):
-            export.find(desk, name, wrong)
+            export.find(context, name, wrong)
     (song.folder / "exports" / "leak.flac").symlink_to("/etc/hostname")
     with pytest.raises(LibraryError, match="link"):
-        export.find(desk, name, "leak.flac")
+        export.find(context, name, "leak.flac")
 
 
-def test_the_trash_takes_the_song_and_its_waiting_jobs_and_gives_the_song_back(desk: AppContext, song: Song) -> None:
-    act(desk, song, "trim", section="0", seconds="0.5")
-    name = song_page.handle_action(desk, {"song": song.folder.name, "do": "trash", "values": {}}, True, T)["name"]
-    assert not song.folder.exists() and desk.jobs() == []
-    by_title = song_page.handle_action(desk, {"song": "Sea song", "do": "restore", "values": {}}, True, T)
+def test_the_trash_takes_the_song_and_its_waiting_jobs_and_gives_the_song_back(context: AppContext, song: Song) -> None:
+    act(context, song, "trim", section="0", seconds="0.5")
+    name = song_page.handle_action(context, {"song": song.folder.name, "do": "trash", "values": {}}, True, T)["name"]
+    assert not song.folder.exists() and context.jobs() == []
+    by_title = song_page.handle_action(context, {"song": "Sea song", "do": "restore", "values": {}}, True, T)
     assert "no longer in the trash" in by_title["error"]
     assert (
-        song_page.handle_action(desk, {"song": name, "do": "restore", "values": {}}, True, T)["name"]
+        song_page.handle_action(context, {"song": name, "do": "restore", "values": {}}, True, T)["name"]
         == song.folder.name
     )
-    assert desk.song(song.folder.name).take_numbers() == [1, 2]
+    assert context.song(song.folder.name).take_numbers() == [1, 2]
 
 
 def test_a_folder_opens_only_on_the_machine_it_is_on(
-    desk: AppContext, song: Song, monkeypatch: pytest.MonkeyPatch
+    context: AppContext, song: Song, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     opened: list[list[str]] = []
     monkeypatch.setattr(actions.subprocess, "Popen", lambda command, **_: opened.append(command))
     monkeypatch.setattr(actions.sys, "platform", "linux")
     asked = {"song": song.folder.name, "do": "open-folder", "values": {"folder": "/etc"}}
-    assert "another machine" in song_page.handle_action(desk, asked, False, T)["error"] and not opened
-    assert "said" in song_page.handle_action(desk, asked, True, T)
+    assert "another machine" in song_page.handle_action(context, asked, False, T)["error"] and not opened
+    assert "said" in song_page.handle_action(context, asked, True, T)
     assert opened == [["xdg-open", str(song.folder)]]
-    local = song_page.parts(song_view.load(desk, song.folder.name), True, T)["more"]
-    remote = song_page.parts(song_view.load(desk, song.folder.name), False, T)["more"]
+    local = song_html.parts(song_view.load(context, song.folder.name), True, T)["more"]
+    remote = song_html.parts(song_view.load(context, song.folder.name), False, T)["more"]
     assert "open-folder" in local and "open-folder" not in remote
 
 

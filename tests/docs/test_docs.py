@@ -26,9 +26,9 @@ DOOR = {"help", "install", "update", "reset", "test", "check"}
 """Commands that launch.py answers itself."""
 
 NOT_RUN = {
-    r"$": "the page stays open until Ctrl-C; tests/ui/test_serve.py starts it",
-    r"ui --(listen|allow-host)": "the same; tests/ui/test_hosts.py and tests/ui/test_proxy.py",
-    r"ui --hosts --forget-host": "forgets what the reader has allowed; tests/ui/test_hosts.py",
+    r"$": "the page stays open until Ctrl-C; tests/ui/server/test_serve.py starts it",
+    r"ui --(listen|allow-host)": "the same; tests/ui/server/test_hosts.py and tests/ui/server/test_proxy.py",
+    r"ui --hosts --forget-host": "forgets what the reader has allowed; tests/ui/server/test_hosts.py",
     r"(test|check)\b": "these are what runs this file",
     r"--(dry-run|pretend)\b": "launch.py's own; tests/installer/test_choose.py tells about many machines",
     r"models (get|remove)\b": "needs a network or what was downloaded; tests/cli/test_models.py has a hub of its own",

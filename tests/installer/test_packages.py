@@ -171,7 +171,7 @@ def test_the_package_brings_its_data() -> None:
     for package, patterns in data.items():
         for pattern in patterns:
             assert any((ROOT / package).glob(pattern)), (package, pattern)
-    assert set(data["ui"]) == {"assets/**", "texts/**"}
+    assert set(data["ui"]) == {"assets/**", "texts/**", "pages/*/templates/**", "server/templates/**"}
     files = project["tool"]["setuptools"]["dynamic"]
     assert files["dependencies"] == {"file": ["requirements.txt"]}
     assert project["project"]["requires-python"] == ">=3.11,<3.14"

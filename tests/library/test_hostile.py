@@ -71,14 +71,14 @@ def make(root: Path, title: str = "Tune", takes: int = 2) -> Song:
 
 def look_everywhere(root: Path) -> dict[str, catalog.SongSummary]:
     """What every part of the program makes of the songs folder. Raises whatever any of them raises."""
-    desk, listing = AppContext(root, Queue()), library_page.Listing(root)
+    context, listing = AppContext(root, Queue()), library_page.Listing(root)
     found = {entry.folder.name: entry for entry in catalog.entries(root)}
     catalog.search(found.values(), "la", rating=2, tag="piano", language="en", sort="length")
     for model in ("demo", "x"):
         eta.estimate(eta.learn(eta.earlier_takes(root, model, "cpu"), "cpu"), eta.Workload(3000, 2), eta.Observed())
-    answers: list[Any] = [library_page.render(desk, listing, listing, {}, T), queue_page.render(desk, T)]
+    answers: list[Any] = [library_page.render(context, listing, listing, {}, T), queue_page.render(context, T)]
     for name in found:
-        answers += [page.render(desk, {"song": name}, True, T), progress.load(desk, name, T)]
+        answers += [page.render(context, {"song": name}, True, T), progress.render(context, name, T)]
     for answer in answers:
         json.dumps(sendable(answer), ensure_ascii=False, allow_nan=False).encode()
     environment._songs()

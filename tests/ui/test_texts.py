@@ -19,8 +19,8 @@ UI = ROOT / "ui"
 OTHERS = [language for language in LANGUAGES if language != ENGLISH]
 
 TOLD = {
-    *("guard", "hosts", "intake", "offline", "password", "uploaded", "serve", "sound", "song_export"),
-    *("maker", "settings", "assets", "login_page", "api", "texts"),
+    *(f"server/{name}" for name in "api guard hosts intake offline password serve sound uploaded".split()),
+    *("pages/song/export", "processes/generator", "settings", "texts"),
 }
 """Modules that speak to programs and terminals, whose language is English."""
 
@@ -94,7 +94,8 @@ def test_a_browsers_wish_chooses_the_language(accept: str, language: str) -> Non
 
 
 def modules() -> dict[str, ast.Module]:
-    return {path.stem: ast.parse(path.read_text("utf-8")) for path in sorted(UI.rglob("*.py"))}
+    files = sorted(UI.rglob("*.py"))
+    return {path.relative_to(UI).with_suffix("").as_posix(): ast.parse(path.read_text("utf-8")) for path in files}
 
 
 def asked_for(tree: ast.Module) -> set[str]:
@@ -116,12 +117,39 @@ def asked_for(tree: ast.Module) -> set[str]:
     return found
 
 
+def templates() -> dict[str, str]:
+    return {path.name: path.read_text("utf-8") for path in sorted(UI.rglob("templates/*.html"))}
+
+
+def asked_in(template: str) -> set[str]:
+    """The same of a template, where `~` joins a key with what is filled in."""
+    found = set()
+    for called in re.findall(r"\bt\(([^()]*)", template):
+        for key, joined in re.findall(r"""["']([a-z][\w-]*\.[\w.-]*)["']( ~)?""", called):
+            found.add(f"{key}*" if joined else key)
+    return found
+
+
 def test_every_sentence_that_a_page_asks_for_is_there() -> None:
     known = set(sentences(ENGLISH))
-    for name, tree in modules().items():
-        for key in asked_for(tree):
+    wanted = {name: asked_for(tree) for name, tree in modules().items()}
+    wanted |= {name: asked_in(template) for name, template in templates().items()}
+    assert {"song.panel.play", "song.redo.*", "song.mute.go", "login.label"} <= set().union(*wanted.values())
+    for name, keys in wanted.items():
+        for key in keys:
             there = any(k.startswith(key[:-1]) for k in known) if key.endswith("*") else key in known
             assert there, f"{name} asks for {key}"
+
+
+def test_no_template_says_a_sentence_of_its_own() -> None:
+    for name, template in templates().items():
+        text = re.sub(r"(?s)<style>.*</style>|\{[{%#].*?[}%#]\}|<[^>]*>", " ", template)
+        assert not re.search(r"[A-Za-z]{2}", text.replace("yuegp", "")), name
+
+
+def test_no_template_leaves_a_value_unescaped() -> None:
+    for name, template in templates().items():
+        assert not re.search(r"\|\s*safe|autoescape|Markup", template), name
 
 
 SENTENCE = re.compile(r"[A-Z][a-z]+('s)? [a-z]+ [a-z]+|[a-z]+ [a-z]+ [a-z]+[.!?]")

@@ -1,5 +1,5 @@
 """Style and script of the page, as text. Each page has its own `<page>.css` and `<page>.js`; `theme.css` and `shell.js`
-come first because the others build on them. Nothing is loaded from elsewhere."""
+come first because the others build on them. The browser loads nothing from other servers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def _joined(ending: str) -> str:
 
 
 def css() -> str:
-    """All style sheets, one after the other."""
+    """All style sheets, joined."""
     return _joined(".css")
 
 
@@ -25,5 +25,5 @@ def head() -> str:
 
 
 def icon() -> str:
-    """The page's icon, as SVG: browsers ask for it whether a page names one or not."""
+    """The page's icon, as SVG. Browsers ask for it even where a page names none."""
     return (resources.files(__package__) / "icon.svg").read_text(encoding="utf-8")

@@ -77,7 +77,7 @@ window.yuegp.tags = (element, props, server, trigger, watch) => {
   watch("value", () => {
     const next = props.value || "";
     if (next === shown) return;
-    if (value() !== shown) { typed.now(); return; } // somebody is typing: their words stay
+    if (value() !== shown) { typed.now(); return; } // the user is typing: the words stay
     shown = line.value = next;
     judge();
   });

@@ -174,7 +174,7 @@ window.yuegp.words = (element, props, server, trigger, watch) => {
   watch("value", () => {
     const next = props.value || "";
     if (next === shown) return;
-    if (value() !== shown) { tell.now(); return; } // somebody is typing: their words stay
+    if (value() !== shown) { tell.now(); return; } // the user is typing: the words stay
     if (value().trim()) remember();
     shown = text.value = next;
     fresh = true;

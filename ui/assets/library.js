@@ -63,7 +63,7 @@ window.yuegp.library = (element, props, server, trigger, watch) => {
   };
   const act = async (wish) => {
     try {
-      const answer = await server.library_act(wish);
+      const answer = await server.library_action(wish);
       tell(answer.error || answer.said, answer.error);
       return answer.error ? null : answer;
     } catch { tell(t.unreachable, true); return null; }
@@ -160,7 +160,7 @@ window.yuegp.library = (element, props, server, trigger, watch) => {
     }
     signs();
   };
-  const ask = newest(() => server.library_look(asked), (answer) => {
+  const ask = newest(() => server.library_render(asked), (answer) => {
     const same = latest && JSON.stringify(answer) === JSON.stringify(latest);
     latest = answer;
     if (!same || renaming === "") draw();

@@ -87,9 +87,9 @@ window.yuegp.queue = (element, props, server, trigger, watch) => {
       if (bar) { bar.setAttribute("aria-valuenow", Math.round(100 * one.share)); bar.firstChild.style.width = `${100 * one.share}%`; }
     }
   };
-  const ask = newest(() => server.queue_look({}), draw);
+  const ask = newest(() => server.queue_render({}), draw);
   const act = async (wish) => {
-    try { draw(await server.queue_act(wish)); } catch { error.hidden = false; error.textContent = t.unreachable; }
+    try { draw(await server.queue_action(wish)); } catch { error.hidden = false; error.textContent = t.unreachable; }
   };
   const visible = () => element.offsetParent !== null && !document.hidden;
   new IntersectionObserver((seen) => { if (seen.some((one) => one.isIntersecting)) ask(); }).observe(root);

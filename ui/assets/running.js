@@ -92,7 +92,7 @@ window.yuegp.running = (element, props, server, trigger, watch) => {
     const mine = ++asked;
     let wait = 4000;
     try {
-      const view = await server.see_song({ name: props.value || "" });
+      const view = await server.running_render({ name: props.value || "" });
       if (mine !== asked) return;
       draw(view);
       if (view.state === "running" || view.live || view.stopping) wait = 700;

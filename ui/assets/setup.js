@@ -9,7 +9,7 @@ window.yuegp.setup = (element, props, server, trigger, watch) => {
 
   const language = el("select", { class: "y-line", id: "setup-language", "aria-describedby": "setup-language-info", onchange: async () => {
     try {
-      const answer = await server.setup_language({ language: language.value });
+      const answer = await server.setup_action({ do: "language", value: language.value });
       error.hidden = !answer.error; error.textContent = answer.error;
       if (!answer.error) location.assign(new URL("../", document.baseURI).href);
     } catch { error.hidden = false; error.textContent = t.unreachable; }
@@ -70,17 +70,17 @@ window.yuegp.setup = (element, props, server, trigger, watch) => {
     if (!row) place.remove();
     clearTimeout(asking);
     stopping = stopping && !stop.hidden;
-    if (busy || stopping) asking = setTimeout(() => server.setup_getting({}).then(getting, () => { said.textContent = t.unreachable; }), 500);
+    if (busy || stopping) asking = setTimeout(() => server.setup_download({}).then(getting, () => { said.textContent = t.unreachable; }), 500);
     if (over) ask();
   };
   const get = async (what, name) => {
     error.hidden = true;
     stopping = what === "stop";
-    try { getting(await server.setup_get({ do: what, name })); } catch { error.hidden = false; error.textContent = t.unreachable; }
+    try { getting(await server.setup_action({ do: what, name })); } catch { error.hidden = false; error.textContent = t.unreachable; }
   };
   const finding = (one) => el("li", { class: one.state }, el("b", { text: one.said }), el("div", {}, el("p", { text: one.what }), el("p", { class: "y-faint", text: one.hint, hidden: !one.hint })));
 
-  const ask = newest(() => server.setup_look({}), (answer) => {
+  const ask = newest(() => server.setup_render({}), (answer) => {
     machine.replaceChildren(rows(answer.machine));
     profile.hidden = !answer.profile;
     if (answer.profile) {
@@ -90,7 +90,7 @@ window.yuegp.setup = (element, props, server, trigger, watch) => {
     folders.replaceChildren(rows(answer.folders));
     const open = [...models.querySelectorAll("details[open]")].map((one) => one.closest("li").dataset.model);
     models.replaceChildren(...answer.models.map(model));
-    getting(answer.getting);
+    getting(answer.download);
     for (const name of open) models.querySelector(`[data-model="${name}"] details`)?.setAttribute("open", "");
     version.textContent = answer.version;
     if (document.activeElement !== language) language.value = answer.language;

@@ -44,7 +44,7 @@ window.yuegp.clock = (seconds) => {
   return `${Math.floor(whole / 60)}:${String(whole % 60).padStart(2, "0")}`;
 };
 
-// One player at a time: whoever begins to play quiets the others.
+// One player at a time: one that starts pauses the others.
 document.addEventListener("play", (event) => {
   for (const other of document.querySelectorAll("audio")) {
     if (other !== event.target && !other.dataset.together) other.pause();
@@ -93,7 +93,7 @@ window.yuegp.draft = (() => {
       if (restored) window.yuegp.memory.save(KEY, values);
       else early = values;
     },
-    // Values for the fields of `usual`, which holds what each shows when nobody has touched it; undefined leaves one
+    // Values for the fields of `usual`, which holds what each shows untouched; undefined leaves one
     // alone. An empty number has to be written as well: Gradio would show a 0 when its place is opened.
     async restore(usual) {
       const kept = await window.yuegp.memory.load(KEY, {});

@@ -33,7 +33,7 @@ window.yuegp.song = (element, props, server, trigger, watch) => {
   async function refresh(silent = false) {
     clearTimeout(timer);
     const mine = ++asked, name = song;
-    const answer = await call("song_look", { song, take: front() ?? null, section });
+    const answer = await call("song_render", { song, take: front() ?? null, section });
     if (mine !== asked || name !== song || end.signal.aborted) return;
     if (answer.error) say(answer.error, true);
     else {
@@ -60,7 +60,7 @@ window.yuegp.song = (element, props, server, trigger, watch) => {
     if (slots[other()] == null || a === b || !known(slots[other()])) slots[other()] = answer.rival;
     for (const [name, html] of Object.entries(answer.parts)) exchange(name, html);
     const fresh = sounds.map((one) => one.take).find((take) => !before.includes(take));
-    if (answer.state !== "open" && player.playing) player.pause(); // nobody could, with the controls out of sight
+    if (answer.state !== "open" && player.playing) player.pause(); // its controls are hidden
     if (drawn === song && fresh && !silent) say(fill(words.ready, { take: fresh }));
     drawn = song;
     settle();
@@ -103,7 +103,7 @@ window.yuegp.song = (element, props, server, trigger, watch) => {
   async function act(what, values = {}, name = song) {
     say(words.busy);
     find(".song").setAttribute("aria-busy", "true");
-    const answer = await call("song_act", { song: name, do: what, values: { take: front(), section, ...values } });
+    const answer = await call("song_action", { song: name, do: what, values: { take: front(), section, ...values } });
     find(".song").removeAttribute("aria-busy");
     if (answer.error) return say(answer.error, true);
     const files = (answer.files || []).map((file) => Object.assign(document.createElement("a"), {

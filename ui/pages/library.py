@@ -1,6 +1,6 @@
-"""The Library page: every song there is, found, heard, named, rated, thrown away and taken back; and the way from an
-exported file to a new song with its settings. One element, drawn by `assets/library.js`, that asks `library_look` for
-rows and tells `library_act` what was clicked.
+"""The Library page: search, play, rename, rate, trash and restore songs, and start a new song from an exported file.
+
+One element, drawn by `assets/library.js`, which calls `library_render` for its rows and `library_action` for clicks.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from yuegp.song import tags
 from yuegp.song.schema import Stage, to_dict
 
 MOST = 400
-"""Rows sent at once at most; a person who wants to see more of them searches."""
+"""Most rows sent at once; a search finds the others."""
 
 TAGS = 40
-"""Tags offered to filter by: those that most songs have."""
+"""How many tags the filter offers: the most frequent ones."""
 
 IMPORTED = (".wav", ".flac", ".mp3")
 
@@ -37,8 +37,8 @@ QUIET: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
 
 
 class Listing:
-    """The entries of a songs folder, of which only those are read again that have changed. Looking whether that is so
-    costs a tenth of reading, and nothing is kept on disk that could be wrong."""
+    """The songs of a folder, cached in memory. Only songs whose files have changed are read again: checking their times
+    costs a tenth of reading them."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -46,7 +46,7 @@ class Listing:
         self._known: dict[str, tuple[tuple[int, ...], SongSummary | None]] = {}
 
     def entries(self) -> list[SongSummary]:
-        """As `shelf.entries`, in no order. LibraryError when the folder cannot be read."""
+        """As `catalog.entries`, in no order. LibraryError when the folder cannot be read."""
         with self._guard:
             try:
                 with os.scandir(self.root) as inside:
@@ -54,7 +54,7 @@ class Listing:
             except FileNotFoundError:
                 folders = []
             except OSError:
-                return catalog.entries(self.root)  # which says why
+                return catalog.entries(self.root)  # raises LibraryError that says why
             known, self._known = self._known, {}
             for folder in folders:
                 times = _times(folder)
@@ -78,15 +78,15 @@ def _times(folder: str) -> tuple[int, ...]:
     return tuple(times)
 
 
-def build(desk: AppContext, shell: Shell, t: Texts) -> None:
-    """Put the page into the tab that is being built."""
-    here, trash = Listing(desk.root), Listing(desk.root / catalog.TRASH)
+def build(context: AppContext, shell: Shell, t: Texts) -> None:
+    """Build the page into the present tab."""
+    here, trash = Listing(context.root), Listing(context.root / catalog.TRASH)
 
-    def library_look(asked: Any) -> dict[str, Any]:
-        return sendable(render(desk, here, trash, asked, t))
+    def library_render(asked: Any) -> dict[str, Any]:
+        return sendable(render(context, here, trash, asked, t))
 
-    def library_act(asked: Any) -> dict[str, Any]:
-        return sendable(handle_action(desk, asked, t))
+    def library_action(asked: Any) -> dict[str, Any]:
+        return sendable(handle_action(context, asked, t))
 
     with gr.Column(elem_classes="y-stack"):
         page = gr.HTML(
@@ -95,7 +95,7 @@ def build(desk: AppContext, shell: Shell, t: Texts) -> None:
             html_template="<div class='y-library'></div>",
             js_on_load="window.yuegp.library(element, props, server, trigger, watch); /* triggers 'opened' */",
             apply_default_css=False,
-            server_functions=[library_look, library_act],
+            server_functions=[library_render, library_action],
             say=t.part("library."),
         )
         with gr.Column(elem_classes="y-panel"):
@@ -126,9 +126,9 @@ def _opened(event: gr.EventData) -> tuple[str, gr.Tabs]:
 # Rows
 
 
-def render(desk: AppContext, here: Listing, trash: Listing, asked: Any, t: Texts) -> dict[str, Any]:
-    """The rows that fit what is asked for (`text`, `rating`, `tag`, `language`, `sort`, `trash`), how many there are,
-    and what could be filtered by."""
+def render(context: AppContext, here: Listing, trash: Listing, asked: Any, t: Texts) -> dict[str, Any]:
+    """The songs that match `asked` (`text`, `rating`, `tag`, `language`, `sort`, `trash`) as rows, their number, and
+    the tags to filter by."""
     asked = asked if isinstance(asked, dict) else {}
     in_trash = bool(asked.get("trash"))
     try:
@@ -143,7 +143,7 @@ def render(desk: AppContext, here: Listing, trash: Listing, asked: Any, t: Texts
         )
     except YueGPError as exc:
         return {"rows": [], "found": 0, "all": 0, "tags": [], "trash": in_trash, "error": f"{exc.what} {exc.hint}"}
-    busy = {desk.name_of(job): str(job.state) for job in desk.known_jobs() if job.state in ("waiting", "running")}
+    busy = {context.name_of(job): str(job.state) for job in context.known_jobs() if job.state in ("waiting", "running")}
     return {
         "rows": [row(entry, busy.get(entry.folder.name, ""), t) for entry in found[:MOST]],
         "found": len(found),
@@ -155,7 +155,7 @@ def render(desk: AppContext, here: Listing, trash: Listing, asked: Any, t: Texts
 
 
 def row(entry: SongSummary, busy: str, t: Texts) -> dict[str, Any]:
-    """A song as the script draws it."""
+    """A song as the script draws it. `busy` is the state of its job, or empty."""
     if entry.broken or entry.damaged:
         state = t("library.state.broken")
     elif busy:
@@ -178,7 +178,7 @@ def row(entry: SongSummary, busy: str, t: Texts) -> dict[str, Any]:
 
 
 def common(entries: list[SongSummary]) -> list[str]:
-    """The tags that most of some songs have, in alphabetical order."""
+    """The `TAGS` most frequent tags of these songs, in alphabetical order."""
     count = Counter(tag for entry in entries for tag in _known_tags(entry.tags))
     return sorted(tag for tag, _ in count.most_common(TAGS))
 
@@ -198,32 +198,32 @@ def _stars(value: Any) -> int | None:
     return value if type(value) is int and 1 <= value <= 5 else None
 
 
-# What is done to them
+# Actions
 
 
-def handle_action(desk: AppContext, asked: Any, t: Texts) -> dict[str, Any]:
-    """Do what was clicked: `do` is rename, rate, trash, restore or hear, `name` the song's folder, `value` the title or
-    the stars. Answers what to say of it, and for `hear` the take to be heard."""
+def handle_action(context: AppContext, asked: Any, t: Texts) -> dict[str, Any]:
+    """Do what the user clicked: `do` is rename, rate, trash, restore or hear, `name` the song's folder, `value` the
+    title or the stars. Returns the sentence to show, and for `hear` the take to play."""
     asked = asked if isinstance(asked, dict) else {}
     name, value = str(asked.get("name") or ""), asked.get("value")
     try:
         match asked.get("do"):
             case "rename":
-                song = desk.song(name)
+                song = context.song(name)
                 catalog.rename(song, str(value or ""))
                 return _said(t("library.renamed", title=song.info.title))
             case "rate":
-                song = desk.song(name)
+                song = context.song(name)
                 catalog.rate(song, _stars(value))
                 return _said("")
             case "trash":
-                refuse_working(desk, name, t)
-                catalog.trash(desk.folder(name), desk.root)
+                refuse_working(context, name, t)
+                catalog.trash(context.folder(name), context.root)
                 return _said(t("library.trashed"))
             case "restore":
-                return _said("", name=catalog.restore(_in_trash(desk, name), desk.root).name)
+                return _said("", name=catalog.restore(_in_trash(context, name), context.root).name)
             case "hear":
-                return _said("", take=desk.song(name).chosen([]).info.number)
+                return _said("", take=context.song(name).chosen([]).info.number)
             case _:
                 return {"error": t("library.unknown")}
     except YueGPError as exc:
@@ -234,25 +234,25 @@ def _said(text: str, **values: Any) -> dict[str, Any]:
     return {"error": "", "said": text, **values}
 
 
-def refuse_working(desk: AppContext, name: str, t: Texts) -> None:
-    """LibraryError when a song is being made, or is going to be."""
-    if any(desk.name_of(job) == name and job.state in ("running", "waiting") for job in desk.known_jobs()):
+def refuse_working(context: AppContext, name: str, t: Texts) -> None:
+    """LibraryError when the song has a running or waiting job."""
+    if any(context.name_of(job) == name and job.state in ("running", "waiting") for job in context.known_jobs()):
         raise LibraryError(t("library.working"), t("library.working_hint"))
 
 
-def _in_trash(desk: AppContext, name: str) -> str:
-    """A folder's name in the trash; anything else is refused, as `Desk.folder` does."""
-    if not any(entry.folder.name == name for entry in catalog.trashed(desk.root)):
+def _in_trash(context: AppContext, name: str) -> str:
+    """`name`, if it is a song in the trash; else LibraryError, as `AppContext.folder` raises."""
+    if not any(entry.folder.name == name for entry in catalog.trashed(context.root)):
         raise LibraryError(f"There is no song {name[:80]!r} in the trash.", "Choose one from the list.")
     return name
 
 
-# Files that come back
+# Import
 
 
 def settings_of(path: str, t: Texts) -> tuple[str, list[str]]:
-    """The settings in an exported file as the Create page takes them over (`Shell.copy_from`), and notes. YueGPError
-    when there are none."""
+    """The settings in an exported file as JSON for `Shell.copy_from`, and notes about them. YueGPError when the file
+    has none."""
     if Path(path).suffix.lower() not in IMPORTED:
         raise RequestError(t("library.import.wrong"), t("library.import.wrong_hint"))
     request, notes = export.import_file(path)
@@ -264,5 +264,5 @@ def settings_of(path: str, t: Texts) -> tuple[str, list[str]]:
 
 
 def _without(exc: YueGPError, path: str) -> YueGPError:
-    """The error without the place that an upload happens to have on the server."""
+    """The error with the upload's path on the server shortened to its file name."""
     return type(exc)(exc.what.replace(path, Path(path).name), exc.hint)

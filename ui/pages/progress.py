@@ -1,7 +1,7 @@
-"""A song that is being made, as the page shows it: each section's state, how fast it goes, what can be heard already.
+"""The running view on the Create page: each section's state, speed and time left, and what can be heard already.
 
-Everything is read from the song's folder and the queue at each call: so a page that was reloaded, or opened on another
-day, sees what there is. Nothing here waits."""
+Every call reads the song's folder and the queue, so a page that was reloaded, or opened on another day, shows what is
+there. Nothing here waits."""
 
 from __future__ import annotations
 
@@ -18,43 +18,43 @@ from yuegp.song.schema import Stage
 from yuegp.tokens.vocab import FRAMES_PER_SECOND
 
 WRITING, REFINING = 0.6, 0.35
-"""Shares of a song's time that the stages take, when no better is known; what is left is for the sound."""
+"""Shares of the progress bar for Stage 1 and Stage 2; the codec has the rest."""
 
 
-def load(desk: AppContext, name: str, t: Texts) -> dict[str, Any]:
-    """What to show of the song called `name`; with an empty name, of a song that somebody else is making."""
+def render(context: AppContext, name: str, t: Texts) -> dict[str, Any]:
+    """What to show of the song called `name`; with an empty name, the title of another browser's running song."""
     if not name:
-        running = desk.running()
+        running = context.running()
         return {
             "state": "none",
             "other": _title(Path(running.song)) if running else "",
-            "name": running and desk.name_of(running),
+            "name": running and context.name_of(running),
         }
-    if not (desk.root / Path(name).name).is_dir():  # put into the trash since: nothing to worry anybody with
-        return load(desk, "", t)
+    if not (context.root / Path(name).name).is_dir():  # the user put it into the trash
+        return render(context, "", t)
     try:
-        song = desk.song(name)
-        jobs = desk.known_jobs()
+        song = context.song(name)
+        jobs = context.known_jobs()
     except YueGPError as exc:
         return {"state": "gone", "message": exc.what}
-    own = [job for job in jobs if desk.name_of(job) == name]
+    own = [job for job in jobs if context.name_of(job) == name]
     job = _shown(own)
     takes, faults = song.takes()
     if not takes:
         return {"state": "gone", "message": faults[0].what if faults else t("create.running.no_take")}
     begun = [take for take in takes if take.info.spans] or takes
     take = next((take for take in takes if job and take.info.number == job.take), begun[-1])
-    return _view(desk, song, take, job, jobs, own, t)
+    return _view(context, song, take, job, jobs, own, t)
 
 
 def _shown(own: list[Job]) -> Job | None:
-    """The job to show of a song's: the running one, else the next to come, else the latest."""
+    """Of a song's jobs, the one to show: the running one, else the next to come, else the newest."""
     by_state = [job for job in own if job.state is State.RUNNING] or [job for job in own if job.state not in OVER]
     return by_state[0] if by_state else (own[-1] if own else None)
 
 
 def _view(
-    desk: AppContext, song: Song, take: Take, job: Job | None, jobs: list[Job], own: list[Job], t: Texts
+    context: AppContext, song: Song, take: Take, job: Job | None, jobs: list[Job], own: list[Job], t: Texts
 ) -> dict[str, Any]:
     info = take.info
     state = "done" if info.stage is Stage.RENDERED else str(job.state) if job else "idle"
@@ -74,8 +74,8 @@ def _view(
         "seconds": info.frames / FRAMES_PER_SECOND,
     }
     versions = [other.take for other in own]
-    if state == "waiting" and desk.worker and desk.worker.trouble:
-        view["message"] = desk.worker.trouble
+    if state == "waiting" and context.worker and context.worker.trouble:
+        view["message"] = context.worker.trouble
     view["of"] = len(versions)
     view["version"] = versions.index(info.number) + 1 if info.number in versions else 1
     if progress:
@@ -91,7 +91,7 @@ def _view(
 
 
 def _sections(take: Take, progress: JobProgress | None) -> list[dict[str, Any]]:
-    """Label, state and what can be heard of each section that is to be made."""
+    """Label, state, share done and sound file of each section of the take."""
     info = take.info
     count = info.request.first_sections or len(info.request.sections)
     written = {span.section for span in (*info.spans, *info.kept_sections) if not span.open}
@@ -128,8 +128,8 @@ def _sections(take: Take, progress: JobProgress | None) -> list[dict[str, Any]]:
 
 
 def share(take: Take, progress: JobProgress) -> float:
-    """How much of the work on a running take is done, 0 to 1. Not of the time: what is left of that is a guess that
-    may grow, and a bar that goes back is worse than one that goes unevenly."""
+    """The share of the work on a running take that is done, 0 to 1. It does not follow the estimated time, which can
+    grow: an uneven bar is better than one that moves back."""
     if progress.stage == "sound":
         before = WRITING + REFINING
         return before + (1 - before) * progress.done / max(1, progress.total)
@@ -137,7 +137,7 @@ def share(take: Take, progress: JobProgress) -> float:
 
 
 def _share(sections: list[dict[str, Any]]) -> float:
-    """The same of sections that are written and refined."""
+    """The share that sections have of it while they are written and refined."""
     parts = {
         "writing": (0.0, WRITING),
         "written": (WRITING, 0.0),
@@ -152,7 +152,7 @@ def _share(sections: list[dict[str, Any]]) -> float:
 
 
 def _ahead(jobs: list[Job], job: Job | None) -> int:
-    """Jobs that are made before a waiting one."""
+    """How many jobs come before a waiting one."""
     if job is None or job.state is not State.WAITING:
         return 0
     place = [other.number for other in jobs].index(job.number)
@@ -164,21 +164,21 @@ def _title(folder: Path) -> str:
     return entry.name if entry else folder.name
 
 
-def stop(desk: AppContext, name: str) -> None:
-    """Stop making a song, all its versions; what is finished stays."""
-    for job in desk.jobs(name):
+def stop(context: AppContext, name: str) -> None:
+    """Cancel all jobs of a song. What is finished stays."""
+    for job in context.jobs(name):
         if job.state not in OVER:
-            desk.queue.cancel(job.number)
+            context.queue.cancel(job.number)
 
 
-def go_on(desk: AppContext, name: str) -> None:
-    """Make what a stopped, failed or interrupted song still lacks."""
-    song = desk.song(name)
+def go_on(context: AppContext, name: str) -> None:
+    """Queue the unfinished takes of a song again."""
+    song = context.song(name)
     for take in song.takes()[0]:
         number = take.info.number
         if take.info.stage is not Stage.RENDERED:
-            again = [job for job in desk.jobs(name) if job.take == number and job.state is not State.DONE]
+            again = [job for job in context.jobs(name) if job.take == number and job.state is not State.DONE]
             if again:
-                desk.queue.resume(again[-1].number)
+                context.queue.resume(again[-1].number)
             else:
-                desk.again(song, take)
+                context.again(song, take)

@@ -1,5 +1,5 @@
-"""The Queue page: what is made, in which order, and what became of what is over. One element, drawn by
-`assets/queue.js`, that asks `queue_look` for the jobs and tells `queue_act` what was clicked."""
+"""The Queue page: running, waiting and ended jobs. One element, drawn by `assets/queue.js`, which calls `queue_render`
+for the jobs and `queue_action` for clicks."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from .progress import share
 from .wording import edit_in_words
 
 ONE = ("cancel", "pause", "resume")
-"""What can be done to one job, besides moving it."""
+"""Methods of `Queue` that take one job; moving it needs a place as well."""
 
 
-def build(desk: AppContext, shell: Shell, t: Texts) -> None:
-    """Put the page into the tab that is being built."""
+def build(context: AppContext, shell: Shell, t: Texts) -> None:
+    """Build the page into the present tab."""
 
-    def queue_look(asked: Any) -> dict[str, Any]:
-        return sendable(render(desk, t))
+    def queue_render(asked: Any) -> dict[str, Any]:
+        return sendable(render(context, t))
 
-    def queue_act(asked: Any) -> dict[str, Any]:
-        return sendable(handle_action(desk, asked, t))
+    def queue_action(asked: Any) -> dict[str, Any]:
+        return sendable(handle_action(context, asked, t))
 
     page = gr.HTML(
         "",
@@ -38,7 +38,7 @@ def build(desk: AppContext, shell: Shell, t: Texts) -> None:
         html_template="<div class='y-queue'></div>",
         js_on_load="window.yuegp.queue(element, props, server, trigger, watch); /* triggers 'opened' */",
         apply_default_css=False,
-        server_functions=[queue_look, queue_act],
+        server_functions=[queue_render, queue_action],
         say=t.part("queue."),
     )
     page.opened(_opened, None, [shell.open_song, shell.tabs], api_visibility="private", show_progress="hidden")
@@ -48,28 +48,28 @@ def _opened(event: gr.EventData) -> tuple[str, gr.Tabs]:
     return str(event._data.get("name") or ""), goto("song")
 
 
-def render(desk: AppContext, t: Texts) -> dict[str, Any]:
-    """The jobs: the one that runs and those to come in order, and those that are over, newest first."""
+def render(context: AppContext, t: Texts) -> dict[str, Any]:
+    """`now`: the running job, then those to come in order. `over`: ended ones, newest first."""
     try:
-        jobs = desk.jobs()
+        jobs = context.jobs()
     except YueGPError as exc:
         return {"now": [], "over": [], "trouble": "", "error": f"{exc.what} {exc.hint}".strip()}
     to_come = [job.number for job in jobs if job.state in TO_COME]
-    now = [row(desk, job, to_come, t) for job in jobs if job.state not in OVER]
-    over = [row(desk, job, to_come, t) for job in reversed(jobs) if job.state in OVER]
+    now = [row(context, job, to_come, t) for job in jobs if job.state not in OVER]
+    over = [row(context, job, to_come, t) for job in reversed(jobs) if job.state in OVER]
     now.sort(key=lambda row: row["state"] != State.RUNNING)
-    trouble = desk.worker.trouble if desk.worker else ""
+    trouble = context.worker.trouble if context.worker else ""
     return {"now": now, "over": over, "trouble": trouble and t("queue.trouble", what=trouble), "error": ""}
 
 
-def row(desk: AppContext, job: Job, to_come: list[int], t: Texts) -> dict[str, Any]:
+def row(context: AppContext, job: Job, to_come: list[int], t: Texts) -> dict[str, Any]:
     """A job as the script draws it."""
     title, how, take = _title(job, t)
     last = job.last if job.state is State.RUNNING else None
     return {
         "number": job.number,
-        "name": desk.name_of(job),
-        "here": Path(job.song).parent == desk.root,
+        "name": context.name_of(job),
+        "here": Path(job.song).parent == context.root,
         "title": title,
         "take": job.take,
         "how": how,
@@ -87,8 +87,8 @@ def row(desk: AppContext, job: Job, to_come: list[int], t: Texts) -> dict[str, A
 
 
 def _title(job: Job, t: Texts) -> tuple[str, str, Take | None]:
-    """The song's title, what is done to it, and its take. A song that is gone or cannot be read is called by its
-    folder."""
+    """The song's title, the edit that the take is, and the take. A song that cannot be opened has its folder's name for
+    a title and no take."""
     folder = Path(job.song)
     try:
         song = store.open_song(folder)
@@ -98,11 +98,11 @@ def _title(job: Job, t: Texts) -> tuple[str, str, Take | None]:
     return song.info.title or folder.name, edit_in_words(take.info.edit, t) if take.info.parent else "", take
 
 
-def handle_action(desk: AppContext, asked: Any, t: Texts) -> dict[str, Any]:
-    """Do what was clicked: `do` is cancel, pause, resume, move (with `value`, the new place), pause_all, resume_all or
-    clear; `number` is the job. Answers the jobs as they are then."""
+def handle_action(context: AppContext, asked: Any, t: Texts) -> dict[str, Any]:
+    """Do what the user clicked: `do` is cancel, pause, resume, move (to the place `value`), pause_all, resume_all or
+    clear; `number` is the job. Returns what `render` does afterwards."""
     asked = asked if isinstance(asked, dict) else {}
-    wish, number, queue = asked.get("do"), asked.get("number"), desk.queue
+    wish, number, queue = asked.get("do"), asked.get("number"), context.queue
     error = ""
     try:
         if wish in ("pause_all", "resume_all", "clear"):
@@ -115,5 +115,5 @@ def handle_action(desk: AppContext, asked: Any, t: Texts) -> dict[str, Any]:
             error = t("queue.unknown")
     except YueGPError as exc:
         error = f"{exc.what} {exc.hint}".strip()
-    now = render(desk, t)
+    now = render(context, t)
     return {**now, "error": error or now["error"]}

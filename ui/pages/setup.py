@@ -1,5 +1,5 @@
-"""The Set-up page: what this machine is, which models are here and which are not, what the doctor says, and the few
-choices that belong to the program and not to a song. One element, drawn by `assets/setup.js`."""
+"""The Set-up page: this machine, the models on disk and those to download, the doctor's findings, and the language of
+the page. One element, drawn by `assets/setup.js`."""
 
 from __future__ import annotations
 
@@ -23,23 +23,20 @@ from yuegp.system import doctor
 from .create import plan
 
 
-def build(desk: AppContext, shell: Shell, t: Texts) -> None:
-    """Put the page into the tab that is being built."""
+def build(context: AppContext, shell: Shell, t: Texts) -> None:
+    """Build the page into the present tab."""
 
-    def setup_look(asked: Any) -> dict[str, Any]:
-        return render(desk, t)
+    def setup_render(asked: Any) -> dict[str, Any]:
+        return render(context, t)
 
     def setup_check(asked: Any) -> dict[str, Any]:
         return {"findings": findings(t)}
 
-    def setup_language(asked: Any) -> dict[str, Any]:
-        return choose(asked, t)
+    def setup_download(asked: Any) -> dict[str, Any]:
+        return download(context, t)
 
-    def setup_getting(asked: Any) -> dict[str, Any]:
-        return getting(desk, t)
-
-    def setup_get(asked: Any) -> dict[str, Any]:
-        return get(desk, asked, t)
+    def setup_action(asked: Any) -> dict[str, Any]:
+        return handle_action(context, asked, t)
 
     gr.HTML(
         "",
@@ -47,24 +44,24 @@ def build(desk: AppContext, shell: Shell, t: Texts) -> None:
         html_template="<div class='y-setup'></div>",
         js_on_load="window.yuegp.setup(element, props, server, trigger, watch);",
         apply_default_css=False,
-        server_functions=[setup_look, setup_check, setup_language, setup_getting, setup_get],
+        server_functions=[setup_render, setup_check, setup_download, setup_action],
         say=t.part("setup."),
         languages=[["", t("setup.language.browser")], *map(list, LANGUAGES.items())],
     )
 
 
-def render(desk: AppContext, t: Texts) -> dict[str, Any]:
-    """What the script shows, but for the doctor's findings, which take some seconds."""
+def render(context: AppContext, t: Texts) -> dict[str, Any]:
+    """What the script shows, except the doctor's findings, which take some seconds."""
     return {
         "machine": [{"name": name, "text": text} for name, text in machine_rows(t)],
         "profile": profile(t),
         "models": model_rows(t),
-        "getting": getting(desk, t),
+        "download": download(context, t),
         "folders": [
-            {"name": t("setup.songs"), "text": str(desk.root)},
+            {"name": t("setup.songs"), "text": str(context.root)},
             {"name": t("setup.models_folder"), "text": str(paths.models_dir().absolute())},
             {"name": t("setup.home"), "text": str(paths.home().absolute())},
-            {"name": t("setup.free"), "text": size(machine.disk_free(desk.root))},
+            {"name": t("setup.free"), "text": size(machine.disk_free(context.root))},
         ],
         "language": settings.load().language,
         "version": t("setup.version", version=__version__),
@@ -90,8 +87,8 @@ def machine_rows(t: Texts) -> list[tuple[str, str]]:
 
 
 def profile(t: Texts) -> dict[str, Any] | None:
-    """How YuE's English models would be held on this machine's card for a usual song, and why; None without a card.
-    What is told is what getting them fetches: they need not be here."""
+    """Which copies of YuE's English models a download would choose for this machine's card, how they share its memory,
+    and why; None without a card. The models need not be on disk."""
     try:
         here = machine.describe_machine()
         if here.card is None:
@@ -99,7 +96,7 @@ def profile(t: Texts) -> dict[str, Any] | None:
         found = choice.choose("en", "cot", here.card, ram=here.ram_free)
     except YueGPError as exc:
         return {"text": exc.what, "reasons": [exc.hint]}
-    why = f"{found.reason[0].upper()}{found.reason[1:]}."
+    why = t("setup.profile.choice", models=" + ".join(c.id for c in found.checkpoints[:2]), reason=found.reason)
     held = found.plan
     if held is None:
         return {"text": why, "reasons": []}
@@ -121,7 +118,7 @@ def size(count: float) -> str:
 
 
 def model_rows(t: Texts) -> list[dict[str, Any]]:
-    """Every model set that has a name: what it is for, whether it is here, how much it takes, and how to get it."""
+    """Every named model set: what it is for, whether it is on disk, its size, and how to download it."""
     return [_model_row(name, t) for name in sets.names()]
 
 
@@ -142,7 +139,7 @@ def _model_row(name: str, t: Texts) -> dict[str, Any]:
 
 
 def title(name: str, t: Texts) -> str:
-    """What a set is for, in the page's language where we know it."""
+    """What a set is for, in the language of the page; its name for a set that the user added."""
     if name in sets.RELEASED:
         language, mode = sets.RELEASED[name]
         return t("setup.model.title", language=t(f"setup.model.{language}"), mode=t(f"setup.model.{mode}"))
@@ -150,7 +147,7 @@ def title(name: str, t: Texts) -> str:
 
 
 def _missing(name: str) -> list[int]:
-    """Bytes of each part of a set that getting it would download, about; of a user's own model, of what it lacks."""
+    """Approximate bytes of each part of a set that is not on disk and would be downloaded."""
     if name not in sets.RELEASED:
         parts = sets.candidates(name).values()
         return [some[0].about for some in parts if not any(locate.locate(checkpoint) for checkpoint in some)]
@@ -161,13 +158,13 @@ def _missing(name: str) -> list[int]:
 
 
 def _bytes_in(folder: Path) -> int:
-    """Bytes of the files in a folder and below."""
+    """Bytes of the files in a folder and its subfolders."""
     return sum(os.stat(os.path.join(place, name)).st_size for place, _, names in os.walk(folder) for name in names)
 
 
-def getting(desk: AppContext, t: Texts) -> dict[str, Any]:
-    """How far getting a model is, in words: `state` as in `getter.Getting`, `text`, and `share` from 0 to 1."""
-    now = desk.getter.look()
+def download(context: AppContext, t: Texts) -> dict[str, Any]:
+    """The download as the script shows it: `state` as in `downloader.Getting`, `text`, and `share` from 0 to 1."""
+    now = context.downloader.look()
     text = now.message
     if now.state in ("asking", "stopped", "done"):
         text = t(f"setup.get.{now.state}")
@@ -177,37 +174,20 @@ def getting(desk: AppContext, t: Texts) -> dict[str, Any]:
         text = " ".join([*now.notes, text])
     elif now.state == "getting":
         known = {"what": now.what, "done": size(now.done), "total": size(now.total)}
-        text = t(f"setup.get.{now.doing}", **known) if now.doing else t("setup.get.asking")
-        if now.rate and now.left is not None:
-            text = t("setup.get.pace", text=text, rate=size(now.rate), left=plan.span(now.left, t))
+        text = t("setup.get.asking")
+        if now.doing and now.rate and now.left is not None:
+            text = t(f"setup.get.{now.doing}_pace", rate=size(now.rate), left=plan.span(now.left, t), **known)
+        elif now.doing:
+            text = t(f"setup.get.{now.doing}", **known)
     share = now.done / now.total if now.state == "getting" and now.total else 0.0
     return {"name": now.name, "state": now.state, "text": text, "share": round(share, 3), "error": ""}
-
-
-def get(desk: AppContext, asked: Any, t: Texts) -> dict[str, Any]:
-    """What was clicked: `do` is `ask` (what getting the model `name` means), `go` (get it) or `stop`. Answers how far
-    it is then."""
-    asked = asked if isinstance(asked, dict) else {}
-    wish, name, error = asked.get("do"), asked.get("name"), ""
-    try:
-        if wish == "ask" and isinstance(name, str):
-            desk.getter.ask(name)
-        elif wish == "go" and isinstance(name, str):
-            desk.getter.go(name)
-        elif wish == "stop":
-            desk.getter.stop()
-        else:
-            error = t("setup.unknown")
-    except YueGPError as exc:
-        error = f"{exc.what} {exc.hint}".strip()
-    return {**getting(desk, t), "error": error}
 
 
 # The doctor
 
 
 def findings(t: Texts) -> list[dict[str, str]]:
-    """What the doctor says, worst first. Takes some seconds: another process imports torch."""
+    """The doctor's findings, worst first. Takes some seconds, because another process imports torch."""
     try:
         found = doctor.examine()
     except YueGPError as exc:
@@ -216,20 +196,29 @@ def findings(t: Texts) -> list[dict[str, str]]:
     return [
         {"state": one.state, "said": t(f"setup.{one.state}"), "what": one.what, "hint": one.hint}
         for one in sorted(found, key=lambda one: order.index(one.state))
-        if one.name != "port"  # it is taken: by us
+        if one.name != "port"  # this page holds the port
     ]
 
 
-# Choices
+# Actions
 
 
-def choose(asked: Any, t: Texts) -> dict[str, str]:
-    """Keep the language of the page. It holds from the next time the page is loaded."""
-    language = asked.get("language") if isinstance(asked, dict) else None
-    if language not in ("", *LANGUAGES):
-        return {"error": t("setup.unknown")}
+def handle_action(context: AppContext, asked: Any, t: Texts) -> dict[str, Any]:
+    """Do what the user clicked: `do` is `ask` (what downloading the model `name` means), `go` (download it), `stop`, or
+    `language` (keep `value` for the next time the page loads). Returns `download` with an `error`, empty if none."""
+    asked = asked if isinstance(asked, dict) else {}
+    wish, name, language, error = asked.get("do"), asked.get("name"), asked.get("value"), ""
     try:
-        settings.save(replace(settings.load(), language=str(language)))
+        if wish == "ask" and isinstance(name, str):
+            context.downloader.ask(name)
+        elif wish == "go" and isinstance(name, str):
+            context.downloader.go(name)
+        elif wish == "stop":
+            context.downloader.stop()
+        elif wish == "language" and language in ("", *LANGUAGES):
+            settings.save(replace(settings.load(), language=str(language)))
+        else:
+            error = t("setup.unknown")
     except YueGPError as exc:
-        return {"error": f"{exc.what} {exc.hint}".strip()}
-    return {"error": ""}
+        error = f"{exc.what} {exc.hint}".strip()
+    return {**download(context, t), "error": error}

@@ -1,9 +1,9 @@
-"""The process that gets models, beside the one that shows the page: what there is to download, and the download.
+"""The process that downloads models, beside the one that shows the page.
 
-A process of its own because converting the sound model loads torch, because a server that does not answer keeps a
-thread for as long as it likes, and because the page itself never asks another machine for anything. First it says how
-much is to be downloaded; then it waits for `go` on its standard input. When that ends, it ends too. What has arrived
-stays, and the next one goes on from there.
+It is a process of its own because converting the codec loads torch, because a silent server can block a thread for as
+long as it likes, and because the page's own process never contacts another machine. It reports how much there is to
+download and waits for `go` on standard input. It ends when standard input does. What has arrived stays on disk, and the
+next download resumes there.
 """
 
 from __future__ import annotations
@@ -28,24 +28,24 @@ from yuegp.system import provision
 from .generator import PATIENCE_SECONDS, hang_up, spawn
 
 TELL_SECONDS = 0.25
-"""Least time between two reports of how far it is."""
+"""Shortest time between two reports of progress."""
 
 BUSY = ("asking", "getting")
 
 
 @dataclass(frozen=True)
 class Getting:
-    """Where getting a model is. Sizes in bytes."""
+    """State of a download. Sizes in bytes."""
 
     name: str = ""
     """The set."""
     state: str = ""
-    """Empty before the first, then `asking` (the hub, what there is), `offered`, `getting`, and at the end `done`,
-    `stopped` or `failed`."""
+    """Empty before the first download; `asking` while the hub says what there is; `offered`, `getting`; at the end
+    `done`, `stopped` or `failed`."""
     parts: Sequence[str] = ()
-    """The checkpoints to be downloaded."""
+    """Ids of the checkpoints to download."""
     notes: Sequence[str] = ()
-    """What is taken in another's place, and why folders of other programs are not used."""
+    """Sentences: which copies on disk serve instead of a download, and which folders could not be used and why."""
     missing: int = 0
     free: int = 0
     doing: str = ""
@@ -55,13 +55,13 @@ class Getting:
     total: int = 0
     rate: float | None = None
     left: float | None = None
-    """Seconds until this part is there; None while nobody can say."""
+    """Estimated seconds until this part is complete; None before an estimate exists."""
     message: str = ""
     """Why it failed, and what to do."""
 
 
 class DownloadProcess:
-    """At most one such process, and how far it is. Everybody who looks at the page sees the same one."""
+    """At most one download process and its state, which every open page shows."""
 
     def __init__(self) -> None:
         self._guard = threading.Lock()
@@ -69,12 +69,12 @@ class DownloadProcess:
         self._process: subprocess.Popen[bytes] | None = None
 
     def look(self) -> Getting:
-        """How far it is."""
+        """The present state."""
         return self._now
 
     def ask(self, name: str) -> None:
-        """Find out what getting the set called `name` means. RequestError for one that cannot be got, or when another
-        one is being got."""
+        """Start a process that works out what downloading the set `name` means. RequestError when that set cannot be
+        downloaded, or while another download runs."""
         if name not in sets.RELEASED:
             raise RequestError(f"The model {name!r} cannot be downloaded.", f"There are: {', '.join(sets.RELEASED)}.")
         with self._guard:
@@ -84,10 +84,10 @@ class DownloadProcess:
                 hang_up(self._process)
             self._now = Getting(name, "asking")
             self._process = spawn("ui.processes.downloader", name, without="HF_HUB_OFFLINE")
-            threading.Thread(target=self._hear, args=(self._process,), name="yuegp getter", daemon=True).start()
+            threading.Thread(target=self._hear, args=(self._process,), name="yuegp downloader", daemon=True).start()
 
     def go(self, name: str) -> None:
-        """Download what was offered. Anything else is left as it is."""
+        """Download `name` if that is what was offered; else do nothing."""
         with self._guard:
             if self._process and (self._now.name, self._now.state) == (name, "offered"):
                 self._now = replace(self._now, state="getting")
@@ -97,7 +97,7 @@ class DownloadProcess:
                     self._process.stdin.flush()
 
     def stop(self) -> None:
-        """End it, soon. Returns at once."""
+        """Ask the process to end. Returns at once."""
         with self._guard:
             if self._process:
                 hang_up(self._process)
@@ -121,7 +121,7 @@ class DownloadProcess:
 
 @dataclass
 class _Report:
-    """A `provision.StepProgress`: writes how far it is, now and then; stops the work once `over` is set."""
+    """A `provision.StepProgress` that reports every `TELL_SECONDS`, and raises Cancelled once `over` is set."""
 
     over: threading.Event
     part: tuple[str, str] = ("", "")
@@ -142,7 +142,7 @@ class _Report:
 
 
 def main(name: str) -> None:
-    """Say what there is to get, wait for `go`, get it, and note that the set's name stands for it."""
+    """The process: report what there is to download, wait for `go`, download it, remember the choice for the set."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches both; the page's process decides
     go, over = threading.Event(), threading.Event()
     threading.Thread(target=_listen, args=(go, over), daemon=True).start()
@@ -172,11 +172,11 @@ def _listen(go: threading.Event, over: threading.Event) -> None:
     over.set()
     go.set()
     time.sleep(PATIENCE_SECONDS)
-    os._exit(0)  # it waits for somebody who does not answer; what has arrived is on disk
+    os._exit(0)  # a server that does not answer blocks it; what has arrived is on disk
 
 
 def _say(**news: Any) -> None:
-    with contextlib.suppress(OSError):  # nobody listens any more
+    with contextlib.suppress(OSError):  # the page's process has ended
         print(json.dumps(news), flush=True)
 
 

@@ -1,9 +1,9 @@
-"""The process that makes the songs, beside the one that shows the page.
+"""The process that generates songs, beside the one that shows the page.
 
-A process of its own because loading torch holds Python's lock for longer than a page may keep a person waiting, because
-a model that is loading cannot be interrupted but a process can be ended, and because a graphics driver that fails takes
-its process along. It ends when its standard input does, so it never outlives the page, however that ends. What it makes
-is on disk section by section, and how far it is stands in the queue: nothing but its complaints comes back from here.
+It is a process of its own because loading torch holds Python's lock for longer than a page may make its user wait,
+because a model that is loading can only be stopped by ending its process, and because a failing graphics driver takes
+its process along. It ends when its standard input does, so it never outlives the page. Songs go to disk section by
+section and progress goes to the queue; only sentences about trouble come back on standard output.
 """
 
 from __future__ import annotations
@@ -21,36 +21,36 @@ from yuegp.jobs.queue import Queue
 from yuegp.jobs.worker import Worker
 
 PATIENCE_SECONDS = 1.0
-"""How long it may take to stop at the next event before it is ended. Nothing finished is lost either way."""
+"""Time that the process has to stop at its next event before it is killed. Nothing finished is lost either way."""
 
 RETRY_SECONDS = 2.0
-"""How often one that cannot have the queue asks again: whoever has it may be done."""
+"""How often a worker that does not get the queue tries again: the one that holds it may have ended."""
 
 
 class GeneratorProcess:
-    """Keeps one such process alive while the page is."""
+    """Keep one generator process running for as long as the page runs."""
 
     def __init__(self, queue: Queue) -> None:
         self.home = queue.folder.parent
         self.trouble = ""
-        """Why nothing is being made, in a sentence; empty when all is well."""
+        """Why no song is being made, in a sentence; empty when all is well."""
         self._over = threading.Event()
         self._process: subprocess.Popen[bytes] | None = None
         self._watch: threading.Thread | None = None
 
     def start(self) -> None:
-        """Begin. Returns at once."""
-        self._watch = threading.Thread(target=self._keep, name="yuegp maker", daemon=True)
+        """Start the process, and restart it whenever it ends. Returns at once."""
+        self._watch = threading.Thread(target=self._keep, name="yuegp generator", daemon=True)
         self._watch.start()
 
     def let_go(self) -> None:
-        """Ask it to end, and return at once."""
+        """Ask the process to end. Returns at once."""
         self._over.set()
         if self._process:
             hang_up(self._process)
 
     def stop(self) -> None:
-        """End, within `PATIENCE_SECONDS` or so. A song that is being made is left as interrupted."""
+        """End the process within about `PATIENCE_SECONDS`. The running job becomes interrupted."""
         self.let_go()
         if self._process:
             _end(self._process)
@@ -75,7 +75,8 @@ class GeneratorProcess:
 
 
 def spawn(module: str, argument: str, without: str = "") -> subprocess.Popen[bytes]:
-    """A process that runs one of our modules and can be written to and heard; `without` a variable of ours."""
+    """Run a module of the program with pipes for standard input and output, without the environment variable
+    `without`."""
     ours = str(Path(__file__).resolve().parents[2])
     path = os.pathsep.join(filter(None, (ours, os.environ.get("PYTHONPATH"))))
     environment = {name: value for name, value in os.environ.items() if name != without}
@@ -88,7 +89,7 @@ def spawn(module: str, argument: str, without: str = "") -> subprocess.Popen[byt
 
 
 def hang_up(process: subprocess.Popen[bytes]) -> None:
-    """Let a process know that nobody needs it any more."""
+    """Close a process's standard input, which asks it to end."""
     assert process.stdin
     with contextlib.suppress(OSError):
         process.stdin.close()
@@ -104,7 +105,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 def main(home: str) -> None:
-    """The other process: make what waits, until standard input ends."""
+    """The process: make the waiting jobs until standard input ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches both; the page's process decides
     over, queue = threading.Event(), Queue(Path(home))
     threading.Thread(target=_listen, args=(over,), daemon=True).start()
@@ -117,7 +118,7 @@ def main(home: str) -> None:
 
 
 def _work(worker: Worker, over: threading.Event) -> None:
-    """Make jobs until it is over. LibraryError when another worker has the queue, or it cannot be read."""
+    """Make jobs until `over` is set. LibraryError when another worker holds the queue, or it cannot be read."""
     feed = worker.subscribe()
     worker.start()
     _say("")
@@ -139,7 +140,7 @@ def _stop(worker: Worker, over: threading.Event) -> None:
 
 
 def _say(trouble: str) -> None:
-    with contextlib.suppress(OSError):  # nobody listens any more
+    with contextlib.suppress(OSError):  # the page's process has ended
         print(" ".join(trouble.split()), flush=True)
 
 

@@ -1,1 +1,1 @@
-"""What answers on the network, and who may ask."""
+"""The HTTP server: what it answers, and to whom."""

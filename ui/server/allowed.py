@@ -1,8 +1,8 @@
-"""What the server answers at all: every method and route that the page, or a program, uses. Gradio opens many more
-doors, and each version some new ones; none of them is reached that does not stand here.
+"""The allow list: every method and route that the page, or a program, uses. Gradio has many more routes, and each
+version adds some; a request reaches none that is not listed here.
 
-Routes are judged on the decoded path, which is what the routers see too. `tests/test_allowed.py` walks every route
-that is registered, and wants each of them here or refused.
+Paths are matched after decoding, as the routers match them. `tests/ui/server/test_allowed.py` walks every
+registered route and wants it listed here or refused.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from enum import Enum, auto
 from ui.texts import LANGUAGES
 
 CALLS = ("make", "status", "stop", "songs", "export")
-"""The calls for programs."""
+"""API calls for programs."""
 
 PAGE = "page"
-"""Instead of a content type: a document that a browser shows, with scripts."""
+"""In place of a content type: a document that a browser shows, with scripts."""
 
 BY_ENDING = "by ending"
-"""Instead of a content type: `answers.TYPES` says it, by the ending of the path."""
+"""In place of a content type: `answers.TYPES` has it, by the ending of the path."""
 
 JSON, EVENTS = "application/json", "text/event-stream"
 
@@ -30,7 +30,7 @@ _CALL = f"/api/gradio_api/call/(?:{'|'.join(CALLS)})"
 
 
 class Body(Enum):
-    """What a request may bring along."""
+    """What the body of a request may be."""
 
     NOTHING = auto()
     JSON = auto()
@@ -40,7 +40,7 @@ class Body(Enum):
 
 @dataclass(frozen=True)
 class Route:
-    """A way in. `media` is the content type of a good answer, or `PAGE`, or `BY_ENDING`."""
+    """An allowed route. `media` is the content type of its successful answer, or `PAGE`, or `BY_ENDING`."""
 
     methods: tuple[str, ...]
     path: re.Pattern[str]
@@ -57,7 +57,7 @@ def _send(path: str, body: Body = Body.JSON, media: str = JSON) -> Route:
 
 
 LOGIN = _send(f"(?:{_ANY})?/login/?", Body.FORM, PAGE)
-"""Where a password is taken. Only there when there is one."""
+"""Takes the password. Allowed only when one is set."""
 
 ROUTES = (
     _look(f"/|{_ANY}/?", PAGE, "GET", "HEAD"),
@@ -84,7 +84,7 @@ LINKED = frozenset(("/", *(f"/{language}/" for language in LANGUAGES)))
 
 
 def find(method: str, path: str, login: bool = False) -> Route | None:
-    """The route of a request; None when there is nothing there. `login`: a password is asked for."""
+    """The route of a request; None when it is not allowed. `login`: a password is set."""
     if any(character < " " or character == "\x7f" for character in path):
         return None
     routes = (*ROUTES, LOGIN) if login else ROUTES

@@ -1,5 +1,5 @@
-"""What every answer tells the browser. A page may load what is ours and nothing else. Whatever is not a page is shut
-in: shown by a browser, it may do nothing at all; and its content type is said here, not by what lies on disk."""
+"""Headers of every answer. A page may load what this server has and nothing else. Any other answer is sandboxed: shown
+in a browser, it can do nothing. Its content type is set here and never taken from a file."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ POLICY = "; ".join(
         "frame-ancestors 'none'",
     )
 )
-"""What the browser is told a page may load: nothing from elsewhere, whatever stands in it."""
+"""Content-Security-Policy of pages: they load nothing from other servers, whatever stands in them."""
 
 SANDBOX = "sandbox; default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'"
-"""The same for everything else: no script, no form, and an origin of its own, which is not ours."""
+"""Content-Security-Policy of all other answers: no script, no form, and an origin that is not ours."""
 
 HEADERS = {
     "X-Content-Type-Options": "nosniff",
@@ -37,7 +37,7 @@ HEADERS = {
     "Referrer-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
     "Cross-Origin-Opener-Policy": "same-origin",
-    "X-Yuegp": "1",  # how the doctor knows us from another program on the same port
+    "X-Yuegp": "1",  # tells the doctor that the program on this port is ours
 }
 
 UNKNOWN = "application/octet-stream"
@@ -67,16 +67,16 @@ TYPES = {
     ".lrc": "text/plain; charset=utf-8",
     ".json": JSON,
 }
-"""Content types by ending. What is not here is bytes to be saved."""
+"""Content types by ending. Any other file is sent as bytes to save."""
 
 
 def media_of(media: str, path: str) -> str:
-    """The content type of a good answer on a route of `media`."""
+    """The content type of a successful answer on a route of `media`."""
     return TYPES.get(PurePosixPath(path).suffix.lower(), UNKNOWN) if media == BY_ENDING else media
 
 
 def labelled(send: Send, media: str, path: str) -> Send:
-    """`send`, with what a browser has to know about an answer on a route of `media` in its headers."""
+    """`send`, adding the security headers and the content type of an answer on a route of `media`."""
 
     async def sending(message: Message) -> None:
         if message["type"] == "http.response.start":

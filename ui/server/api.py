@@ -1,7 +1,7 @@
-"""The same actions for programs: five calls with names that stay, at `/api`. What they take and give is described in
-`docs/http-api.md`; what they do, the rooms below do, as they do it for the page.
+"""The programming interface at `/api`: five calls with stable names, described in `docs/http-api.md`. They share their
+code with the page.
 
-Songs are named by their folder's name. Answers are JSON; an error is a sentence and a next step."""
+Songs are named by their folder. Answers are JSON; an error is a sentence and a next step."""
 
 from __future__ import annotations
 
@@ -33,25 +33,25 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 ROUND = 3
-"""Digits after the point of seconds and shares."""
+"""Decimal places of seconds and shares."""
 
 
 def told(work: Callable[P, R]) -> Callable[P, R]:
-    """`work`, whose errors the caller gets as a sentence and a next step."""
+    """`work` with its YueGPErrors translated for Gradio, which sends them to the caller."""
 
     @functools.wraps(work)
-    def answer(*args: P.args, **kwargs: P.kwargs) -> R:
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
             told: R = sendable(work(*args, **kwargs))
             return told
         except YueGPError as exc:
             raise plain(exc) from exc
 
-    return answer
+    return call
 
 
-def build(desk: AppContext) -> gr.Blocks:
-    """The interface, ready to be mounted. Its own page lists the calls."""
+def build(context: AppContext) -> gr.Blocks:
+    """The interface, to be mounted at `/api`. Its own page lists the calls."""
     t = Texts()
 
     @told
@@ -59,9 +59,9 @@ def build(desk: AppContext) -> gr.Blocks:
         """Begin a song: it is put into the queue, and this returns at once."""
         wanted = plan.asked(read_settings(lyrics, tags, settings), t)
         notes = (*wanted.notes, *pipeline.plan(wanted.request).notes)
-        name = page.begin(desk, wanted)
+        name = page.begin(context, wanted)
         return {
-            **state_of(desk, name),
+            **state_of(context, name),
             "model": wanted.choice.model.id,
             "notes": [note_in_words(note, t) for note in notes],
         }
@@ -69,27 +69,27 @@ def build(desk: AppContext) -> gr.Blocks:
     @told
     def status(song: str) -> dict[str, Any]:
         """How far a song is."""
-        return state_of(desk, song)
+        return state_of(context, song)
 
     @told
     def stop(song: str) -> dict[str, Any]:
         """Stop making a song. What is finished of it stays."""
-        desk.folder(song)
-        progress.stop(desk, song)
-        return state_of(desk, song)
+        context.folder(song)
+        progress.stop(context, song)
+        return state_of(context, song)
 
     @told
     def songs(
         text: str = "", rating: int | None = None, tag: str = "", language: str = "", sort: str = "newest"
     ) -> list[dict[str, Any]]:
-        """The songs there are, those that have all that is asked for."""
-        found = catalog.search(catalog.entries(desk.root), text, rating, tag or None, language or None, sort)
+        """The songs that match every given filter."""
+        found = catalog.search(catalog.entries(context.root), text, rating, tag or None, language or None, sort)
         return [row_of(entry) for entry in found]
 
     @told
     def export(song: str, kind: str = "mp3", part: str = "mix", take: int | None = None) -> str:
         """A finished song as a sound file, with its settings inside."""
-        from_song = desk.song(song)
+        from_song = context.song(song)
         which = from_song.chosen() if take is None else from_song.take(int(take))
         folder = tempfile.mkdtemp(prefix="export-", dir=get_upload_folder())
         return str(exporting.export(from_song, which, folder, kind or "mp3", (part or "mix",))[0])
@@ -98,15 +98,15 @@ def build(desk: AppContext) -> gr.Blocks:
         gr.Markdown(t("api.text"))
         for call in (make, status, stop, songs):
             gr.api(call, api_name=call.__name__)
-        with gr.Group(visible="hidden"):  # a file can only be given by way of components
+        with gr.Group(visible="hidden"):  # Gradio returns a file through components only
             asked = gr.Textbox(), gr.Textbox("mp3"), gr.Textbox("mix"), gr.Number(None, precision=0)
             gr.on([], export, list(asked), gr.File(), api_name="export")
     return blocks
 
 
 def read_settings(lyrics: str, tags: str, settings: dict[str, Any] | None) -> dict[str, Any]:
-    """The page's values, by name, that a program's add up to. RequestError for what the page does not have, or has in
-    another kind; and for a model that is not named: a program may not open any folder either."""
+    """The values of the Create page's fields, by name, from a program's settings. RequestError for an unknown setting,
+    a value of the wrong kind, and a model that is no known name: programs cannot open folders through it."""
     values: dict[str, Any] = {field.name: field.empty for field in fields.FIELDS}
     given = dict(settings or {})
     reference = read_reference(given.pop("reference", None))
@@ -124,8 +124,8 @@ def read_settings(lyrics: str, tags: str, settings: dict[str, Any] | None) -> di
 
 
 def read_reference(given: Any) -> Reference | None:
-    """A recording to follow: uploaded files as `mix`, or as `vocal` and `instrumental`, and seconds `start` and `end`.
-    RequestError for anything else, files of this computer among it: who asks may be elsewhere."""
+    """A reference recording: uploaded files as `mix`, or as `vocal` and `instrumental`, with `start` and `end` in
+    seconds. RequestError for anything else, also for other files of this computer: the caller may be on another one."""
     if given is None:
         return None
     if not isinstance(given, dict) or not given.keys() <= {*REFERENCES, "start", "end"}:
@@ -165,12 +165,12 @@ def _check_kind(field: fields.Field, value: Any) -> None:
         raise RequestError(f"The setting {field.name} is {value!r}.", f"It has to be {wanted}.")
 
 
-def state_of(desk: AppContext, name: str) -> dict[str, Any]:
-    """A song as programs see it: what is shown on the page of the take that is worked on, or else was last."""
-    song = desk.song(name)
-    jobs = desk.known_jobs(name)
+def state_of(context: AppContext, name: str) -> dict[str, Any]:
+    """A song as programs see it: the state of the take that is being made, else of the newest one."""
+    song = context.song(name)
+    jobs = context.known_jobs(name)
     numbers = [take.info.number for take in song.takes()[0]]
-    job = desk.live(name) or next((job for job in reversed(jobs) if job.take in numbers), None)
+    job = context.live(name) or next((job for job in reversed(jobs) if job.take in numbers), None)
     if not numbers:
         return {"song": name, "title": song.info.title, "state": "empty"}
     take = song.take(job.take if job and job.take in numbers else numbers[-1])
@@ -205,7 +205,7 @@ def _take_of(song: Song, take: Take, job: Job | None) -> dict[str, Any]:
 
 
 def row_of(entry: catalog.SongSummary) -> dict[str, Any]:
-    """A song of a list."""
+    """A song in the answer of `songs`."""
     return {
         "song": entry.folder.name,
         "title": entry.name,

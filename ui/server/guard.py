@@ -1,10 +1,10 @@
-"""Who may talk to the page's server, and how much it listens to. Stands before everything else that answers.
+"""The security middleware: decides which requests reach the application, and how much of them.
 
-On this machine alone, what has to be kept out are other web sites in the same browser: they can send requests to
-127.0.0.1, or give their own name that address (DNS rebinding). Hence: the name must be ours (`hosts`), and what a
-browser says of where a request comes from must be ourselves (`origin`); a link from elsewhere leads to the page and
-nowhere else. Even then only what the page uses is answered (`allowed`), and nothing that names an address is let in
-(`intake`). On the network a password comes on top (`password`).
+On this machine alone, the threat is other web sites in the same browser: they can send requests to 127.0.0.1, or point
+their own name at that address (DNS rebinding). So the Host header must name us (`hosts`), and the request must come
+from our own page (`origin`); a link on another site may lead to the page and nowhere else. Only routes that the page
+uses are answered (`allowed`), and a body that names an address is refused (`intake`). On the network a password is
+required as well (`password`).
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from . import allowed, hosts, origin
 from .allowed import PAGE, Body, Route
 from .answers import labelled
 from .hosts import Host, Hosts
-from .intake import Intake, Refused
-from .password import COOKIE, Door
+from .intake import LimitedBody, Refused
+from .password import COOKIE, PasswordGate
 
-__all__ = ["COOKIE", "REQUEST_BYTES", "UPLOAD_BYTES", "Door", "Guard"]
+__all__ = ["COOKIE", "REQUEST_BYTES", "UPLOAD_BYTES", "PasswordGate", "SecurityMiddleware"]
 
 UPLOAD_BYTES = 400 << 20
-"""Largest upload: half an hour of CD sound, as WAV, is 320 MB."""
+"""Largest upload: half an hour of CD sound as WAV is 320 MB."""
 
 REQUEST_BYTES = 4 << 20
 """Largest other request: a whole song's words are some kilobytes."""
@@ -36,56 +36,56 @@ REQUEST_BYTES = 4 << 20
 OTHERS = "Requests from other pages are refused."
 
 HIDDEN = ("x-forwarded-host", "x-forwarded-prefix", "x-gradio-server", "forwarded")
-"""Headers that Gradio, or the next one who reads them, might believe: what is true in them stands in the scope."""
+"""Headers that Gradio, or a later version of it, might trust. What is true in them stands in the scope."""
 
 _PREFIX = re.compile(r"(?:/[A-Za-z0-9_~-][A-Za-z0-9._~-]*)+")
 
 
 @dataclass(frozen=True)
 class _Way:
-    """How a request got here: under which name, whether over https, and under which path a proxy shows us."""
+    """How a request got here: the host it names, whether it came over https, and the path a proxy serves us under."""
 
     host: Host
     secure: bool
     prefix: str
 
 
-class Guard:
-    """Stands before `app`, at `port`. `listening` is True when other machines may come; then there must be a password.
-    `names` are allowed besides our own; `stranger` makes the page that is shown under one that is not, of that name
-    and the command that allows it."""
+class SecurityMiddleware:
+    """ASGI middleware before `app` at `port`. `listening`: other machines can connect, which needs a `gate`. `names`
+    are host names allowed besides our own. `stranger(name, command)` is the page for a name that is not allowed, where
+    `command` would allow it."""
 
     def __init__(
         self,
         app: ASGIApp,
         port: int,
         listening: bool = False,
-        door: Door | None = None,
+        gate: PasswordGate | None = None,
         names: tuple[str, ...] = (),
         stranger: Callable[[str, str], str] | None = None,
     ) -> None:
-        if listening and door is None:
+        if listening and gate is None:
             raise ValueError("listening without a password")
-        self.app, self.port, self.door = app, port, door
+        self.app, self.port, self.gate = app, port, gate
         self.hosts, self.stranger = Hosts(listening, names), stranger
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "websocket":
-            await send({"type": "websocket.close", "code": 1008})  # nothing of ours speaks it
+            await send({"type": "websocket.close", "code": 1008})  # the page uses none
         elif scope["type"] == "lifespan":
             await self.app(scope, receive, send)
         elif scope["type"] == "http":
-            await self._answer(scope, receive, send)
+            await self._respond(scope, receive, send)
 
-    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _respond(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = Headers(scope=scope)
-        route = allowed.find(scope["method"], scope["path"], login=self.door is not None)
+        route = allowed.find(scope["method"], scope["path"], login=self.gate is not None)
         way, refusal = self._judge(scope, headers)
         if way is None or route is None or refusal:
             answer = refusal or PlainTextResponse("There is nothing here.", 404)
-        elif self.door and not self.door.open_to(headers):
-            answer = await self.door.answer(route, headers, receive, way.prefix, way.secure)
-        elif route is allowed.LOGIN:  # who has the cookie needs no form
+        elif self.gate and not self.gate.open_to(headers):
+            answer = await self.gate.login_response(route, headers, receive, way.prefix, way.secure)
+        elif route is allowed.LOGIN:  # signed in already
             answer = RedirectResponse(f"{way.prefix}/", 303)
         else:
             await self._pass(_forwarded(scope, way), route, way, receive, labelled(send, route.media, scope["path"]))
@@ -93,7 +93,7 @@ class Guard:
         await answer(scope, receive, labelled(send, PAGE, scope["path"]))
 
     def _judge(self, scope: Scope, headers: Headers) -> tuple[_Way | None, Response | None]:
-        """How the request came, and what it is answered when it may not come that way."""
+        """How the request got here, and the answer that refuses it, if any."""
         host = hosts.read(headers.get("host", ""))
         if host is None or len(headers.getlist("host")) > 1 or not self.hosts.ours(host):
             return None, self._unknown(host, headers)
@@ -107,8 +107,8 @@ class Guard:
         return way, None
 
     def _from_elsewhere(self, scope: Scope, headers: Headers, way: _Way) -> Response | None:
-        """A link to a page may be followed, nothing else; and it brings nothing along: what is asked for in an address
-        is done by Gradio's scripts."""
+        """The refusal of a request from another site; None for a link to a page, which may be followed. A link with a
+        query is redirected without it, because Gradio's scripts act on queries."""
         link = scope["method"] == "GET" and scope["path"] in allowed.LINKED and origin.is_link(headers)
         if link and scope["query_string"]:
             return RedirectResponse(way.prefix + scope["path"], 303)
@@ -138,25 +138,25 @@ class Guard:
     async def _pass(self, scope: Scope, route: Route, way: _Way, receive: Receive, send: Send) -> None:
         headers = Headers(scope=scope)
         upload = route.body is Body.UPLOAD
-        intake = Intake(receive, UPLOAD_BYTES if upload else REQUEST_BYTES, upload)
+        body = LimitedBody(receive, UPLOAD_BYTES if upload else REQUEST_BYTES, upload)
         began = False
 
         async def sending(message: Message) -> None:
             nonlocal began
-            if not intake.refused:  # what the application makes of a refusal in its midst is nobody's business
+            if not body.refused:  # the application's own answer to a refused body is dropped
                 began = True
                 await send(message)
 
         with contextlib.suppress(Refused):
-            intake.check_announced(headers.get("content-length", "0"))
-            taken = await intake.read_json(headers, way.host) if route.body is Body.JSON else intake.receive
+            body.check_announced(headers.get("content-length", "0"))
+            taken = await body.read_json(headers, way.host) if route.body is Body.JSON else body.receive
             await self.app(scope, taken, sending)
-        if intake.refused and not began:
-            await PlainTextResponse(intake.refused.why, intake.refused.status)(scope, receive, send)
+        if body.refused and not began:
+            await PlainTextResponse(body.refused.why, body.refused.status)(scope, receive, send)
 
 
 def _forwarded(scope: Scope, way: _Way) -> Scope:
-    """The scope for the application: a proxy's path is part of the address, and its word on https is believed."""
+    """The scope for the application: with the path a proxy serves us under, and with https if the proxy says so."""
     inner = {**scope, "scheme": "https" if way.secure else "http"}
     headers = MutableHeaders(raw=[(k, v) for k, v in scope["headers"] if k.decode("latin-1").lower() not in HIDDEN])
     headers["x-forwarded-proto"] = inner["scheme"]

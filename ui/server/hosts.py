@@ -1,8 +1,8 @@
-"""The names under which the page's server answers, and what the headers of a request say about names.
+"""Host names: which ones the server answers to, and what the headers of a request say.
 
 A web site can give its own name the address 127.0.0.1 (DNS rebinding), and a browser then takes our answers for that
-site's. So a name counts only when nobody else can point it here: an address written as numbers, `localhost`, and what
-the user has allowed. Their port says nothing: container, tunnel and proxy map ports, and a browser that names
+site's. So the server answers only to names that no other site can point here: IP addresses, `localhost`, and names that
+the user has allowed. Ports do not matter: containers, tunnels and proxies map them, and a browser that names
 `127.0.0.1:9000` did connect to this machine.
 """
 
@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 from yuegp.errors import RequestError
 
 VARIABLE = "YUEGP_ALLOW_HOST"
-"""Further names, separated by commas or blanks: for containers, which are told things this way."""
+"""Environment variable with more names, separated by commas or spaces: for containers."""
 
 DEFAULT_PORTS = {"http": 80, "https": 443}
 
@@ -28,7 +28,7 @@ _NAME = re.compile(r"(?=.{1,253}\Z)[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?(\.[a-z0
 
 @dataclass(frozen=True)
 class Host:
-    """A name and the port behind it, as in a Host header; 0 where none is written."""
+    """A name and its port, as in a Host header; port 0 where the header has none."""
 
     name: str
     port: int = 0
@@ -39,7 +39,7 @@ class Host:
 
 
 def read(text: str) -> Host | None:
-    """What `name`, `name:port` or an address means, in lower case; None unless it looks like a host."""
+    """Parse `name`, `name:port` or an address, in lower case; None unless it is a valid host."""
     match = re.fullmatch(r"(\[[0-9A-Fa-f:.]+\]|[^\[\]:]+?)\.?(?::([0-9]{1,5}))?", text, re.ASCII)
     if not match:
         return None
@@ -54,7 +54,7 @@ def read(text: str) -> Host | None:
 
 
 def read_origin(text: str) -> tuple[str, Host] | None:
-    """Scheme and host of an Origin or Referer; None for `null` and whatever else is no web address."""
+    """Scheme and host of an Origin or Referer; None for `null` and anything else that is no web address."""
     try:
         parts = urlsplit(text)
     except ValueError:
@@ -65,7 +65,8 @@ def read_origin(text: str) -> tuple[str, Host] | None:
 
 @dataclass(frozen=True)
 class Hosts:
-    """Who we are: this machine to itself; to the network too when `listening`; and the names that were `allowed`."""
+    """The hosts we answer to: this machine's loopback names, its network names when `listening`, and those
+    `allowed`."""
 
     listening: bool = False
     allowed: tuple[str, ...] = ()
@@ -88,7 +89,7 @@ def _covers(allowed: Host | None, host: Host) -> bool:
 
 
 def checked(names: Iterable[str]) -> tuple[str, ...]:
-    """Names to allow, in one form, each once. RequestError for what is no host name."""
+    """Host names in one form, without duplicates. RequestError for an invalid one."""
     found = []
     for name in names:
         host = read(_as_sent(name.strip()))
@@ -102,7 +103,7 @@ def checked(names: Iterable[str]) -> tuple[str, ...]:
 
 
 def _as_sent(name: str) -> str:
-    """A name as browsers send it: with letters of other scripts as IDNA writes them."""
+    """A name as browsers send it: letters of other scripts encoded by IDNA."""
     try:
         return name.encode("idna").decode("ascii") if not name.isascii() else name
     except UnicodeError:
@@ -115,7 +116,7 @@ def from_environment() -> tuple[str, ...]:
 
 
 def is_address(name: str) -> bool:
-    """Whether a host is written as numbers."""
+    """Whether a host is an IP address."""
     try:
         ipaddress.ip_address(name)
     except ValueError:
@@ -124,6 +125,6 @@ def is_address(name: str) -> bool:
 
 
 def own_names() -> tuple[str, ...]:
-    """What this machine may be called on its network."""
+    """Names that this machine may have on its network."""
     name = socket.gethostname().lower()
     return name, f"{name}.local", f"{name}.lan", f"{name}.home"

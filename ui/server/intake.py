@@ -1,4 +1,4 @@
-"""What a request brings along: how much, which files, and that nothing in it sends the server elsewhere."""
+"""Checks of a request's body: its size, the kinds of files, and that no address in it makes the server fetch one."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from starlette.types import Message, Receive
 from .hosts import Host, read_origin
 
 UPLOADS = frozenset(".wav .wave .flac .mp3 .ogg .oga .opus .aif .aiff .m4a .mp4 .aac .wma .webm .txt .lrc".split())
-"""Endings of files that may be uploaded: sound, also kinds we cannot read (the page says so better), and words."""
+"""Endings of files that may be uploaded: texts, and sound, also of kinds we cannot read, which the page explains."""
 
 NAMING = ("path", "url", "proxy_url")
-"""Where a file's description in JSON says where the file is. Gradio fetches what is an address there."""
+"""Keys under which a file's description in JSON says where the file is. Gradio fetches an address that stands there."""
 
 TAIL = 8192
-"""Bytes kept of what has passed, for a header of an upload that the network cuts; longer ones Gradio refuses."""
+"""Bytes of an upload kept to read a header that arrives in pieces. Gradio refuses longer headers."""
 
 _ADDRESS = re.compile(r"[\x00-\x20]*(?:[a-z][a-z0-9+.-]+:|[\\/][\x00-\x20]*[\\/])", re.IGNORECASE)
 """How an address begins: a scheme, which has two letters or more (`C:` is a drive), or two strokes, as on Windows a
@@ -29,7 +29,7 @@ path that leads to another machine does."""
 
 
 class Refused(Exception):
-    """A request turned out to be what it may not be, half-way through."""
+    """The body of a request is not allowed, which may show half-way through it."""
 
     def __init__(self, status: int, why: str) -> None:
         super().__init__(why)
@@ -37,8 +37,8 @@ class Refused(Exception):
         self.why = why
 
 
-class Intake:
-    """A request's body: raises `Refused` once more than `most` bytes have come, or a kind of file that is not taken."""
+class LimitedBody:
+    """A request's body. Raises `Refused` after more than `most` bytes, and for an upload of a kind not in `UPLOADS`."""
 
     def __init__(self, receive: Receive, most: int, upload: bool = False) -> None:
         self.refused: Refused | None = None
@@ -62,8 +62,8 @@ class Intake:
         return message
 
     async def read_json(self, headers: Headers, host: Host) -> Receive:
-        """Take in a body of JSON and look through it; returns what gives it again. Refused when it is something else,
-        or names an address that is not on this `host`."""
+        """Read and check a body of JSON; returns a `receive` that delivers it again. Refused when it is no JSON, or
+        names an address that is not on this `host`."""
         if headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
             self._refuse(415, "JSON is taken here: send Content-Type: application/json.")
         body, message = b"", await self.receive()
@@ -91,7 +91,7 @@ class Intake:
 
 
 def addresses(value: Any, host: Host) -> Iterator[str]:
-    """What the descriptions of files in `value` name that is an address, but for files that `host` itself gives out."""
+    """The addresses in the descriptions of files in `value`, except those of files that `host` itself serves."""
     waiting = [value]
     while waiting:
         item = waiting.pop()
@@ -111,7 +111,7 @@ def _is_own_file(url: str, host: Host) -> bool:
 
 
 def _names(part: bytes) -> Iterator[str]:
-    """The file names in a piece of a multipart body. A line that is cut off at the end is seen with the next piece."""
+    """The file names in a piece of a multipart body. A line cut off at its end is read with the next piece."""
     for line in re.findall(rb"(?i)content-disposition:([^\r\n]*)\r\n", part):
         if b"filename" in line.lower():
             found = re.search(rb'(?i)filename\s*=\s*"([^"]*)"', line)

@@ -1,7 +1,7 @@
-"""The page's process asks no other machine for anything: Gradio's and httpx's ways out are closed in it.
+"""Cuts the page's process off from other machines by disabling the HTTP clients of Gradio and httpx.
 
-Gradio fetches what a request names in more than one place, and a later version may in others. All of them go through
-httpx, so that is where it ends, before a name is looked up. What has to be fetched, other processes of ours fetch."""
+Gradio fetches addresses from requests in several places, and later versions may add more. All of them use httpx, so it
+is stopped there, before a name is resolved. Downloads run in processes of their own (`processes/downloader`)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ PROXY_FREE = ("NO_PROXY", "no_proxy")
 
 
 def close() -> None:
-    """Close them, for as long as the process lives."""
+    """Disable them for the life of the process."""
     import httpx
     import safehttpx  # type: ignore[import-untyped]
 
@@ -33,9 +33,8 @@ async def _refuse_later(*_: Any, **__: Any) -> NoReturn:
 
 @contextlib.contextmanager
 def without_proxies() -> Iterator[None]:
-    """While Gradio is imported: it makes HTTP clients then, which read the system's proxies, and fail on one of a kind
-    that they do not know. They are never used, so they need none. Afterwards the environment is as it was, for the
-    processes that do fetch."""
+    """For importing Gradio: it creates HTTP clients then, which read the system's proxies and fail on an unknown kind.
+    They are never used. Afterwards the environment is restored for the processes that download."""
     before = {name: os.environ.get(name) for name in PROXY_FREE}
     os.environ.update(dict.fromkeys(PROXY_FREE, "*"))
     try:

@@ -1,8 +1,8 @@
-"""Where a request comes from: this page, a program, somebody who typed an address, or another web site.
+"""Where a request comes from: this page, a program, an address that the user typed, or another web site.
 
 Browsers say so in three ways. `Sec-Fetch-Site` is exact, but old browsers do not send it, and no browser sends it over
 plain HTTP to another machine. `Origin` comes with everything but plain GET. `Referer` is what is left: our own pages
-always send it to us (`Referrer-Policy: same-origin`), so a browser that sends none was not led here by them.
+always send it to us (`Referrer-Policy: same-origin`), so a request without it does not come from them.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from starlette.datastructures import Headers
 from .hosts import DEFAULT_PORTS, Host, read_origin
 
 PREFETCH = ("sec-purpose", "purpose", "x-moz")
-"""What browsers say when they load something nobody has asked for yet."""
+"""Headers of a browser that loads something in advance."""
 
 
 def foreign(headers: Headers, host: Host, secure: bool) -> bool:
-    """Whether another web site sends this request to `host`, or may do so for all that is known. `secure`: a proxy
-    says that it was sent over https."""
+    """Whether another web site sends this request to `host`, or may do so for all we know. `secure`: a proxy says that
+    it came over https."""
     if any(len(headers.getlist(name)) > 1 for name in ("origin", "referer", "sec-fetch-site")):
         return True
     if (origin := headers.get("origin")) is not None and not _same(origin, host, secure):
@@ -30,8 +30,8 @@ def foreign(headers: Headers, host: Host, secure: bool) -> bool:
 
 
 def is_link(headers: Headers) -> bool:
-    """Whether a GET is somebody following a link in a tab of its own: not a frame, not a script, nothing loaded in
-    advance. Of a browser that does not say, that it wants to see a page is known."""
+    """Whether a GET follows a link in a tab of its own: no frame, no script, nothing loaded in advance. A browser
+    without `Sec-Fetch-*` counts when it accepts HTML."""
     if any(name in headers for name in PREFETCH):
         return False
     if "sec-fetch-site" in headers:

@@ -1,4 +1,4 @@
-"""The password before the page, and the one cookie that says it was given."""
+"""The password of the page, and the cookie of browsers that gave it."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ COOKIE = "yuegp"
 
 
 @dataclass
-class Door:
-    """A password, and the one cookie that says it was given. `page` is the form that asks for it."""
+class PasswordGate:
+    """Asks for `password` with the form `page`. The cookie of browsers that gave it holds `token`, one per run."""
 
     password: str
     page: str
@@ -28,17 +28,19 @@ class Door:
     _one_at_a_time: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     def open_to(self, headers: Headers) -> bool:
-        """Whether a request brings the cookie."""
+        """Whether a request has the cookie."""
         try:
             kept = SimpleCookie(headers.get("cookie", "")).get(COOKIE)
         except CookieError:
             return False
         return kept is not None and hmac.compare_digest(kept.value.encode(), self.token.encode())
 
-    async def answer(self, route: Route, headers: Headers, receive: Receive, prefix: str, secure: bool) -> Response:
-        """To somebody without the cookie: the form, or what becomes of its password. Wrong ones take a second each,
-        one after the other, so that guessing takes forever. `prefix` is the path we are under, `secure` whether the
-        cookie may only travel over https."""
+    async def login_response(
+        self, route: Route, headers: Headers, receive: Receive, prefix: str, secure: bool
+    ) -> Response:
+        """The answer to a request without the cookie: the form, or the result of the password it sends. Wrong passwords
+        take a second each, one after the other, against guessing. `prefix` is the path a proxy serves us under;
+        `secure` restricts the cookie to https."""
         human = route.media == PAGE and "text/html" in headers.get("accept", "")
         if route is not LOGIN:
             return HTMLResponse(self.page, 401) if human else PlainTextResponse("A password is needed.", 401)

@@ -1,10 +1,10 @@
-"""The server of the page: what is mounted where, on which port, and how it begins and ends.
+"""The server of the page: what is mounted where, on which port, and how it starts and stops.
 
     /                     leads to the page in its language      /sound/<song>/<take>/<file>   sound of songs
     /en /zh /ja /ko       the page, one per language             /api                          for programs
 
-Loads no torch: songs are made by another process (`maker`). Pages of all languages are built before the first request,
-since Gradio may not build one while another answers. Who may ask at all is decided in `guard`.
+Loads no torch: another process (`processes/generator`) makes the songs. Pages of all languages are built before the
+first request, since Gradio cannot build one while another answers. `guard` decides whose requests are answered.
 """
 
 from __future__ import annotations
@@ -40,16 +40,16 @@ if TYPE_CHECKING:
     from ui.processes.generator import GeneratorProcess
 
 TRIES = 50
-"""Ports tried, one after the other, when one is taken."""
+"""How many ports are tried, one after the other, while they are taken."""
 
 KEPT_SECONDS = 2 * 86400
-"""How long uploads are kept that nobody has taken into a song."""
+"""How long uploads are kept that no song has copied."""
 
 HERE, ANYWHERE = "127.0.0.1", "0.0.0.0"
 
 
 def serve(root: Path, port: int | None = None, listen: bool = False, password: str = "", browse: bool = True) -> None:
-    """Show the page of the songs in `root` until Ctrl-C. Prints its address, and nothing else, on standard output once
+    """Serve the page of the songs in `root` until Ctrl-C. Prints its address, and nothing else, on standard output once
     it answers. With `listen` other computers may use it, which takes a password: RequestError without one."""
     if listen and not password:
         raise RequestError(
@@ -67,21 +67,21 @@ def serve(root: Path, port: int | None = None, listen: bool = False, password: s
     from ui.processes.generator import GeneratorProcess
 
     queue = Queue()
-    maker = GeneratorProcess(queue)
-    app = guarded(application(AppContext(root, queue, maker)), port, listen, password, names)
+    generator = GeneratorProcess(queue)
+    app = guarded(application(AppContext(root, queue, generator)), port, listen, password, names)
     offline.close()
-    _run(app, maker, place, f"http://{HERE}:{port}", browse)
+    _run(app, generator, place, f"http://{HERE}:{port}", browse)
 
 
 def prepare() -> None:
-    """Settle what Gradio and the hub library read from the environment when they are imported: that nothing is asked
-    of, or told to, other machines, and where uploads go."""
+    """Set what Gradio and huggingface_hub read from the environment on import: no contact with other machines, and the
+    folder for uploads."""
     os.environ.update(GRADIO_ANALYTICS_ENABLED="False", HF_HUB_OFFLINE="1")
     os.environ["GRADIO_TEMP_DIR"] = str(uploads.begin(paths.home().absolute(), time.time() - KEPT_SECONDS))
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """A socket on `port`, or on the next one that is free. DeviceError when none of `TRIES` is."""
+    """A listening socket on `port`, or on the next free one. DeviceError when none of `TRIES` ports is free."""
     for number in range(port, min(port + TRIES, 65536)):
         place = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
         if sys.platform != "win32":  # there it would share a port that is in use
@@ -99,9 +99,9 @@ def bind(host: str, port: int) -> socket.socket:
     )
 
 
-def application(desk: AppContext) -> FastAPI:
-    """Everything that answers, unguarded: the pages, the interface for programs, sound. `desk.worker`, if there is
-    one, works as long as the server does."""
+def application(context: AppContext) -> FastAPI:
+    """The application without its security middleware: the pages, the interface for programs, sound. `context.worker`,
+    if any, runs as long as the server does."""
     try:
         with offline.without_proxies():
             import gradio as gr
@@ -125,13 +125,13 @@ def application(desk: AppContext) -> FastAPI:
 
     @contextlib.asynccontextmanager
     async def working(_: FastAPI) -> AsyncIterator[None]:
-        if desk.worker:
-            desk.worker.start()
+        if context.worker:
+            context.worker.start()
         try:
             yield
         finally:
-            if desk.worker:
-                desk.worker.stop()
+            if context.worker:
+                context.worker.stop()
 
     def home(request: Request) -> Response:
         language = settings.load().language or preferred(request.headers.get("accept-language", ""))
@@ -140,7 +140,7 @@ def application(desk: AppContext) -> FastAPI:
         return RedirectResponse(f"{prefix}/{language}/{asked}", 307, {"Cache-Control": "no-store"})
 
     class Elsewhere(Route):
-        """A page in another language than the chosen one: a reload after the choice leads to the chosen one."""
+        """Redirect a page in another language to the chosen one, so that a reload after the choice shows it."""
 
         def matches(self, scope: Scope) -> tuple[Match, Scope]:
             match, found = super().matches(scope)
@@ -152,45 +152,47 @@ def application(desk: AppContext) -> FastAPI:
         return Response(assets.icon(), media_type="image/svg+xml", headers={"Cache-Control": "max-age=86400"})
 
     app = FastAPI(lifespan=working, docs_url=None, redoc_url=None, openapi_url=None)
-    app.state.desk = desk
+    app.state.context = context
     app.router.routes.append(Route("/", home))
     for before in ("", "/{language}"):  # pages name sounds from where they are
         app.router.routes.append(Route(f"{before}/favicon.ico", icon))
-        app.router.routes.append(Route(f"{before}/sound/{{song}}/{{take}}/{{file:path}}", sound.answer))
-        app.router.routes.append(Route(f"{before}/export/{{song}}/{{file}}", export.answer))
-    app.router.routes.append(Route("/{language}/gradio_api/file={path:path}", uploaded.answer))  # instead of Gradio's
+        app.router.routes.append(Route(f"{before}/sound/{{song}}/{{take}}/{{file:path}}", sound.sound_response))
+        app.router.routes.append(Route(f"{before}/export/{{song}}/{{file}}", export.export_response))
+    app.router.routes.append(
+        Route("/{language}/gradio_api/file={path:path}", uploaded.upload_response)
+    )  # instead of Gradio's
 
     def mount(blocks: gr.Blocks, path: str, **shown: Any) -> None:
-        # A mounted page is never launched, and one that is not launched takes any file of this computer that a visitor
-        # names for one they have uploaded, and hands it out (Gradio 6).
+        # Gradio 6 serves any file of this computer to a visitor who names it, unless the page was launched; a mounted
+        # page never is.
         blocks.has_launched = True
         shown |= {"footer_links": [], "run_history": False, "max_file_size": UPLOAD_BYTES, "ssr_mode": False}
         gr.mount_gradio_app(app, blocks, path, **shown)
 
-    mount(api.build(desk), "/api")
+    mount(api.build(context), "/api")
     for language in LANGUAGES:
         app.router.routes.append(Elsewhere(f"/{language}/", home, methods=["GET"]))
         shown = page_options()
         shown["head"] += f"<script>document.documentElement.lang = '{language}';</script>"
-        mount(build(desk, Texts(language)), f"/{language}", **shown)
+        mount(build(context, Texts(language)), f"/{language}", **shown)
     return app
 
 
 def guarded(
     app: FastAPI, port: int, listening: bool = False, password: str = "", names: tuple[str, ...] = ()
 ) -> ASGIApp:
-    """The application as the network sees it: under `names` too, where the user has allowed them."""
+    """The application behind its security middleware. It also answers to `names`, which the user has allowed."""
     from ui.texts import ENGLISH, Texts
 
     from . import login
-    from .guard import Door, Guard
+    from .guard import PasswordGate, SecurityMiddleware
 
     t = Texts(settings.load().language or ENGLISH)
-    door = Door(password, login.page(t)) if password else None
-    return Guard(app, port, listening, door, names, functools.partial(login.stranger, t))
+    gate = PasswordGate(password, login.page(t)) if password else None
+    return SecurityMiddleware(app, port, listening, gate, names, functools.partial(login.stranger, t))
 
 
-def _run(app: ASGIApp, maker: GeneratorProcess, place: socket.socket, address: str, browse: bool) -> None:
+def _run(app: ASGIApp, generator: GeneratorProcess, place: socket.socket, address: str, browse: bool) -> None:
     import uvicorn
 
     class Server(uvicorn.Server):
@@ -202,8 +204,8 @@ def _run(app: ASGIApp, maker: GeneratorProcess, place: socket.socket, address: s
                     threading.Thread(target=webbrowser.open, args=(address,), daemon=True).start()
 
         async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-            logging.getLogger("uvicorn.error").disabled = True  # that open pages are cut off now is no news
-            maker.let_go()
+            logging.getLogger("uvicorn.error").disabled = True  # it would report that open pages are cut off
+            generator.let_go()
             await super().shutdown(sockets)
 
     config = uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=1, server_header=False)
@@ -214,7 +216,7 @@ def _run(app: ASGIApp, maker: GeneratorProcess, place: socket.socket, address: s
 
 
 def _has_screen() -> bool:
-    """Whether a browser can be opened: on a machine without a screen, Python would start one in the terminal."""
+    """Whether a browser can be opened. Without a screen, Python would start one in the terminal."""
     if sys.platform in ("win32", "darwin"):
         return True
     return bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))

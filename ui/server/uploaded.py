@@ -1,7 +1,7 @@
-"""Files that were uploaded or exported, for the page's players and for programs to fetch: those in the uploads folder.
+"""Sends uploaded and exported files, which lie in the uploads folder, to the page's players and to programs.
 
-Gradio has a route of its own for this, which takes any address too, fetches it and hands it out as ours; this one
-stands before it and knows paths only."""
+Gradio's own route for this also takes an address, fetches it and sends it as ours. This route replaces it and knows
+paths only."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from .answers import BY_ENDING, media_of
 
 
 def find(folder: Path, named: str) -> Path | None:
-    """The file at the absolute path `named`; None unless it is one, in `folder`, with no link leading out of it.
-    Its name has to be inside before the disk is asked: on Windows a path can lead to another machine."""
+    """The file at the absolute path `named`; None unless it lies in `folder`, also after following symbolic links. The
+    name is checked before the disk is: on Windows a path can lead to another machine."""
     if "\0" in named or not os.path.isabs(named):
         return None
     inside = Path(os.path.abspath(folder))
@@ -26,11 +26,11 @@ def find(folder: Path, named: str) -> Path | None:
         if not wanted.is_relative_to(inside) or not wanted.is_file():
             return None
         return wanted if wanted.resolve().is_relative_to(inside.resolve()) else None
-    except OSError:  # a name that no file can have
+    except OSError:  # no file can have this name
         return None
 
 
-async def answer(request: Request) -> Response:
+async def upload_response(request: Request) -> Response:
     """`GET …/gradio_api/file=<path>`, whole or in ranges."""
     path = find(Path(get_upload_folder()), request.path_params["path"])
     if path is None:

@@ -1,11 +1,11 @@
 """Where Gradio keeps what is uploaded to the page, and what is handed out for download.
 
-    YUEGP_HOME/uploads/          ours: marked when it is made (`owned`); `uploads-2` where that is somebody else's
+    YUEGP_HOME/uploads/          marked as ours (`owned`); `uploads-2` where another program has that folder
       run-<id>/                  of one page, which holds a lock on the mark in it as long as it runs
         <sha256>/<file>   export-…/<file>
 
-What a page that is over has left is removed when another one begins, two days later. What is taken into a song is
-copied into the song's folder at once, so nothing here is needed for long.
+When a page starts, it removes what pages that have ended left here more than two days ago. A song copies its files
+into its own folder at once, so nothing here is needed for long.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from yuegp import owned
 from yuegp.locks import lock_handle
 
 NAMES = re.compile(rf"{owned.CACHED.pattern}|export-\w{{8}}|tmp\w{{8}}")
-"""What Gradio and `api` make here: a file by its hash, an export, an upload that is still arriving."""
+"""Names that Gradio and `api` give: a file by its hash, an export, an upload that is still arriving."""
 
 RUN = re.compile(r"run-[0-9a-f]{12}")
 
@@ -30,8 +30,8 @@ _held: list[int] = []
 
 
 def begin(home: Path, before: float) -> Path:
-    """A new folder for the uploads of this page, in the home of the program, or among the system's temporary files
-    where that cannot be written. Removes what other pages have left since before a time."""
+    """A new folder for the uploads of this page: in the program's home, or among the system's temporary files where the
+    home cannot be written. Removes what ended pages left before the time `before`."""
     try:
         uploads = owned.folder_in(home, "uploads")
         sweep(uploads, before)
@@ -46,12 +46,12 @@ def begin(home: Path, before: float) -> Path:
 
 
 def sweep(uploads: Path, before: float) -> None:
-    """Remove what was uploaded or exported before a time, to pages that are over: Gradio forgets its files when it is
-    killed. A folder that is not ours is left alone, and so is whatever is not called as we call things."""
+    """Remove uploads and exports of ended pages from before a time: Gradio forgets its files when it is killed. Folders
+    without our mark, and files with other names than `NAMES`, stay."""
     if not owned.is_ours(uploads):
         return
     for run in [path for path in uploads.iterdir() if RUN.fullmatch(path.name) and owned.is_ours(path)]:
-        with contextlib.suppress(OSError):  # BlockingIOError: a page is using it
+        with contextlib.suppress(OSError):  # BlockingIOError: a running page uses it
             handle = os.open(run / owned.MARK, os.O_RDWR)
             try:
                 lock_handle(handle)

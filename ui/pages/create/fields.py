@@ -1,7 +1,7 @@
-"""The table that ties a SongRequest to the components of the Create page: one row per field, nothing by position.
+"""The table that ties a SongRequest to the components of the Create page: one row per field.
 
-A field that is left empty means "as the model advises", so a song asked for without touching anything is the one the
-model's makers would have asked for. Words, tags and reference have editors of their own; they are rows here as well.
+An empty field means "as the model advises", so untouched fields give the settings of the model's authors. Lyrics, tags
+and reference have editors of their own and no row here.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from yuegp.generation.plan import CROSSOVERS
 from yuegp.song.schema import PRESETS, Sampling, SongRequest
 
 MOST_TAKES = 8
-"""Versions asked for at once; each is a song of its own to wait for."""
+"""Most versions asked for at once."""
 
 Kind = Literal["text", "number", "whole", "switch", "choice"]
 
@@ -32,14 +32,14 @@ class Field:
     name: str
     kind: Kind
     path: str = ""
-    """Where the value goes in a SongRequest; empty for what is not part of it."""
+    """Where the value goes in a SongRequest; empty for a value that is no part of one."""
     low: float | None = None
     high: float | None = None
     step: float = 1
     choices: tuple[str, ...] = ()
     group: str = "advanced"
     empty: Any = None
-    """What the component shows when nothing was chosen."""
+    """What the component shows while nothing is chosen."""
 
 
 FIELDS = (
@@ -69,7 +69,7 @@ BY_NAME = {field.name: field for field in FIELDS}
 
 
 def component(name: str, t: Texts, **options: Any) -> Any:
-    """The component of a field, called `create-<name>` on the page."""
+    """The Gradio component of a field, with the element id `create-<name>`."""
     field = BY_NAME[name]
     common: dict[str, Any] = {
         "label": t(f"create.{name}.label"),
@@ -87,12 +87,12 @@ def component(name: str, t: Texts, **options: Any) -> Any:
         return gr.Dropdown(**common)
     if field.empty is None:
         common["placeholder"] = t("create.advised")
-    # No bounds: a component that refuses a number does so with a notice of its own. `check` has the sentences.
+    # Without bounds: Gradio would refuse numbers with its own notice. `check` has our sentences.
     return gr.Number(precision=0 if field.kind == "whole" else None, step=field.step, **common)
 
 
 def check(values: Mapping[str, Any]) -> None:
-    """Refuse numbers that are out of their field's range. RequestError names the first."""
+    """RequestError for the first number that is out of its field's range."""
     for field in FIELDS:
         value = values.get(field.name)
         if field.kind not in ("number", "whole") or value is None:
@@ -107,8 +107,8 @@ def check(values: Mapping[str, Any]) -> None:
 
 
 def request(values: Mapping[str, Any], base: Sampling, **parts: Any) -> SongRequest:
-    """The request that `values`, by field name, ask for. `base` is how the chosen model likes to be sampled; `parts`
-    are the fields that have editors of their own (sections, tags, model, reference). A missing seed is drawn.
+    """The request that `values`, by field name, make. `base` is the chosen model's sampling; `parts` are fields of the
+    request that have editors of their own (sections, tags, model, reference). A missing seed is drawn at random.
 
     RequestError when a number is out of range."""
     check(values)
@@ -130,8 +130,8 @@ def request(values: Mapping[str, Any], base: Sampling, **parts: Any) -> SongRequ
 
 
 def values(asked: SongRequest, base: Sampling) -> dict[str, Any]:
-    """The inverse of `request`, by field name: what the components show for a request. Sampling values that the
-    model or the preset brings along anyway are left empty."""
+    """The inverse of `request`: what the components show for a request, by field name. Sampling values that equal those
+    of the model or the preset are left empty."""
     own = asdict(asked.sampling)
     preset = asked.sampling.preset if asked.sampling.preset != base.preset else ""
     usual = asdict(PRESETS[preset] if preset else base)

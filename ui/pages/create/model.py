@@ -1,5 +1,5 @@
-"""Which model a song is made with, and why, in a sentence. The choice follows the words' language and whether there is
-a reference; somebody who names a model gets that one."""
+"""Chooses the model for a song, with a sentence that says why. It follows the language of the lyrics and whether there
+is a reference recording, unless the user names a model."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from yuegp.errors import ModelError
 from yuegp.generation import choice
 
 TRAINED = {"en": "en", "zh": "zh", "ja": "jp-kr", "ko": "jp-kr"}
-"""Language of the lyrics to that of the checkpoint trained for it."""
+"""Language of the lyrics → language of the checkpoint trained for it."""
 
 FALLBACK = "demo"
 """The set that comes with the program."""
@@ -19,7 +19,7 @@ FALLBACK = "demo"
 
 @dataclass(frozen=True)
 class Choice:
-    """A set, and the sentence that says why it is this one. `missing` is the better model that is not on disk."""
+    """A model set, and the sentence that says why. `missing` is the better model that is not on disk, or empty."""
 
     model: sets.ModelSet
     reason: str

@@ -1,7 +1,7 @@
-"""The Create page: what stands where, and which change makes which part look again. What the parts know is in
-`words`, `tags`, `reference`, `model`, `plan` and `fields` beside this file, and in `ui.pages.progress`.
+"""The Create page: its layout, and which change updates which part. The parts themselves are in the other modules of
+this package; the running view is `pages/progress`.
 
-Events take their inputs as a set and find them by name in the table `Parts.fields`, so their order never matters.
+Events take their inputs as a set and find them by name in `Parts.fields`, so their order never matters.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from . import words as create_words
 
 ROLES = ("vocal", "instrumental", "mix")
 PRIVATE: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
-"""Events of the page are no part of the programming interface, and nothing is dimmed while they run."""
+"""Options of the page's events: not in the programming interface, and nothing is dimmed while they run."""
 
 
 Fields = dict[str, Any]
@@ -44,28 +44,28 @@ Fields = dict[str, Any]
 
 @dataclass(frozen=True)
 class Parts:
-    """The components that events read and write, by the names that `create_plan.asked` knows."""
+    """The components that events read and write, by the names that `plan.asked` takes."""
 
     fields: Fields
     files: dict[str, gr.File]
     wave: gr.HTML
     lent: gr.State
-    """Files that were taken over from a song, by role, and the window of them that it listened to."""
+    """A `reference.Lent`: files copied from a song, and the window that it used."""
 
     @property
     def inputs(self) -> set[Any]:
         return {*self.fields.values(), *self.files.values(), self.wave}
 
     def read(self, given: Mapping[Any, Any]) -> dict[str, Any]:
-        """Values by name, from what an event was given. RequestError when half of a pair of files is absent."""
+        """Values by name from an event's inputs. RequestError when half of a pair of files is missing."""
         files = {role: given[file] for role, file in self.files.items()}
         window = (given[self.wave] or {}).get("window")
         chosen = reference.reference(files, window if isinstance(window, dict) else None)
         return {**{name: given[part] for name, part in self.fields.items()}, "reference": chosen}
 
 
-def build(desk: AppContext, shell: Shell, t: Texts) -> None:
-    """Lay the page out and connect it."""
+def build(context: AppContext, shell: Shell, t: Texts) -> None:
+    """Build the page into the present tab."""
     fields: Fields = {}
     with gr.Row(elem_id="create", elem_classes="y-page"):
         with gr.Column(scale=7, min_width=320, elem_classes="y-stack"):
@@ -88,7 +88,7 @@ def build(desk: AppContext, shell: Shell, t: Texts) -> None:
                 mode = gr.Radio(modes, value="simple", label=t("create.mode.label"), elem_id="create-mode")
                 advanced = _advanced(fields, t)
                 outlook = gr.HTML(
-                    create_plan.describe(_blank(), desk.root, t),
+                    create_plan.describe(_blank(), context.root, t),
                     html_template="<div class='y-plan'></div>",
                     js_on_load="window.yuegp.plan(element, props, server, trigger, watch);",
                     apply_default_css=False,
@@ -98,14 +98,14 @@ def build(desk: AppContext, shell: Shell, t: Texts) -> None:
                 make = gr.Button(t("create.make"), variant="primary", elem_id="create-make")
             with gr.Column(elem_classes="y-panel"):
                 gr.Markdown(f"## {t('create.running.title')}")
-                progress = _progress(desk, t)
+                progress = _progress(context, t)
     parts = Parts(fields, files, wave, gr.State(reference.Lent()))
     mode.change(lambda wanted: gr.Column(visible=wanted == "advanced"), mode, advanced, **PRIVATE)
-    _connect_plan(parts, outlook, desk, t)
+    _connect_plan(parts, outlook, context, t)
     _connect_starts(starts, parts)
     _connect_models(parts, shell, t)
-    _connect_make(make, parts, progress, desk, shell, t)
-    _connect_copy(parts, desk, shell)
+    _connect_make(make, parts, progress, context, shell, t)
+    _connect_copy(parts, context, shell)
     _keep(parts, mode, progress, shell)
 
 
@@ -113,7 +113,7 @@ def build(desk: AppContext, shell: Shell, t: Texts) -> None:
 
 
 def _starts(t: Texts) -> dict[gr.Button, tuple[str, str, str, bool]]:
-    """Buttons that begin a song: button to title, words, tags, and whether it is instrumental."""
+    """Buttons that fill in an example: button → title, words, tags, and whether it is instrumental."""
     with gr.Row(elem_classes="y-starts", elem_id="create-starts"):
         gr.Markdown(t("create.start.title"))
         found = {}
@@ -167,7 +167,7 @@ def _recording(t: Texts) -> tuple[dict[str, gr.File], gr.HTML]:
                 label = t(f"create.reference.{role}")
                 files[role] = gr.File(label=label, height=135, min_width=140, elem_id=f"reference-{role}")
     wave = gr.HTML(
-        reference.load({}, t),
+        reference.render({}, t),
         html_template="<div class='y-reference'></div>",
         js_on_load="window.yuegp.reference(element, props, server, trigger, watch);",
         apply_default_css=False,
@@ -192,23 +192,23 @@ def _models(t: Texts) -> list[tuple[str, str]]:
     return [(t("create.model.automatic"), ""), *create_model.usable()]
 
 
-def _progress(desk: AppContext, t: Texts) -> gr.HTML:
-    def see_song(data: dict[str, Any]) -> dict[str, Any]:
-        seen: dict[str, Any] = sendable(song_progress.load(desk, _text(data, "name"), t))
+def _progress(context: AppContext, t: Texts) -> gr.HTML:
+    def running_render(data: dict[str, Any]) -> dict[str, Any]:
+        seen: dict[str, Any] = sendable(song_progress.render(context, _text(data, "name"), t))
         return seen
 
     def stop_song(data: dict[str, Any]) -> None:
-        song_progress.stop(desk, _text(data, "name"))
+        song_progress.stop(context, _text(data, "name"))
 
     def go_on_song(data: dict[str, Any]) -> None:
-        song_progress.go_on(desk, _text(data, "name"))
+        song_progress.go_on(context, _text(data, "name"))
 
     return gr.HTML(
         "",
         html_template="<div class='y-running'></div>",
         js_on_load="window.yuegp.running(element, props, server, trigger, watch); /* triggers 'open' */",
         apply_default_css=False,
-        server_functions=[see_song, stop_song, go_on_song],
+        server_functions=[running_render, stop_song, go_on_song],
         elem_id="create-running",
         say=t.part("create.running."),
     )
@@ -217,23 +217,23 @@ def _progress(desk: AppContext, t: Texts) -> gr.HTML:
 # Events
 
 
-def _connect_plan(parts: Parts, outlook: gr.HTML, desk: AppContext, t: Texts) -> None:
-    def look(given: dict[Any, Any]) -> dict[str, Any]:
+def _connect_plan(parts: Parts, outlook: gr.HTML, context: AppContext, t: Texts) -> None:
+    def render_plan(given: dict[Any, Any]) -> dict[str, Any]:
         try:
-            return create_plan.describe(parts.read(given), desk.root, t)
+            return create_plan.describe(parts.read(given), context.root, t)
         except YueGPError as exc:
             return {"error": f"{exc.what} {exc.hint}".strip()}
 
     triggers = [part.change for part in (*parts.fields.values(), *parts.files.values(), parts.wave)]
-    gr.on(triggers, look, parts.inputs, outlook, trigger_mode="always_last", queue=False, **PRIVATE)
+    gr.on(triggers, render_plan, parts.inputs, outlook, trigger_mode="always_last", queue=False, **PRIVATE)
 
-    def listen(given: dict[Any, Any]) -> dict[str, Any]:
+    def render_reference(given: dict[Any, Any]) -> dict[str, Any]:
         files = {role: given[file] for role, file in parts.files.items()}
-        seen, lent = reference.load(files, t), given[parts.lent]
+        seen, lent = reference.render(files, t), given[parts.lent]
         return {**seen, "window": lent.window} if lent.window and lent.files == files else seen
 
     heard = {*parts.files.values(), parts.lent}
-    gr.on([file.change for file in parts.files.values()], listen, heard, parts.wave, **PRIVATE)
+    gr.on([file.change for file in parts.files.values()], render_reference, heard, parts.wave, **PRIVATE)
     switch = parts.fields["instrumental"]
     switch.change(lambda on: gr.HTML(instrumental=on), switch, parts.fields["tags"], queue=False, **PRIVATE)
 
@@ -250,25 +250,29 @@ def _connect_starts(starts: Mapping[gr.Button, tuple[str, str, str, bool]], part
 
 
 def _connect_models(parts: Parts, shell: Shell, t: Texts) -> None:
-    """Models come and go on the Set-up page: whoever returns from there finds those that are here now."""
+    """The list of models is read again whenever a tab is selected: the Set-up page downloads models."""
 
-    def look(wished: str | None) -> gr.Dropdown:
+    def render_models(wished: str | None) -> gr.Dropdown:
         found = _models(t)
         return gr.Dropdown(choices=found, value=wished if wished in dict(found).values() else "")
 
     model = parts.fields["model"]
-    shell.tabs.select(look, model, model, queue=False, **PRIVATE)
+    shell.tabs.select(render_models, model, model, queue=False, **PRIVATE)
 
 
-def _connect_make(make: gr.Button, parts: Parts, progress: gr.HTML, desk: AppContext, shell: Shell, t: Texts) -> None:
-    def press(given: dict[Any, Any]) -> dict[Any, Any]:
+def _connect_make(
+    make: gr.Button, parts: Parts, progress: gr.HTML, context: AppContext, shell: Shell, t: Texts
+) -> None:
+    def handle_action(given: dict[Any, Any]) -> dict[Any, Any]:
         try:
-            name = begin(desk, create_plan.asked(parts.read(given), t))
+            name = begin(context, create_plan.asked(parts.read(given), t))
         except YueGPError as exc:
             raise plain(exc) from exc
         return {progress: name, shell.open_song: name}
 
-    make.click(press, parts.inputs, [progress, shell.open_song], trigger_mode="once", concurrency_limit=4, **PRIVATE)
+    make.click(
+        handle_action, parts.inputs, [progress, shell.open_song], trigger_mode="once", concurrency_limit=4, **PRIVATE
+    )
 
     def show(event: gr.EventData) -> tuple[gr.Tabs, str]:
         return gr.Tabs(selected="song"), str(event.name)
@@ -276,22 +280,22 @@ def _connect_make(make: gr.Button, parts: Parts, progress: gr.HTML, desk: AppCon
     progress.open(show, None, [shell.tabs, shell.open_song], **PRIVATE)
 
 
-def begin(desk: AppContext, wanted: create_plan.Asked) -> str:
-    """Make the song's folder with its takes, and put them into the queue; the folder's name. Everything that can be
-    refused is refused before anything is written."""
+def begin(context: AppContext, wanted: create_plan.Asked) -> str:
+    """Create the song's folder with its takes and queue them; returns the folder's name. YueGPError before anything is
+    written when the song cannot be made."""
     plan = pipeline.plan(wanted.request)
     memory.allow(wanted.request.model, wanted.wishes, machine.describe_machine(), wanted.device)
-    check_writable(desk.root, plan.disk_bytes * wanted.takes)
-    song = store.create(plan.request, desk.root, wanted.text or None)
+    check_writable(context.root, plan.disk_bytes * wanted.takes)
+    song = store.create(plan.request, context.root, wanted.text or None)
     for number in range(wanted.takes):
         request = replace(song.request, seed=song.request.seed + number)
-        desk.make(song, song.new_take(TakeInfo(number=0, request=request)), wanted.device, wanted.wishes)
+        context.make(song, song.new_take(TakeInfo(number=0, request=request)), wanted.device, wanted.wishes)
     return song.folder.name
 
 
-def _connect_copy(parts: Parts, desk: AppContext, shell: Shell) -> None:
-    """Another page asks to take a song's settings over, its reference included. The files are those in the song's own
-    folder; what an exported file says of paths is not looked at."""
+def _connect_copy(parts: Parts, context: AppContext, shell: Shell) -> None:
+    """Another page asks to copy a song's settings into the fields, with its reference. The files come from the song's
+    own folder; paths in an exported file are ignored."""
 
     def copy(wish: str) -> dict[Any, Any]:
         if not wish:
@@ -301,7 +305,7 @@ def _connect_copy(parts: Parts, desk: AppContext, shell: Shell) -> None:
             if wish.startswith("{"):  # the settings of an exported file, from the Library
                 asked, lent = request_from_dict(parse(wish)), reference.Lent()
             else:
-                asked = desk.take(song, int(take)).info.request
+                asked = context.take(song, int(take)).info.request
                 lent = reference.lend(asked.reference)
             shown = _shown(asked)
         except Fault as exc:
@@ -317,7 +321,7 @@ def _connect_copy(parts: Parts, desk: AppContext, shell: Shell) -> None:
 
 
 def _shown(asked: SongRequest) -> dict[str, Any]:
-    """What the fields show for a request."""
+    """Values of the fields for a request."""
     from yuegp.checkpoints import sets
 
     values = create_fields.values(asked, sets.find(asked.model).sampling if asked.model else asked.sampling)
@@ -325,7 +329,7 @@ def _shown(asked: SongRequest) -> dict[str, Any]:
 
 
 def _keep(parts: Parts, mode: gr.Radio, progress: gr.HTML, shell: Shell) -> None:
-    """What stands in the fields, and which song is being made, outlives a reload. Files do not: they are only lent."""
+    """The browser keeps the fields and the song being made over a reload, except files."""
     kept = {**parts.fields, "mode": mode}
     components = list(kept.values())
     usual = json.dumps({name: getattr(part, "value", None) for name, part in kept.items()})
@@ -343,6 +347,6 @@ def _blank() -> dict[str, Any]:
 
 
 def _text(data: Any, key: str) -> str:
-    """A text from what a browser sent: anything else is empty."""
+    """A text from a browser's message; empty when it is missing or no text."""
     value = data.get(key) if isinstance(data, dict) else None
     return value if isinstance(value, str) else ""

@@ -1,4 +1,4 @@
-"""What is going to happen, in words, before anybody clicks: and what stands in its way."""
+"""The plan beside the form: what making the song will take, in words, or what prevents it."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from . import fields, model
 from .words import SECTION_SECONDS
 
 LONGEST_TITLE = 60
-"""Characters of the first line that an untitled song is named by."""
+"""Most characters of the first line that become the title of an untitled song."""
 
 
 @dataclass(frozen=True)
 class Asked:
-    """What the page holds, made into a request: with the choice of the model and what reading the words had to say."""
+    """The page's values as a request, with the chosen model and the notes of the lyrics parser."""
 
     request: SongRequest
     choice: model.Choice
@@ -40,8 +40,8 @@ class Asked:
 
 
 def asked(values: Mapping[str, Any], t: Texts) -> Asked:
-    """The request that the page's values, by field name, add up to. Besides the fields of `fields.FIELDS` there are
-    `words` and `tags` (text) and `reference` (a Reference or None). YueGPError says what cannot be used."""
+    """Make a request of the page's values by field name: those of `fields.FIELDS`, `words` and `tags` (text), and
+    `reference` (a Reference or None). YueGPError says what cannot be used."""
     text, notes = values["words"] or "", tuple[Note, ...]()
     sections: tuple[Section, ...]
     if text.strip():
@@ -67,7 +67,7 @@ def asked(values: Mapping[str, Any], t: Texts) -> Asked:
 
 
 def _name(sections: tuple[Section, ...], t: Texts) -> str:
-    """A title for a song that was given none: how its first line begins."""
+    """The title of an untitled song: the beginning of its first line."""
     line = next((line.strip() for section in sections for line in section.words.splitlines() if line.strip()), "")
     if len(line) > LONGEST_TITLE:
         line = line[:LONGEST_TITLE].rsplit(" ", 1)[0] + "…"
@@ -76,7 +76,7 @@ def _name(sections: tuple[Section, ...], t: Texts) -> str:
 
 def describe(values: Mapping[str, Any], root: Path, t: Texts) -> dict[str, Any]:
     """`rows`: name and text of each fact; `warnings`: sentences; `details`: how the memory is used and why; `error`:
-    what is in the way, or empty. Loads no model. Notes on words and tags stand beside those, not here."""
+    what prevents the song, or empty. Notes on lyrics and tags stand beside their editors. Loads no model."""
     if not (values["words"] or "").strip() and not values["instrumental"]:
         return {"rows": [], "warnings": [], "error": "", "empty": t("create.plan.empty")}
     try:
@@ -119,9 +119,9 @@ def _shown_elsewhere(note: Note, wanted: Asked) -> bool:
 
 
 def _length(plan: SongPlan, takes: int, t: Texts) -> str:
-    key = "create.plan.up_to_one" if plan.count == 1 else "create.plan.up_to"
-    text = t(key, sections=plan.count, seconds=span(plan.seconds, t))
-    return text if takes == 1 else t("create.plan.versions", takes=takes, text=text)
+    key = "create.plan.up_to" if takes == 1 else "create.plan.versions"
+    key = f"{key}_one" if plan.count == 1 else key
+    return t(key, takes=takes, sections=plan.count, seconds=span(plan.seconds, t))
 
 
 def _time(plan: SongPlan, root: Path, wanted: Asked, t: Texts) -> str:
@@ -140,12 +140,12 @@ def _memory(held: MemoryPlan, t: Texts) -> str:
 
 def _disk(needed: int, root: Path, t: Texts) -> str:
     free = machine.disk_free(root)
-    text = t("create.plan.disk_text", needed=_bytes(needed), free=_bytes(free))
-    return text if free > needed else t("create.plan.disk_full", text=text)
+    key = "create.plan.disk_text" if free > needed else "create.plan.disk_full"
+    return t(key, needed=_bytes(needed), free=_bytes(free))
 
 
 def span(seconds: float, t: Texts) -> str:
-    """A time in words."""
+    """A duration in words."""
     if seconds < 90:
         return t("create.seconds", n=round(seconds))
     if seconds < 5400:

@@ -1,5 +1,5 @@
-"""A reference recording as Create shows it: its wave, its window, and what is wrong with it. Only files that Gradio has
-just taken in, and those in a song's own folder, reach this module; what it says names them as the user did."""
+"""The reference recording on the Create page: its waveform, its window, and what is wrong with it. Only uploads and
+files in a song's own folder reach this module. Its messages name files as the user did."""
 
 from __future__ import annotations
 
@@ -19,25 +19,26 @@ from yuegp.library import store
 from yuegp.song.schema import Reference
 
 PEAKS = 360
-"""Points of a drawn wave."""
+"""Points of a drawn waveform."""
 
 LONGEST = 20 * 60.0
-"""Seconds. A song is shorter; a concert would have to be cut anyway."""
+"""Longest recording in seconds: more than a song, less than a concert."""
 
 WINDOW = 30.0
-"""Seconds that are listened to unless somebody says otherwise, as in the released program."""
+"""Default length of the window in seconds, as in the released program."""
 
 
 @dataclass(frozen=True)
 class Lent:
-    """Copies of a song's reference files, by role, and the window of them that the song listened to."""
+    """Copies of a song's reference files, by role, and the window that the song used."""
 
     files: Mapping[str, str | None] = field(default_factory=lambda: dict.fromkeys(store.REFERENCES))
     window: Mapping[str, float] | None = None
 
 
 def lend(reference: Reference | None) -> Lent:
-    """The reference of a song, copied to where the page may show files from. RequestError when it is not there."""
+    """Copy a song's reference into the uploads folder, from which the page can play it. RequestError when it is
+    missing."""
     if reference is None:
         return Lent()
     files = {}
@@ -58,9 +59,9 @@ def peaks(path: str) -> list[float]:
     return [round(min(1.0, float(peak)), 3) for peak in np.nan_to_num(sound_files.peaks(path, PEAKS), posinf=1.0)]
 
 
-def load(files: Mapping[str, str | None], t: Texts) -> dict[str, Any]:
-    """What to draw for the files given as `mix`, `vocal` and `instrumental`: per file name, path and peaks; the length
-    they share; `error` when they cannot be used."""
+def render(files: Mapping[str, str | None], t: Texts) -> dict[str, Any]:
+    """What the script draws for the files given as `mix`, `vocal` and `instrumental`: name, path and peaks of each, the
+    seconds they have in common, and `error` when they cannot be used."""
     given = {role: path for role, path in files.items() if path}
     shown: dict[str, Any] = {"files": [], "seconds": 0.0, "error": "", "window": WINDOW}
     if not given:
@@ -77,7 +78,7 @@ def load(files: Mapping[str, str | None], t: Texts) -> dict[str, Any]:
 
 
 def shared(files: Mapping[str, str], t: Texts) -> float:
-    """Seconds that recordings have in common. RequestError when that is more than `LONGEST`."""
+    """Seconds that the recordings have in common. RequestError when that exceeds `LONGEST`."""
     seconds = min(sound_files.probe(path).seconds for path in files.values())
     if seconds > LONGEST:
         raise RequestError(
@@ -88,7 +89,7 @@ def shared(files: Mapping[str, str], t: Texts) -> float:
 
 
 def reference(files: Mapping[str, str | None], window: Mapping[str, Any] | None) -> Reference | None:
-    """The reference that files and window ask for; None without files. RequestError when half of a pair is absent."""
+    """A Reference from files by role and a window; None without files. RequestError when half of a pair is missing."""
     start = float((window or {}).get("start") or 0.0)
     end = float((window or {}).get("end") or start + WINDOW)
     found = _reference(files, start, end)
@@ -107,7 +108,7 @@ def _reference(files: Mapping[str, str | None], start: float, end: float) -> Ref
 
 
 def said(exc: RequestError, files: Mapping[str, str | None]) -> str:
-    """The error as a sentence that names files as the user did, not as they lie on disk."""
+    """The error in sentences, with paths on the server shortened to file names."""
     text = f"{exc.what} {exc.hint}".strip()
     for path in filter(None, files.values()):
         text = text.replace(path, Path(path).name)

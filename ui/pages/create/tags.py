@@ -1,4 +1,4 @@
-"""What the tag picker asks the server: which tags a line holds, and what would help it."""
+"""The tag picker's half on the server: finds the known tags in a line, and gives advice."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from yuegp.song.notes import NoteCode
 
 
 def vocabulary() -> dict[str, list[str]]:
-    """Category to its tags, most frequent first, the languages last."""
+    """Category → its tags, most frequent first; the languages come last."""
     return {**{name: list(known) for name, known in tags.vocabulary().items()}, "language": list(tags.LANGUAGES)}
 
 

@@ -1,4 +1,4 @@
-"""What the lyrics editor asks the server: a text read as the song reads it, in plain values for the script."""
+"""The lyrics editor's half on the server: parses a text as a song would, into plain values for the script."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ SHAPES = {
     "ballad": ("verse", "verse", "chorus", "verse", "chorus", "outro"),
     "short": ("verse", "chorus"),
 }
-"""Empty songs to start from, by name: their labels. They begin with a verse because an intro comes out less well."""
+"""Section labels of the empty songs to start from, by name. They begin with a verse: intros come out less well."""
 
 SECTION_SECONDS = 30.0
-"""Seconds of singing that a section has room for, on the budget bars: what YuE was trained on."""
+"""Seconds of singing in a full section on the budget bars: the length YuE was trained on."""
 
 
 @dataclass(frozen=True)
 class Example:
-    """A song to try: everything Create needs for it."""
+    """An example song: what Create fills into its fields."""
 
     name: str
     title: str
@@ -37,7 +37,7 @@ class Example:
 
 @cache
 def examples() -> tuple[Example, ...]:
-    """The songs that come with the page."""
+    """The example songs, from `assets/examples.json`."""
     text = (resources.files("ui") / "assets" / "examples.json").read_text(encoding="utf-8")
     return tuple(Example(**{**entry, "lyrics": "\n".join(entry["lyrics"])}) for entry in json.loads(text))
 
@@ -48,8 +48,8 @@ def shape(name: str) -> str:
 
 
 def read(text: str, t: Texts, section_seconds: float = SECTION_SECONDS) -> dict[str, Any]:
-    """Sections, notes, length and language of a text. Words that will not be sung, and what is wrong, are in the
-    notes (`kind` is `bad`, `unsung` or ``); no text raises anything."""
+    """Sections, notes, length and language of a text. Notes say which words will not be sung (`kind` is `unsung`), what
+    is wrong (`bad`), and give advice (empty). No text raises an error."""
     if not text.strip():
         return {"sections": [], "notes": [], "total": t("create.words.empty"), "language": "en"}
     try:

@@ -1,7 +1,7 @@
-"""What the buttons of the song page do. Every edit begins a new take and queues it; nothing that exists is changed.
+"""The actions of the Song page. Every edit creates a new take and queues it; existing takes do not change.
 
-`values` come from a browser: names are checked against the songs there are, numbers must be numbers, and no text of
-theirs becomes a path. Anything else is a RequestError, in a sentence."""
+`values` come from a browser: song names are checked against the library, numbers are parsed, and no text becomes a
+path. Invalid values raise RequestError."""
 
 from __future__ import annotations
 
@@ -27,154 +27,154 @@ from yuegp.song.schema import Stage
 from .export import EXPORTS
 
 LONGEST_ARTIST = 200
-"""Characters; the name goes into every exported file."""
+"""Most characters of an artist's name, which goes into every exported file."""
 
 Values = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
 class Done:
-    """What came of an action."""
+    """Result of an action."""
 
     say: str
-    """Key of the sentence that says so, in `song.json`."""
+    """Key of the sentence to show, in `song.json`."""
     values: Mapping[str, object]
-    """What goes into the sentence."""
+    """Values for its places."""
     files: tuple[str, ...] = ()
-    """Names of files that were exported."""
+    """Names of exported files."""
     notes: tuple[Note, ...] = ()
-    """What there is to say of the lyrics that were given."""
+    """Notes on the given lyrics."""
     front: int | None = None
-    """A new take that is ready already, to be shown at once."""
+    """A new take that needs no generation and can be shown at once."""
 
 
-def act(desk: AppContext, name: str, what: str, values: Values) -> Done:
-    """Do one of `ACTIONS` to a song. YueGPError says why not."""
+def act(context: AppContext, name: str, what: str, values: Values) -> Done:
+    """Do one of `ACTIONS` to the song called `name`. YueGPError when it cannot be done."""
     if what not in ACTIONS:
         raise RequestError(f"The song page knows no action {what!r}.", "Reload the page.")
     if what != "restore":
-        desk.folder(name)
-    return ACTIONS[what](desk, name, values)
+        context.folder(name)
+    return ACTIONS[what](context, name, values)
 
 
 # Edits
 
 
-def redo(desk: AppContext, name: str, values: Values) -> Done:
-    song, take = _song_and_take(desk, name, values)
+def redo(context: AppContext, name: str, values: Values) -> Done:
+    song, take = _song_and_take(context, name, values)
     section, count = _integer(values, "section"), _integer(values, "count", 1, edit.MOST_CANDIDATES)
     later, first = edit.later_sections(str(values.get("later"))), secrets.randbelow(2**32)
     made = [edit.redo(song, take, section, first + i, later) for i in range(count)]
-    desk.again(song, *made)
+    context.again(song, *made)
     numbers = ", ".join(str(new.info.number) for new in made)
     return Done("done.begun" if count == 1 else "done.begun-many", {"take": numbers})
 
 
-def rewind(desk: AppContext, name: str, values: Values) -> Done:
-    song, take = _song_and_take(desk, name, values)
+def rewind(context: AppContext, name: str, values: Values) -> Done:
+    song, take = _song_and_take(context, name, values)
     seed = secrets.randbelow(2**32)
     if "second" in values:
-        return _begun(desk, song, edit.rewind(song, take, seed, second=_number(values, "second")))
-    return _begun(desk, song, edit.rewind(song, take, seed, section=_integer(values, "section")))
+        return _begun(context, song, edit.rewind(song, take, seed, second=_number(values, "second")))
+    return _begun(context, song, edit.rewind(song, take, seed, section=_integer(values, "section")))
 
 
-def proceed(desk: AppContext, name: str, values: Values) -> Done:
-    """Go on with the lyrics given, after those that are not made yet. What cannot be sung is refused here and now."""
-    song, take = _song_and_take(desk, name, values)
+def proceed(context: AppContext, name: str, values: Values) -> Done:
+    """Continue a take with its unwritten sections, then with the given lyrics. YueGPError when they cannot be sung."""
+    song, take = _song_and_take(context, name, values)
     words = str(values.get("words") or "")
     parsed = lyrics.parse(words) if words.strip() else lyrics.Lyrics(())
     whole = (*take.info.request.sections, *parsed.sections)
     count = min(len(whole), len(take.info.spans) + _integer(values, "count", 1)) if values.get("count") else None
     pipeline.plan(replace(take.info.request, sections=whole, first_sections=count))
-    done = _begun(desk, song, edit.proceed(song, take, parsed.sections, count))
+    done = _begun(context, song, edit.proceed(song, take, parsed.sections, count))
     return replace(done, notes=parsed.notes)
 
 
-def trim(desk: AppContext, name: str, values: Values) -> Done:
-    song, take = _song_and_take(desk, name, values)
-    return _begun(desk, song, edit.trim(song, take, _integer(values, "section"), _number(values, "seconds")))
+def trim(context: AppContext, name: str, values: Values) -> Done:
+    song, take = _song_and_take(context, name, values)
+    return _begun(context, song, edit.trim(song, take, _integer(values, "section"), _number(values, "seconds")))
 
 
-def mute(desk: AppContext, name: str, values: Values) -> Done:
-    """Mute the section, or take that back."""
-    song, take = _song_and_take(desk, name, values)
+def mute(context: AppContext, name: str, values: Values) -> Done:
+    """Mute or unmute the section."""
+    song, take = _song_and_take(context, name, values)
     section = _integer(values, "section")
-    return _begun(desk, song, edit.mute(song, take, sorted({*take.info.muted} ^ {section})))
+    return _begun(context, song, edit.mute(song, take, sorted({*take.info.muted} ^ {section})))
 
 
-def _begun(desk: AppContext, song: Song, take: Take) -> Done:
+def _begun(context: AppContext, song: Song, take: Take) -> Done:
     if take.info.stage is Stage.RENDERED:
         return Done("done.ready", {"take": take.info.number}, front=take.info.number)
-    desk.again(song, take)
+    context.again(song, take)
     return Done("done.begun", {"take": take.info.number})
 
 
 # The queue
 
 
-def resume(desk: AppContext, name: str, values: Values) -> Done:
-    """Go on with a take that was stopped, paused, interrupted, or has failed."""
-    song, take = _song_and_take(desk, name, values)
-    held = [job for job in desk.jobs(name) if job.take == take.info.number and job.state is not State.DONE]
+def resume(context: AppContext, name: str, values: Values) -> Done:
+    """Resume a take that was stopped, paused or interrupted, or has failed."""
+    song, take = _song_and_take(context, name, values)
+    held = [job for job in context.jobs(name) if job.take == take.info.number and job.state is not State.DONE]
     if held:
-        desk.queue.resume(held[-1].number)
+        context.queue.resume(held[-1].number)
     else:
-        desk.again(song, take)
+        context.again(song, take)
     return Done("done.begun", {"take": take.info.number})
 
 
-def stop(desk: AppContext, name: str, values: Values) -> Done:
-    """Stop a take, or take it off the queue. What is finished of it stays."""
+def stop(context: AppContext, name: str, values: Values) -> Done:
+    """Cancel the jobs of a take. Its finished parts stay."""
     number = _integer(values, "take")
-    for job in desk.jobs(name):
+    for job in context.jobs(name):
         if job.take == number and job.state in (State.RUNNING, *TO_COME):
-            desk.queue.cancel(job.number)
+            context.queue.cancel(job.number)
     return Done("done.stopped", {"take": number})
 
 
 # The cover page
 
 
-def pick(desk: AppContext, name: str, values: Values) -> Done:
+def pick(context: AppContext, name: str, values: Values) -> Done:
     number = _integer(values, "take")
-    catalog.pick(desk.song(name), number)
+    catalog.pick(context.song(name), number)
     return Done("done.picked", {"take": number})
 
 
-def rename(desk: AppContext, name: str, values: Values) -> Done:
-    song = desk.song(name)
+def rename(context: AppContext, name: str, values: Values) -> Done:
+    song = context.song(name)
     catalog.rename(song, str(values.get("title") or ""))
     return Done("done.renamed", {"title": song.info.title})
 
 
-def rate(desk: AppContext, name: str, values: Values) -> Done:
+def rate(context: AppContext, name: str, values: Values) -> Done:
     stars = _integer(values, "stars", 0, 5)
-    catalog.rate(desk.song(name), stars or None)
+    catalog.rate(context.song(name), stars or None)
     return Done("done.rated" if stars else "done.unrated", {"stars": stars})
 
 
-def trash(desk: AppContext, name: str, values: Values) -> Done:
-    """Move the song to the trash. `restore` with the name that this gives takes it back."""
-    moved = catalog.trash(desk.folder(name), desk.root)
-    for job in desk.jobs(name):
+def trash(context: AppContext, name: str, values: Values) -> Done:
+    """Move the song to the trash. `restore` takes the name that this returns."""
+    moved = catalog.trash(context.folder(name), context.root)
+    for job in context.jobs(name):
         if job.state in TO_COME:
-            desk.queue.cancel(job.number)
+            context.queue.cancel(job.number)
     return Done("done.trashed", {"name": moved.name})
 
 
-def restore(desk: AppContext, name: str, values: Values) -> Done:
-    """Take a song out of the trash: one that lies there, under exactly this name."""
-    if name not in {entry.folder.name for entry in catalog.trashed(desk.root)}:
+def restore(context: AppContext, name: str, values: Values) -> Done:
+    """Restore the song with exactly this name from the trash."""
+    if name not in {entry.folder.name for entry in catalog.trashed(context.root)}:
         raise LibraryError("That song is no longer in the trash.", "Look in the library.")
-    return Done("done.restored", {"name": catalog.restore(name, desk.root).name})
+    return Done("done.restored", {"name": catalog.restore(name, context.root).name})
 
 
-# Out of the house
+# Files
 
 
-def export_take(desk: AppContext, name: str, values: Values) -> Done:
+def export_take(context: AppContext, name: str, values: Values) -> Done:
     """Write a take's files into the song's `exports` folder."""
-    song, take = _song_and_take(desk, name, values)
+    song, take = _song_and_take(context, name, values)
     parts = [part for part in export.PARTS if values.get(part)]
     artist = " ".join(str(values.get("artist") or "").split())[:LONGEST_ARTIST]
     catalog.refuse_links(song.folder)
@@ -182,9 +182,9 @@ def export_take(desk: AppContext, name: str, values: Values) -> Done:
     return Done("done.exported", {"count": len(files), "folder": song.folder / EXPORTS}, tuple(p.name for p in files))
 
 
-def open_folder(desk: AppContext, name: str, values: Values) -> Done:
-    """Show the song's folder on this machine's screen. Who may ask for it is the page's question."""
-    folder = str(store.open_song(desk.folder(name)).folder.absolute())
+def open_folder(context: AppContext, name: str, values: Values) -> Done:
+    """Show the song's folder on this machine's screen. The page allows it to local browsers only."""
+    folder = str(store.open_song(context.folder(name)).folder.absolute())
     try:
         if sys.platform == "win32":
             os.startfile(folder)
@@ -214,11 +214,11 @@ ACTIONS: Mapping[str, Callable[[AppContext, str, Values], Done]] = {
     "export": export_take,
     "open-folder": open_folder,
 }
-"""What a button on the page can ask for."""
+"""Actions by the name in `data-act` and `song.js`."""
 
 
-def _song_and_take(desk: AppContext, name: str, values: Values) -> tuple[Song, Take]:
-    song = desk.song(name)
+def _song_and_take(context: AppContext, name: str, values: Values) -> tuple[Song, Take]:
+    song = context.song(name)
     return song, song.take(_integer(values, "take"))
 
 

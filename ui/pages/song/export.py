@@ -1,4 +1,4 @@
-"""Exported files for the browser to download: those that lie in a song's `exports` folder, by name, nothing else."""
+"""Sends exported files to the browser: files in a song's `exports` folder, by name, and nothing else."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from yuegp.errors import LibraryError, YueGPError
 from yuegp.library.catalog import refuse_links
 
 EXPORTS = "exports"
-"""Folder inside a song's folder that exported files are written to."""
+"""Folder inside a song's folder for exported files."""
 
 
-def find(desk: AppContext, name: str, file: str) -> Path:
+def find(context: AppContext, name: str, file: str) -> Path:
     """A file that was exported from a song. LibraryError for anything else."""
-    folder = desk.folder(name)
+    folder = context.folder(name)
     refuse_links(folder)
     place = folder / EXPORTS
     there = {path.name: path for path in place.iterdir() if path.is_file()} if place.is_dir() else {}
@@ -26,11 +26,11 @@ def find(desk: AppContext, name: str, file: str) -> Path:
     return there[file]
 
 
-async def answer(request: Request) -> Response:
+async def export_response(request: Request) -> Response:
     """`GET /export/<song's folder>/<file>`, to be saved under the file's own name."""
     names = request.path_params
     try:
-        path = find(request.app.state.desk, names["song"], names["file"])
+        path = find(request.app.state.context, names["song"], names["file"])
     except YueGPError as exc:
         return PlainTextResponse(exc.what, 404)
     return FileResponse(path, filename=path.name)

@@ -1,25 +1,36 @@
-"""The song page as HTML: what is heard and seen, in parts that are exchanged one by one when they change.
+"""The Song page as HTML, in parts that the script replaces one by one when they change. This module prepares the values
+of the templates in `templates/`.
 
-Parts are made of a `SongView` and the texts alone, so equal views give equal parts. Everything that comes from a song
-is escaped. The forms that change a song are in `song_forms.py`; what moves in time is `assets/song.js`."""
+A part depends on a `SongView` and the texts alone, so equal views give equal parts. `actions.py` does what buttons and
+forms ask for, under the name in `data-act`; the script adds the take in front and the selected section."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from html import escape
+from collections.abc import Hashable
+from dataclasses import dataclass
+from functools import cache, lru_cache
+from typing import Any
+
+from jinja2 import Environment
 
 from ui.pages.wording import edit_in_words
+from ui.templates import templates
 from ui.texts import Texts
-from yuegp.jobs.queue import State
+from yuegp.generation.edit import MOST_CANDIDATES
+from yuegp.library.export import PARTS as STEMS
+from yuegp.song.schema import LaterSections, TakeInfo
 
-from .timeline import Block, blocks, clock, lines, seconds, share, unwritten
-from .view import Row, SongView
+from .timeline import Block, Line, blocks, clock, lines, seconds, share, unwritten
+from .view import Row, SongView, Version, versions
+
+EXPORTED = ("wav24", "flac", "mp3", "wav16")
+"""Export formats in the order they are offered: the first one is selected."""
 
 HUES = 6
-"""Colours that takes are told apart by; the number always stands beside them."""
+"""Colours of takes; a take's number always stands beside its colour."""
 
 TICKS = (1, 2, 5, 10, 15, 30, 60, 120, 300)
-"""Seconds that marks on the time line may be apart."""
+"""Distances between marks on the time line, in seconds."""
 
 MOST_TICKS = 7
 
@@ -27,94 +38,178 @@ STAGES = ("reference", "writing", "refining", "sound")
 """What the worker reports, with a sentence each."""
 
 
-def safe(t: Texts) -> Callable[..., str]:
-    """The texts, ready to stand in HTML and in its attributes, whatever is filled into them."""
-    return lambda key, **values: escape(t(key, **values))
+def origin(info: TakeInfo, t: Texts) -> str:
+    """Where a take came from."""
+    if not info.parent:
+        return t("song.take.made")
+    return t("song.take.from", how=edit_in_words(info.edit, t), parent=info.parent)
 
 
-# The head of the page
+# The parts
 
 
-def head(view: SongView, t: Texts) -> str:
-    say = safe(t)
-    rating, stars = view.info.rating or 0, ""
-    for count in (1, 2, 3, 4, 5, 0):
-        label = say(f"song.rating.{('none', 'one')[count]}") if count < 2 else say("song.rating.many", count=count)
-        lit = "lit" if 0 < count <= rating else ""
-        stars += (
-            f'<label class="song-star {lit}" title="{label}"><input type="radio" name="stars" value="{count}"'
-            f' data-focus="star-{count}" aria-label="{label}"{" checked" if count == rating and rating else ""}>'
-            f'<span aria-hidden="true">{"★" if count else "✕"}</span></label>'
-        )
-    rated = " rated" if rating else ""
-    return (
-        f'<h2 class="song-title">{escape(view.title)}</h2>'
-        f'<fieldset class="song-stars{rated}" data-change="rate">'
-        f'<legend class="song-unseen">{say("song.rating")}</legend>{stars}</fieldset>'
-        f'<details class="song-rename"><summary>{say("song.rename")}</summary>'
-        f'<form data-act="rename" class="song-row"><label>{say("song.rename.label")}'
-        f'<input name="title" maxlength="300" required value="{escape(view.title)}"></label>'
-        f'<button type="submit">{say("song.rename.save")}</button></form></details>'
-    )
+def frame(t: Texts) -> str:
+    """The fixed frame of the page: the places of the parts, and the player's controls."""
+    return _render("frame", t)
 
 
-def jobs(view: SongView, t: Texts) -> str:
-    """One line that is always there: what is being made for this song."""
-    say = safe(t)
-    live = view.live
-    if not live:
-        return f'<p class="song-quiet">{say("song.jobs.idle")}</p>'
-    first = next((row for row in live if row.state == "running"), live[0])
-    more = f" {t('song.jobs.more', count=len(live) - 1)}" if len(live) > 1 else ""
-    key = "song.jobs.running" if first.state == "running" else "song.jobs.waiting"
-    said = t(key, take=first.number, doing=doing(first, t)) + more
-    return f"<p>{escape(said)}</p>{_bar(first)}{_button('stop', first.number, t)}"
+def empty(t: Texts) -> str:
+    """Shown while no song is open."""
+    return _render("empty", t)
+
+
+def broken(why: str, t: Texts) -> str:
+    """Shown when the song cannot be opened. `why` is a sentence."""
+    return _render("broken", t, why=why)
+
+
+def parts(view: SongView, local: bool, t: Texts) -> dict[str, str]:
+    """The parts of an open song, by the name that their template and their element (`data-part` in `frame.html`) have.
+    `local`: the browser runs on the machine that has the songs."""
+    info, drawn, picked = view.take, view.blocks, view.info.picked
+    front, ready = (view.shown.number, view.shown.ready) if view.shown else (None, False)
+    take = front if info else None
+    block = next((block for block in drawn if block.section == view.section), None)
+    left = tuple(info.request.sections[section].label for section in unwritten(info)) if info else ()
+    compared = tuple(VersionRow.of(version, t) for version in versions(view)) if block else None
+    values: dict[str, dict[str, Any]] = {
+        "head": {"title": view.title, "rating": view.info.rating or 0},
+        "jobs": {"job": JobLine.of(view.live, t) if view.live else None},
+        "line": {"blocks": drawn, "seams": tuple(map(seconds, info.seams)) if info else ()},
+        "panel": {"block": block, "take": take, "ready": ready, "settled": view.settled},
+        "versions": {"versions": compared, "section": view.section, "front": front, "picked": picked},
+        "lyrics": {"verses": verses(info, t) if info else None, "sung": bool(info and not info.request.instrumental)},
+        "takes": {"rows": tuple(TakeRow.of(row, t) for row in view.rows), "front": front, "picked": picked},
+        "continue": {"take": take, "settled": view.settled, "left": left},
+        "export": {"take": take, "ready": ready},
+        "more": {"tags": view.tags, "folder": view.name, "take": take, "local": local},
+    }
+    return {name: _render(name, t, **shown) for name, shown in values.items()}
+
+
+@lru_cache(256)
+def _render(template: str, t: Texts, **values: Hashable) -> str:
+    """A template filled in. Cached, because open pages ask for all parts every second while most stay the same."""
+    return _environment().get_template(f"{template}.html").render(values, t=t)
+
+
+@cache
+def _environment() -> Environment:
+    found = templates(__package__)
+    known = (block_facts, block_name, block_notes, clock, hue, share, ticks)
+    found.globals |= {function.__name__: function for function in known}
+    found.globals |= {"STEMS": STEMS, "KINDS": EXPORTED, "MOST_CANDIDATES": MOST_CANDIDATES}
+    found.globals["LATER"] = tuple(LaterSections)
+    return found
+
+
+# What the templates show
+
+
+@dataclass(frozen=True)
+class JobLine:
+    """The running job of the song, or else its first waiting one."""
+
+    take: int
+    running: bool
+    doing: str
+    share: float
+    """How much of the present stage is done, 0 to 1."""
+    others: int
+    """How many takes come after it."""
+
+    @classmethod
+    def of(cls, live: tuple[Row, ...], t: Texts) -> JobLine:
+        row = next((row for row in live if row.state == "running"), live[0])
+        last = row.progress
+        part = last.done / max(1, last.total) if last else 0.0
+        return cls(row.number, row.state == "running", doing(row, t), part, len(live) - 1)
+
+
+@dataclass(frozen=True)
+class VersionRow:
+    """A version of the selected section."""
+
+    take: int
+    said: str
+    ready: bool
+
+    @classmethod
+    def of(cls, version: Version, t: Texts) -> VersionRow:
+        row, block = version.row, version.block
+        said = t(f"song.take.{row.state}")
+        if block:
+            said = t("song.versions.facts", seconds=f"{block.seconds:.1f}", seed=block.seed)
+        return cls(row.number, said, row.ready)
+
+
+@dataclass(frozen=True)
+class TakeRow:
+    """A take in the list."""
+
+    take: int
+    state: str
+    said: str
+    """The state in words."""
+    facts: tuple[str, ...]
+    """Empty when it cannot be read."""
+    why: str
+    ready: bool
+
+    @classmethod
+    def of(cls, row: Row, t: Texts) -> TakeRow:
+        said, facts = t(f"song.take.{row.state}"), tuple[str, ...]()
+        if row.state == "running":
+            said = doing(row, t)
+        if info := row.info:
+            length = clock(seconds(info.frames))
+            facts = origin(info, t), t("song.take.facts", length=length, seed=info.request.seed)
+        return cls(row.number, row.state, said, facts, row.why, row.ready)
+
+
+@dataclass(frozen=True)
+class Verse:
+    """A section of the lyrics beside the player."""
+
+    section: int
+    label: str
+    lines: tuple[Line, ...]
+    block: Block | None
+    """Where it stands on the time line; None when the take does not have it."""
+    note: str
+    """Why it cannot be heard; empty when it can."""
+
+
+def verses(info: TakeInfo, t: Texts) -> tuple[Verse, ...]:
+    """The lyrics of a take: the sections on its time line, then those it does not have."""
+    request, found = info.request, []
+    for block in blocks(info):
+        words = "" if request.instrumental else request.sections[block.section].words
+        note = "" if block.written else t(f"song.block.{block.state}")
+        found.append(Verse(block.section, block.label, lines(words, block.start, block.stop), block, note))
+    for section in unwritten(info):
+        asked = request.sections[section]
+        found.append(Verse(section, asked.label, lines(asked.words, 0, 0), None, t("song.lyrics.unwritten")))
+    return tuple(found)
 
 
 def doing(row: Row, t: Texts) -> str:
-    """What the worker does for a take, in words."""
-    last = row.job.last if row.job and row.job.state is State.RUNNING else None
+    """What the generator does for a take, in words."""
+    last = row.progress
     if last is None or last.stage not in STAGES:
         return t("song.stage.starting")
-    said = t(f"song.stage.{last.stage}", percent=int(100 * last.done / max(1, last.total)))
-    return said if last.eta is None else t("song.stage.left", doing=said, time=clock(last.eta + 0.5))
+    percent = int(100 * last.done / max(1, last.total))
+    if last.eta is None:
+        return t(f"song.stage.{last.stage}", percent=percent)
+    return t(f"song.stage.{last.stage}.left", percent=percent, time=clock(last.eta + 0.5))
 
 
-def _bar(row: Row) -> str:
-    last = row.job.last if row.job and row.job.state is State.RUNNING else None
-    done = last.done / max(1, last.total) if last else 0.0
-    return f'<progress max="1" value="{done:.3f}" aria-hidden="true"></progress>'
+# What the templates ask for
 
 
-def _button(act: str, take: int, t: Texts, css: str = "") -> str:
-    say = safe(t)
-    return (
-        f'<button type="button" class="{css}" data-act="{act}" data-take="{take}" data-focus="{act}-{take}"'
-        f' aria-label="{say(f"song.take.{act}.long", take=take)}">{say(f"song.take.{act}")}</button>'
-    )
-
-
-# The time line
-
-
-def line(view: SongView, t: Texts) -> str:
-    """The sections of the take in front, drawn to scale, its seams, and marks of time."""
-    say = safe(t)
-    drawn = view.blocks
-    if not drawn:
-        return f'<p class="song-quiet">{say("song.line.none")}</p>'
-    whole = drawn[-1].stop
-    labels = "".join(_block(block, whole, t) for block in drawn)
-    seams = "".join(
-        f'<i class="song-seam" style="left:{share(at, whole)}" title="{say("song.seam", time=clock(at))}"></i>'
-        for at in map(seconds, view.take.seams if view.take else ())
-    )
-    marks = "".join(f'<i style="left:{share(at, whole)}">{clock(at)}</i>' for at in ticks(whole))
-    return (
-        f'<div class="song-line" data-seconds="{whole:.3f}"><div role="radiogroup" aria-label="{say("song.sections")}">'
-        f'{labels}</div>{seams}<div class="song-head" aria-hidden="true"></div></div>'
-        f'<div class="song-ticks" aria-hidden="true">{marks}</div>'
-    )
+def hue(take: int) -> str:
+    """The CSS class of a take's colour; take 0 means not written yet."""
+    return f"hue{(take - 1) % HUES + 1}" if take else "hue0"
 
 
 def ticks(whole: float) -> list[int]:
@@ -123,135 +218,25 @@ def ticks(whole: float) -> list[int]:
     return [at for at in range(0, int(whole) + 1, step) if not at or at < 0.92 * whole]
 
 
-def _block(block: Block, whole: float, t: Texts) -> str:
-    say = safe(t)
-    written = block.state in ("made", "open")
-    notes = [say("song.block.take", take=block.take) if written else say(f"song.block.{block.state}")]
+def block_name(block: Block, t: Texts) -> str:
+    """A section with its times, for screen readers."""
+    start, stop = clock(block.start), clock(block.stop)
+    return t("song.section", number=block.section + 1, label=block.label, start=start, stop=stop)
+
+
+def block_notes(block: Block, t: Texts) -> list[str]:
+    """Notes on a section of the time line: its take, or why it is not there yet; then `open` and `muted`."""
+    notes = [t("song.block.take", take=block.take) if block.written else t(f"song.block.{block.state}")]
     if block.state == "open":
-        notes.append(say("song.block.open"))
+        notes.append(t("song.block.open"))
     if block.muted:
-        notes.append(say("song.block.muted"))
-    named = say(
-        "song.section",
-        number=block.section + 1,
-        label=block.label,
-        start=clock(block.start),
-        stop=clock(block.stop),
-    )
-    spoken = ", ".join([named, *notes])
-    hue = f"hue{(block.take - 1) % HUES + 1}" if block.take else "hue0"
-    return (
-        f'<label class="song-block {block.state} {hue}{" muted" if block.muted else ""}" title="{spoken}"'
-        f' style="left:{share(block.start, whole)};width:{share(block.seconds, whole)}">'
-        f'<input type="radio" name="song-section" value="{block.section}" aria-label="{spoken}">'
-        f"<b>{escape(block.label)}</b><small>{notes[-1] if block.muted else notes[0]}</small></label>"
-    )
+        notes.append(t("song.block.muted"))
+    return notes
 
 
-# Lyrics
-
-
-def words(view: SongView, t: Texts) -> str:
-    """The lyrics with the times at which the player highlights them."""
-    say = safe(t)
-    take = view.take
-    if take is None:
-        return ""
-    asked = take.request
-    out = []
-    for block in blocks(take):
-        timed = block.state in ("made", "open")
-        times = f' data-start="{block.start:.2f}" data-stop="{block.stop:.2f}"' if timed else ""
-        sung = "" if asked.instrumental else asked.sections[block.section].words
-        inner = "".join(
-            f'<p data-start="{line.start:.2f}" data-stop="{line.stop:.2f}">{escape(line.text)}</p>'
-            if timed
-            else f"<p>{escape(line.text)}</p>"
-            for line in lines(sung, block.start, block.stop)
-        )
-        inner = inner or f'<p class="song-quiet">{say("song.lyrics.wordless")}</p>'
-        out.append(_verse(block.section, block.label, inner, times, "" if timed else say(f"song.block.{block.state}")))
-    for section in unwritten(take):
-        inner = "".join(f"<p>{escape(text)}</p>" for text in asked.sections[section].words.splitlines() if text.strip())
-        out.append(_verse(section, asked.sections[section].label, inner, "", say("song.lyrics.unwritten")))
-    note = say("song.lyrics.instrumental" if asked.instrumental else "song.lyrics.timing")
-    return (
-        f'<h3>{say("song.lyrics")}</h3><div class="song-words" tabindex="0" role="region"'
-        f' aria-label="{say("song.lyrics")}">{"".join(out)}</div><p class="song-note">{note}</p>'
-    )
-
-
-def _verse(section: int, label: str, inner: str, times: str, note: str) -> str:
-    said = f" <small>{note}</small>" if note else ""
-    faint = "" if times else " faint"
-    return f'<div class="song-verse{faint}" data-section="{section}"{times}><h4>{escape(label)}{said}</h4>{inner}</div>'
-
-
-# Takes
-
-
-def takes(view: SongView, t: Texts) -> str:
-    """All takes, newest first: where each came from, how far it is, and what can be done with it."""
-    say = safe(t)
-    rows = "".join(_take(row, view, t) for row in view.rows)
-    return f'<h3>{say("song.takes")}</h3><ol class="song-takes">{rows}</ol>'
-
-
-def _take(row: Row, view: SongView, t: Texts) -> str:
-    say = safe(t)
-    info, front = row.info, view.shown is not None and view.shown.number == row.number
-    state = doing(row, t) if row.state == "running" else t(f"song.take.{row.state}")
-    facts, buttons = "", ""
-    if info:
-        origin = say("song.take.made")
-        if info.parent:
-            origin = say("song.take.from", how=edit_in_words(info.edit, t), parent=info.parent)
-        length = clock(seconds(info.frames))
-        facts = f"{origin} · {say('song.take.facts', length=length, seed=info.request.seed)}"
-        buttons = _listen(row, front, t)
-    if row.ready:
-        spoken, off = say("song.take.compare.long", take=row.number), " disabled" if front else ""
-        buttons += _client("compare", row.number, say("song.take.compare"), spoken, off)
-        if view.info.picked == row.number:
-            buttons += f'<span class="song-picked">✓ {say("song.take.picked")}</span>'
-        else:
-            buttons += _button("pick", row.number, t)
-    elif row.state in ("running", "waiting"):
-        buttons += _button("stop", row.number, t)
-    elif info:
-        buttons += _button("resume", row.number, t)
-    why = row.broken
-    if row.state == "failed" and row.job:
-        why = f"{row.job.what} {row.job.hint}".strip()
-    return (
-        f'<li class="{row.state}{" front" if front else ""}" data-take-row="{row.number}">'
-        f'<i class="song-dot hue{(row.number - 1) % HUES + 1}" aria-hidden="true"></i>'
-        f'<div class="song-facts"><b>{say("song.take", take=row.number)}</b> <em>{escape(state)}</em>'
-        f"<span>{facts}</span>{f'<p>{escape(why)}</p>' if why else ''}</div>"
-        f'<div class="song-buttons">{buttons}</div></li>'
-    )
-
-
-def _listen(row: Row, front: bool, t: Texts) -> str:
-    say = safe(t)
-    key = "song.take.shown" if front else "song.take.listen" if row.ready else "song.take.show"
-    pressed = f' aria-pressed="{str(front).lower()}"'
-    return _client("front", row.number, say(key), say(f"{key}.long", take=row.number), pressed)
-
-
-def _client(do: str, take: int, said: str, spoken: str, more: str = "") -> str:
-    """A button that the page's own script answers."""
-    return (
-        f'<button type="button" data-do="{do}" data-take="{take}" data-focus="{do}-{take}"'
-        f' aria-label="{spoken}"{more}>{said}</button>'
-    )
-
-
-def empty(t: Texts) -> str:
-    """What stands there when no song is open."""
-    say = safe(t)
-    return (
-        f"<h2>{say('song.empty.title')}</h2><p>{say('song.empty.hint')}</p><div class='song-buttons'>"
-        f'<button type="button" class="primary" data-do="go" data-page="library">{say("song.empty.library")}</button>'
-        f'<button type="button" data-do="go" data-page="create">{say("song.empty.create")}</button></div>'
-    )
+def block_facts(block: Block, t: Texts) -> list[str]:
+    """Facts about the selected section, which is written."""
+    start, stop = clock(block.start), clock(block.stop)
+    facts = [t("song.panel.facts", start=start, stop=stop, seconds=f"{block.seconds:.1f}")]
+    facts.append(t("song.panel.from", take=block.take, seed=block.seed))
+    return facts + [t(f"song.panel.{name}") for name in ("cut", "muted") if getattr(block, name)]

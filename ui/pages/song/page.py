@@ -1,5 +1,5 @@
-"""The Song page: one song, its takes heard, compared, worked on, exported. A single element whose parts are HTML made
-here and exchanged by `assets/song.js`; it asks `song_look` for them and tells `song_act` what was clicked."""
+"""The Song page: play, compare, edit and export the takes of one song. One element, drawn by `assets/song.js`, which
+calls `song_render` for its parts as HTML and `song_action` for clicks."""
 
 from __future__ import annotations
 
@@ -13,10 +13,8 @@ from ui.shell import Shell, goto, sendable
 from ui.texts import Texts
 from yuegp.errors import LibraryError, YueGPError
 
-from . import actions, forms, html
-from .view import SongView, load, rival, sound
-
-STEMS = ("mix", "vocal", "instrumental")
+from . import actions, html
+from .view import load, rival, sound
 
 WORDS = {
     "play": "song.play",
@@ -32,19 +30,19 @@ WORDS = {
     "cannotLoad": "song.cannot-load",
     "unreachable": "song.unreachable",
 }
-"""Texts that the script fills in itself, by the name it has for them."""
+"""Texts that the script fills in itself, by the names it uses."""
 
 LOCAL = ("127.0.0.1", "::1")
 
 
-def build(desk: AppContext, shell: Shell, t: Texts) -> None:
-    """Put the page into the tab that is being built."""
+def build(context: AppContext, shell: Shell, t: Texts) -> None:
+    """Build the page into the present tab."""
 
-    def song_look(asked: Any, request: gr.Request) -> dict[str, Any]:
-        return sendable(render(desk, asked, is_local(request), t))
+    def song_render(asked: Any, request: gr.Request) -> dict[str, Any]:
+        return sendable(render(context, asked, is_local(request), t))
 
-    def song_act(asked: Any, request: gr.Request) -> dict[str, Any]:
-        return sendable(handle_action(desk, asked, is_local(request), t))
+    def song_action(asked: Any, request: gr.Request) -> dict[str, Any]:
+        return sendable(handle_action(context, asked, is_local(request), t))
 
     page = gr.HTML(
         value="",
@@ -52,8 +50,8 @@ def build(desk: AppContext, shell: Shell, t: Texts) -> None:
         html_template="<div></div>",
         js_on_load="window.yuegp.song(element, props, server, trigger, watch); /* triggers 'opened' and 'copied' */",
         apply_default_css=False,
-        server_functions=[song_look, song_act],
-        frame=frame(t),
+        server_functions=[song_render, song_action],
+        frame=html.frame(t),
         words={name: t.sentences[key] for name, key in WORDS.items()},
     )
     quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
@@ -71,29 +69,26 @@ def _copied(event: gr.EventData) -> tuple[str, gr.Tabs]:
 
 
 def is_local(request: gr.Request) -> bool:
-    """Whether the page is used on the machine that runs the program, as far as can be seen: a proxy in between says
-    for whom it asks."""
+    """Whether the browser runs on the program's machine, as far as can be seen: a proxy in between names its client in
+    `X-Forwarded-For`."""
     client = request.client
     return client is not None and client.host in LOCAL and "x-forwarded-for" not in request.headers
 
 
-def render(desk: AppContext, asked: Any, local: bool, t: Texts) -> dict[str, Any]:
-    """What the script shows of the song that it asks for: `state`, the parts as HTML, and what the player needs."""
-    say = html.safe(t)
+def render(context: AppContext, asked: Any, local: bool, t: Texts) -> dict[str, Any]:
+    """What the script shows of the song it asks for: `state`, the parts as HTML, and what the player needs."""
     asked = asked if isinstance(asked, dict) else {}
     nothing: dict[str, Any] = {"take": None, "section": 0, "rival": None, "sound": [], "live": False}
     name = str(asked.get("song") or "")
     if not name:
         return {"state": "empty", "parts": {"empty": html.empty(t)}, **nothing}
     try:
-        view = load(desk, name, _number(asked.get("take")), _number(asked.get("section")) or 0)
+        view = load(context, name, _number(asked.get("take")), _number(asked.get("section")) or 0)
     except YueGPError as exc:
-        said = f"<h2>{say('song.broken.title')}</h2><p>{html.escape(f'{exc.what} {exc.hint}'.strip())}</p>"
-        said += f'<p class="song-note">{say("song.broken.hint")}</p>'
-        return {"state": "broken", "parts": {"empty": said}, **nothing}
+        return {"state": "broken", "parts": {"empty": html.broken(f"{exc.what} {exc.hint}".strip(), t)}, **nothing}
     return {
         "state": "open",
-        "parts": parts(view, local, t),
+        "parts": html.parts(view, local, t),
         "take": view.shown.number if view.shown else None,
         "section": view.section,
         "rival": rival(view),
@@ -102,30 +97,14 @@ def render(desk: AppContext, asked: Any, local: bool, t: Texts) -> dict[str, Any
     }
 
 
-def parts(view: SongView, local: bool, t: Texts) -> dict[str, str]:
-    """The parts of `frame` that belong to a song."""
-    return {
-        "head": html.head(view, t),
-        "jobs": html.jobs(view, t),
-        "line": html.line(view, t),
-        "panel": forms.panel(view, t),
-        "versions": forms.compare(view, t),
-        "lyrics": html.words(view, t),
-        "takes": html.takes(view, t),
-        "continue": forms.proceed(view, t),
-        "export": forms.export(view, t),
-        "more": forms.more(view, local, t),
-    }
-
-
-def handle_action(desk: AppContext, asked: Any, local: bool, t: Texts) -> dict[str, Any]:
-    """What the script says after an action: `said`, or `error`."""
+def handle_action(context: AppContext, asked: Any, local: bool, t: Texts) -> dict[str, Any]:
+    """Do one of `actions.ACTIONS`. Returns what the script shows: `said`, or `error`."""
     asked = asked if isinstance(asked, dict) else {}
     name, what, values = str(asked.get("song") or ""), str(asked.get("do") or ""), asked.get("values")
     try:
         if what == "open-folder" and not local:
             raise LibraryError("The song's folder is on another machine.", "Export the song to get its files.")
-        result = actions.act(desk, name, what, values if isinstance(values, dict) else {})
+        result = actions.act(context, name, what, values if isinstance(values, dict) else {})
     except YueGPError as exc:
         return {"error": f"{exc.what} {exc.hint}".strip()}
     return {
@@ -140,38 +119,3 @@ def handle_action(desk: AppContext, asked: Any, local: bool, t: Texts) -> dict[s
 
 def _number(value: Any) -> int | None:
     return value if type(value) is int else None
-
-
-def frame(t: Texts) -> str:
-    """What stands still on the page: the places of the parts, and the player's controls."""
-    say = html.safe(t)
-    stems = "".join(
-        f'<label><input type="radio" name="song-stem" value="{stem}"{" checked" if stem == "mix" else ""}>'
-        f"<span>{say(f'song.stem.{stem}')}</span></label>"
-        for stem in STEMS
-    )
-    slots = "".join(
-        f'<label><input type="radio" name="song-slot" value="{slot}"><span>{slot}</span></label>' for slot in "AB"
-    )
-    return (
-        '<div class="song" data-state="empty"><div data-part="empty" class="song-empty"></div>'
-        '<div class="song-said" role="status" aria-live="polite"></div>'
-        '<div class="song-open"><header data-part="head"></header><div data-part="jobs" class="song-jobs"></div>'
-        f'<section class="song-player song-card" aria-label="{say("song.player")}"><div data-part="line"></div>'
-        '<input class="song-seek" type="range" min="0" max="1" step="any" value="0"'
-        f' aria-label="{say("song.position")}">'
-        f'<div class="song-controls"><button type="button" class="primary" data-do="play" data-play>{say("song.play")}'
-        '</button><span class="song-clock">0:00 / 0:00</span>'
-        f'<fieldset class="song-choice"><legend>{say("song.stem")}</legend>{stems}</fieldset>'
-        f'<fieldset class="song-choice"><legend>{say("song.ab")}</legend>{slots}</fieldset>'
-        f'<label class="song-check"><input type="checkbox" data-loop> {say("song.loop")}</label>'
-        f'<label class="song-volume">{say("song.volume")}<input type="range" data-volume min="0" max="1" step="0.01"'
-        ' value="1"></label><span class="song-playing"></span></div>'
-        f'<details class="song-keys song-note"><summary>{say("song.keys.title")}</summary>{say("song.keys")}</details>'
-        "</section>"
-        '<div class="song-columns"><div><div data-part="panel" class="song-card"></div>'
-        '<div data-part="versions" class="song-card"></div></div><div data-part="lyrics" class="song-card"></div></div>'
-        '<div data-part="takes" class="song-card"></div><div class="song-columns">'
-        '<div data-part="continue" class="song-card"></div><div><div data-part="export" class="song-card"></div>'
-        '<div data-part="more" class="song-card"></div></div></div></div></div>'
-    )

@@ -1,7 +1,7 @@
-"""Where things stand on a song's time line, in seconds: its sections, its seams, its lines of lyrics. Pure arithmetic.
+"""Times on a song's time line, in seconds: sections, seams, lines of lyrics. Pure arithmetic.
 
-What is known exactly are the ends of the sections. When a line is sung within its section nobody tells us, so lines are
-spread evenly, as in exported .lrc files, and the page says so.
+Only the ends of sections are known exactly. The model does not tell when it sings a line, so lines are spread evenly
+over their section, as in exported .lrc files, and the page says so.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from yuegp.song.schema import Section, Span, Stage, TakeInfo
 from yuegp.tokens.vocab import FRAMES_PER_SECOND
 
 GUESS_SECONDS = 30.0
-"""Length at which a section without words is drawn before it is written, when the request sets no limit."""
+"""Drawn length of an unwritten section without words, when the request sets no limit."""
 
 SHORTEST_GUESS = 4.0
 
@@ -32,12 +32,17 @@ class Block:
     """The take it was written in; 0 while it is not."""
     seed: int = 0
     cut: bool = False
-    """It did not end by itself: the length limit, or a trim."""
+    """It ended at the length limit or by a trim, not by itself."""
     muted: bool = False
 
     @property
     def seconds(self) -> float:
         return self.stop - self.start
+
+    @property
+    def written(self) -> bool:
+        """Whether it has its final place: it is neither `kept` for later nor `planned`."""
+        return self.state in ("made", "open")
 
 
 @dataclass(frozen=True)
@@ -60,8 +65,8 @@ def clock(at: float) -> str:
 
 
 def blocks(info: TakeInfo) -> tuple[Block, ...]:
-    """The sections of a take in order: those that are made, and those that are still to come while it is unfinished.
-    What is to be written is drawn as long as its words take to sing."""
+    """The sections of a take in order: written ones, and while it is unfinished those to come, whose length is
+    estimated from their words."""
     found = [_made(info, span, 0, "open" if span.open else "made") for span in info.spans]
     if info.stage is not Stage.NEW and not info.kept_sections:
         return tuple(found)
@@ -104,13 +109,13 @@ def _guess(section: Section, limit: float | None, instrumental: bool) -> float:
 
 
 def unwritten(info: TakeInfo) -> tuple[int, ...]:
-    """Sections of the lyrics that this take does not have and will not get: those to go on with."""
+    """Sections of the lyrics that this take neither has nor plans: a continuation can add them."""
     planned = {block.section for block in blocks(info)}
     return tuple(k for k in range(len(info.request.sections)) if k not in planned)
 
 
 def share(part: float, whole: float) -> str:
-    """A part of the time line as a CSS length."""
+    """`part` of `whole` seconds as a CSS percentage."""
     return f"{100 * part / whole if whole else 0:.3f}%"
 
 

@@ -1,4 +1,4 @@
-"""What the song page shows, as plain values: read from the song's folder and the queue, judged nowhere else.
+"""What the Song page shows, as plain values read from the song's folder and the queue.
 
 A take that cannot be read is listed with the reason, so that one damaged file does not hide the others."""
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from ui.context import AppContext
 from yuegp.errors import LibraryError
-from yuegp.jobs.queue import OVER, Job, State
+from yuegp.jobs.queue import OVER, Job, JobProgress, State
 from yuegp.library.catalog import SongSummary
 from yuegp.library.store import Song
 from yuegp.song.schema import SongInfo, Stage, TakeInfo
@@ -29,22 +29,34 @@ class Row:
 
     @property
     def ready(self) -> bool:
-        """Whether it can be heard."""
+        """Whether its sound is rendered."""
         return self.info is not None and self.info.stage is Stage.RENDERED
 
     @property
     def state(self) -> str:
-        """`ready`, `damaged`, a job's state such as `running`, or `stopped` when nobody is going to finish it."""
+        """`ready`, `damaged`, the state of its job such as `running`, or `stopped` when no job will finish it."""
         if self.info is None:
             return "damaged"
         if self.ready:
             return "ready"
         return self.job.state.value if self.job and self.job.state is not State.DONE else "stopped"
 
+    @property
+    def progress(self) -> JobProgress | None:
+        """How far it is while it is being made."""
+        return self.job.last if self.job and self.job.state is State.RUNNING else None
+
+    @property
+    def why(self) -> str:
+        """Why it is damaged or has failed, in sentences; empty when it is neither."""
+        if self.state == "failed" and self.job:
+            return f"{self.job.what} {self.job.hint}".strip()
+        return self.broken
+
 
 @dataclass(frozen=True)
 class Version:
-    """One way a section was written: in the take that wrote it."""
+    """One version of a section, in the take that wrote it."""
 
     row: Row
     block: Block | None
@@ -63,7 +75,7 @@ class SongView:
     rows: tuple[Row, ...]
     """The takes, newest first."""
     chosen: int | None
-    """The take that is the song: played in the library, exported by name."""
+    """The take that the library plays and exports."""
     shown: Row | None = None
     """The take in front."""
     section: int = 0
@@ -84,21 +96,21 @@ class SongView:
 
     @property
     def settled(self) -> bool:
-        """Whether the take in front is written to its end, so that it can be edited."""
+        """Whether the take in front is written to its end: only then can it be edited."""
         take = self.take
         return bool(take and take.spans and not take.kept_sections and not take.spans[-1].open)
 
     @property
     def live(self) -> tuple[Row, ...]:
-        """The takes that are being made, or will be."""
+        """Takes with a running or waiting job, the oldest first."""
         return tuple(row for row in reversed(self.rows) if row.job and not row.ready and row.job.state not in OVER)
 
 
-def load(desk: AppContext, name: str, take: int | None = None, section: int = 0) -> SongView:
-    """A song with `take` in front: the chosen one when it is None or gone. LibraryError when the song cannot be
-    opened."""
-    song = desk.song(name)
-    rows = _rows(desk, song, name)
+def load(context: AppContext, name: str, take: int | None = None, section: int = 0) -> SongView:
+    """A song with `take` in front, or the chosen take when it is None or does not exist. LibraryError when the song
+    cannot be opened."""
+    song = context.song(name)
+    rows = _rows(context, song, name)
     chosen = _chosen(song, rows)
     numbers = [row.number for row in rows]
     wanted = take if take in numbers else chosen
@@ -106,11 +118,11 @@ def load(desk: AppContext, name: str, take: int | None = None, section: int = 0)
     title = SongSummary(song.folder, song.info.title).name
     view = SongView(name, title, song.info, song.request.tags, rows, chosen, shown, section)
     drawn = [block.section for block in view.blocks]
-    return view if section in drawn or not drawn else load(desk, name, wanted, drawn[0])
+    return view if section in drawn or not drawn else load(context, name, wanted, drawn[0])
 
 
-def _rows(desk: AppContext, song: Song, name: str) -> tuple[Row, ...]:
-    newest = {job.take: job for job in sorted(desk.known_jobs(name), key=lambda job: job.number)}
+def _rows(context: AppContext, song: Song, name: str) -> tuple[Row, ...]:
+    newest = {job.take: job for job in sorted(context.known_jobs(name), key=lambda job: job.number)}
     return tuple(_row(song, number, newest.get(number)) for number in reversed(song.take_numbers()))
 
 
@@ -122,7 +134,7 @@ def _row(song: Song, number: int, job: Job | None) -> Row:
 
 
 def _chosen(song: Song, rows: tuple[Row, ...]) -> int | None:
-    """As `Song.chosen`, but a take that cannot be read is passed over."""
+    """As `Song.chosen`, but skips takes that cannot be read."""
     if any(row.number == song.info.picked and row.info for row in rows):
         return song.info.picked
     for usable in (lambda row: row.ready, lambda row: row.info, lambda row: True):
@@ -132,13 +144,13 @@ def _chosen(song: Song, rows: tuple[Row, ...]) -> int | None:
 
 
 def versions(view: SongView) -> tuple[Version, ...]:
-    """The ways the selected section was written or is going to be, newest first: each in the take that wrote it."""
+    """The versions of the selected section, written or planned, newest first."""
     found = []
     for row in view.rows:
         if row.info is None:
             continue
         block = next((b for b in blocks(row.info) if b.section == view.section), None)
-        if block and block.state in ("made", "open") and block.take == row.number:
+        if block and block.written and block.take == row.number:
             found.append(Version(row, block))
         elif block and block.state == "planned" and not row.ready:
             found.append(Version(row, None))
@@ -146,14 +158,14 @@ def versions(view: SongView) -> tuple[Version, ...]:
 
 
 def rival(view: SongView) -> int | None:
-    """The take to compare with at first: the parent of the one in front, else the newest other one that is ready."""
+    """The take to compare with first: the parent of the one in front, else the newest other one that is ready."""
     ready = [row.number for row in view.rows if row.ready and view.shown and row.number != view.shown.number]
     parent = view.take.parent if view.take else None
     return parent if parent in ready else next(iter(ready), None)
 
 
 def sound(view: SongView) -> list[dict[str, object]]:
-    """What the player needs to know of the takes that can be heard: where their sections begin and end."""
+    """For the player: length and section times, in seconds, of each take that can be heard."""
     return [
         {
             "take": row.number,

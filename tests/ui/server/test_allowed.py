@@ -148,7 +148,7 @@ def server() -> Iterator[tuple[int, list[str]]]:
 
     place = serve.bind(serve.HERE, 0)
     port = place.getsockname()[1]
-    config = uvicorn.Config(guard.Guard(inner, port), log_level="critical", lifespan="off")
+    config = uvicorn.Config(guard.SecurityMiddleware(inner, port), log_level="critical", lifespan="off")
     running = uvicorn.Server(config)
     thread = threading.Thread(target=running.run, kwargs={"sockets": [place]}, daemon=True)
     thread.start()

@@ -31,7 +31,7 @@ from yuegp.jobs.queue import Queue, State
 from yuegp.library import store
 from yuegp.song.schema import Section, SongRequest, TakeInfo
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 HOST = "127.0.0.1:7860"
 
 
@@ -43,7 +43,7 @@ def guarded(**options: Any) -> TestClient:
         return PlainTextResponse(f"{request.url.path} {len(await request.body())}")
 
     app = Starlette(routes=[Route("/{path:path}", echo, methods=["GET", "POST"])])
-    return TestClient(guard.Guard(app, 7860, **options), base_url=f"http://{HOST}", follow_redirects=False)
+    return TestClient(guard.SecurityMiddleware(app, 7860, **options), base_url=f"http://{HOST}", follow_redirects=False)
 
 
 @pytest.mark.parametrize(
@@ -87,8 +87,8 @@ def test_dns_rebinding_a_name_that_is_not_ours_is_refused(host: str) -> None:
 
 
 def test_on_the_network_our_address_is_ours_and_a_strangers_name_is_not() -> None:
-    client = guarded(listening=True, door=guard.Door("word", "form"))
-    client.cookies.set(guard.COOKIE, client.app.door.token)  # type: ignore[attr-defined]
+    client = guarded(listening=True, gate=guard.PasswordGate("word", "form"))
+    client.cookies.set(guard.COOKIE, client.app.gate.token)  # type: ignore[attr-defined]
     for host, status in (("192.168.1.5:7860", 200), (f"{socket.gethostname()}:7860", 200), ("evil.example:7860", 421)):
         assert client.get("/", headers={"host": host}).status_code == status, host
 
@@ -182,11 +182,11 @@ def test_listening_without_a_password_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RequestError, match="password"):
         serve.serve(tmp_path, listen=True)
     with pytest.raises(ValueError, match="password"):
-        guard.Guard(PlainTextResponse("x"), 7860, listening=True)
+        guard.SecurityMiddleware(PlainTextResponse("x"), 7860, listening=True)
 
 
 def test_without_the_password_there_is_only_the_form() -> None:
-    client = guarded(door=guard.Door("secret wörd", "the form"))
+    client = guarded(gate=guard.PasswordGate("secret wörd", "the form"))
     assert client.get("/sound/a/1/mix.flac").status_code == 401
     page = client.get("/en/", headers={"accept": "text/html"})
     assert (page.status_code, page.text) == (401, "the form")
@@ -196,7 +196,7 @@ def test_without_the_password_there_is_only_the_form() -> None:
 
 def test_the_password_opens_the_door_for_people_and_for_programs() -> None:
     for path, accept, status in (("/login", "text/html", 303), ("/api/login", "*/*", 200)):
-        client = guarded(door=guard.Door("secret wörd", "the form"))
+        client = guarded(gate=guard.PasswordGate("secret wörd", "the form"))
         wrong = client.post(path, data={"username": "x", "password": "secret"}, headers={"accept": accept})
         assert wrong.status_code == 401 and "set-cookie" not in wrong.headers
         right = client.post(path, data={"username": "x", "password": "secret wörd"}, headers={"accept": accept})
@@ -261,8 +261,8 @@ def test_the_sounds_of_a_take_are_found(songs: Path) -> None:
 
 
 def test_sound_is_sent_in_ranges_and_paths_that_climb_lead_nowhere(songs: Path) -> None:
-    app = Starlette(routes=[Route("/sound/{song}/{take}/{file:path}", sound.answer)])
-    app.state.desk = AppContext(songs, Queue())
+    app = Starlette(routes=[Route("/sound/{song}/{take}/{file:path}", sound.sound_response)])
+    app.state.context = AppContext(songs, Queue())
     client = TestClient(app)
     part = client.get("/sound/song/1/mix.flac", headers={"range": "bytes=10-19"})
     assert (part.status_code, part.content) == (206, bytes(range(10, 20)))
@@ -364,7 +364,7 @@ def test_ctrl_c_ends_everything_and_keeps_finished_sections(tmp_path: Path) -> N
     server = start(home)
     try:
         _until(lambda: song.take(1).info.spans, (home / "server.log").read_text)
-        maker = int((home / "queue" / "worker.lock").read_text())
+        generator = int((home / "queue" / "worker.lock").read_text())
         server.process.send_signal(signal.SIGINT)
         assert server.process.wait(30) == -signal.SIGINT or server.process.returncode in (1, 130)
     finally:
@@ -372,18 +372,18 @@ def test_ctrl_c_ends_everything_and_keeps_finished_sections(tmp_path: Path) -> N
     assert song.take(1).info.spans and song.take(1).load_stage1().shape[2] == song.take(1).frames
     assert [job.state for job in queue.jobs()] == [State.INTERRUPTED]
     with pytest.raises(ProcessLookupError):
-        os.kill(maker, 0)
+        os.kill(generator, 0)
 
 
 def test_the_maker_ends_with_a_page_that_is_killed(tmp_path: Path) -> None:
     server = start(tmp_path / "home")
     lock = tmp_path / "home" / "queue" / "worker.lock"
     try:
-        _until(lambda: lock.exists() and lock.read_text(), lambda: "no maker")
-        maker = int(lock.read_text())
+        _until(lambda: lock.exists() and lock.read_text(), lambda: "no generator")
+        generator = int(lock.read_text())
         server.process.kill()
         server.process.wait()
-        _until(lambda: not _lives(maker), lambda: f"process {maker} is still there")
+        _until(lambda: not _lives(generator), lambda: f"process {generator} is still there")
     finally:
         stop(server)
 

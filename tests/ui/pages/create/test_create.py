@@ -42,7 +42,7 @@ def values(**changes: Any) -> dict[str, Any]:
 
 
 @pytest.fixture
-def desk() -> AppContext:
+def context() -> AppContext:
     return AppContext(paths.songs_dir().absolute(), Queue())
 
 
@@ -63,7 +63,7 @@ def test_the_page_is_built_without_torch() -> None:
         "print('torch' in sys.modules)"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).resolve().parents[2]
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).resolve().parents[4]
     )
     assert done.stdout.split() == ["False"], done.stderr
 
@@ -71,11 +71,11 @@ def test_the_page_is_built_without_torch() -> None:
 @pytest.mark.parametrize(
     "name", ["", ".", "..", "../x", "a/b", "a\\b", "/etc", "C:x", ".trash", "x\0y", "no such song"]
 )
-def test_a_browser_names_songs_and_never_paths(desk: AppContext, name: str) -> None:
-    desk.root.mkdir(parents=True)
-    (desk.root / "song.json").write_text("{}")
+def test_a_browser_names_songs_and_never_paths(context: AppContext, name: str) -> None:
+    context.root.mkdir(parents=True)
+    (context.root / "song.json").write_text("{}")
     with pytest.raises(LibraryError):
-        desk.folder(name)
+        context.folder(name)
 
 
 # Words
@@ -182,7 +182,7 @@ def test_a_wish_is_followed_or_refused(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_a_reference_is_drawn(tmp_path: Path) -> None:
-    seen = create_reference.load({"mix": tone(tmp_path / "a.wav", 4), "vocal": None, "instrumental": None}, T)
+    seen = create_reference.render({"mix": tone(tmp_path / "a.wav", 4), "vocal": None, "instrumental": None}, T)
     (file,) = seen["files"]
     assert seen["error"] == "" and seen["seconds"] == pytest.approx(4)
     assert (file["role"], file["name"], len(file["peaks"])) == ("mix", "a.wav", create_reference.PEAKS)
@@ -191,8 +191,8 @@ def test_a_reference_is_drawn(tmp_path: Path) -> None:
 
 def test_a_pair_shares_the_shorter_length_and_half_of_one_is_asked_to_be_completed(tmp_path: Path) -> None:
     vocal, band = tone(tmp_path / "v.wav", 4), tone(tmp_path / "b.wav", 3)
-    assert create_reference.load({"vocal": vocal, "instrumental": band}, T)["seconds"] == pytest.approx(3)
-    assert "belong together" in create_reference.load({"vocal": vocal}, T)["error"]
+    assert create_reference.render({"vocal": vocal, "instrumental": band}, T)["seconds"] == pytest.approx(3)
+    assert "belong together" in create_reference.render({"vocal": vocal}, T)["error"]
     with pytest.raises(RequestError):
         create_reference.reference({"vocal": vocal}, None)
 
@@ -201,7 +201,7 @@ def test_a_pair_shares_the_shorter_length_and_half_of_one_is_asked_to_be_complet
     ("seconds", "loud", "part"), [(0.5, 0.3, "at least 1 s"), (4, 0.0, "silent"), (1300, 0.1, "22 minutes")]
 )
 def test_a_bad_reference_is_named_without_its_path(tmp_path: Path, seconds: float, loud: float, part: str) -> None:
-    error = create_reference.load({"mix": tone(tmp_path / "mine.wav", seconds, loud, 8000)}, T)["error"]
+    error = create_reference.render({"mix": tone(tmp_path / "mine.wav", seconds, loud, 8000)}, T)["error"]
     assert part in error and str(tmp_path) not in error
 
 
@@ -214,8 +214,8 @@ def test_the_window_goes_into_the_reference() -> None:
 # The plan in words, and the click
 
 
-def test_the_plan_says_what_will_happen(desk: AppContext) -> None:
-    plan = create_plan.describe(values(takes=2), desk.root, T)
+def test_the_plan_says_what_will_happen(context: AppContext) -> None:
+    plan = create_plan.describe(values(takes=2), context.root, T)
     rows = {row["name"]: row["text"] for row in plan["rows"]}
     assert plan["error"] == "" and plan["details"]
     assert "tiny model" in rows["Model"] and rows["Length"].startswith("2 versions of 2 sections, up to 48 s")
@@ -227,30 +227,30 @@ def test_the_plan_says_what_will_happen(desk: AppContext) -> None:
     [({"tags": ""}, "no tags"), ({"temperature": 9}, "temperature is 9"), ({"first_sections": 7}, "number of sections"),
      ({"words": "[verse]\n\x07"}, "control character"), ({"model": "gone"}, "no model")],
 )  # fmt: skip
-def test_what_cannot_be_made_is_said_instead_of_a_plan(desk: AppContext, changes: dict[str, Any], part: str) -> None:
-    plan = create_plan.describe(values(**changes), desk.root, T)
+def test_what_cannot_be_made_is_said_instead_of_a_plan(context: AppContext, changes: dict[str, Any], part: str) -> None:
+    plan = create_plan.describe(values(**changes), context.root, T)
     assert part in plan["error"] and plan["rows"] == []
 
 
-def test_a_sound_model_that_cannot_be_read_is_said_instead_of_a_plan(desk: AppContext, tmp_path: Path) -> None:
+def test_a_sound_model_that_cannot_be_read_is_said_instead_of_a_plan(context: AppContext, tmp_path: Path) -> None:
     folder = make_set(tmp_path / "set", "tiny", pth=True)
     as_trained(folder / "codec")
-    assert create_plan.describe(values(model=str(folder)), desk.root, T)["error"] == ""
+    assert create_plan.describe(values(model=str(folder)), context.root, T)["error"] == ""
     path = folder / "codec" / "decoders" / "decoder_131000.pth"
     path.write_bytes(path.read_bytes().replace(b"head.out.bias", b"head.out.bass"))
-    error = create_plan.describe(values(model=str(folder)), desk.root, T)["error"]
+    error = create_plan.describe(values(model=str(folder)), context.root, T)["error"]
     assert "decoder_131000.pth lacks 1 tensors: head.out.bias" in error and "models get codec-safetensors" in error
 
 
-def test_an_empty_page_is_no_error(desk: AppContext) -> None:
-    plan = create_plan.describe(values(words=" \n"), desk.root, T)
+def test_an_empty_page_is_no_error(context: AppContext) -> None:
+    plan = create_plan.describe(values(words=" \n"), context.root, T)
     assert plan["error"] == "" and plan["empty"]
-    assert create_plan.describe(values(words="", instrumental=True), desk.root, T)["rows"]
+    assert create_plan.describe(values(words="", instrumental=True), context.root, T)["rows"]
 
 
-def test_no_memory_is_said_before_the_click(desk: AppContext, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_memory_is_said_before_the_click(context: AppContext, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "describe_machine", lambda: machine.Machine((), 1 << 20, 1 << 20))
-    assert create_plan.describe(values(), desk.root, T)["error"]
+    assert create_plan.describe(values(), context.root, T)["error"]
 
 
 def test_a_song_without_a_title_is_named_by_its_first_line() -> None:
@@ -260,24 +260,24 @@ def test_a_song_without_a_title_is_named_by_its_first_line() -> None:
     assert create_plan.asked(values(words="[verse]\n", instrumental=True), T).request.title == "Instrumental"
 
 
-def test_every_version_is_a_take_with_its_own_seed(desk: AppContext) -> None:
-    name = page.begin(desk, create_plan.asked(values(takes=3, seed=7, title="Three"), T))
-    song = desk.song(name)
+def test_every_version_is_a_take_with_its_own_seed(context: AppContext) -> None:
+    name = page.begin(context, create_plan.asked(values(takes=3, seed=7, title="Three"), T))
+    song = context.song(name)
     assert [song.take(n).info.request.seed for n in song.take_numbers()] == [7, 8, 9]
-    assert [(job.take, job.state) for job in desk.jobs(name)] == [(n, State.WAITING) for n in (1, 2, 3)]
+    assert [(job.take, job.state) for job in context.jobs(name)] == [(n, State.WAITING) for n in (1, 2, 3)]
     assert (song.folder / "lyrics.txt").read_text() == WORDS
     assert song.request.section_seconds == 24
 
 
-def test_nothing_is_written_for_a_song_that_is_refused(desk: AppContext) -> None:
+def test_nothing_is_written_for_a_song_that_is_refused(context: AppContext) -> None:
     with pytest.raises(RequestError):
-        page.begin(desk, create_plan.asked(values(tags="[pop]"), T))
-    assert not desk.root.exists() and desk.jobs() == []
+        page.begin(context, create_plan.asked(values(tags="[pop]"), T))
+    assert not context.root.exists() and context.jobs() == []
 
 
-def test_a_songs_settings_come_back_as_they_were(desk: AppContext) -> None:
-    name = page.begin(desk, create_plan.asked(values(seed=7, temperature=0.8, title="Again"), T))
-    shown = page._shown(desk.take(name, 1).info.request)
+def test_a_songs_settings_come_back_as_they_were(context: AppContext) -> None:
+    name = page.begin(context, create_plan.asked(values(seed=7, temperature=0.8, title="Again"), T))
+    shown = page._shown(context.take(name, 1).info.request)
     assert (shown["words"], shown["tags"], shown["seed"]) == (WORDS, values()["tags"], 7)
     assert (shown["temperature"], shown["top_p"], shown["title"]) == (0.8, None, "Again")
 
@@ -285,41 +285,41 @@ def test_a_songs_settings_come_back_as_they_were(desk: AppContext) -> None:
 # How the models are held, and what is taken over from another song
 
 
-def test_one_section_is_one_section_in_every_language(desk: AppContext) -> None:
+def test_one_section_is_one_section_in_every_language(context: AppContext) -> None:
     for language in LANGUAGES:
         t = Texts(language)
-        plan = create_plan.describe(values(words="[verse]\nhold the light\n"), desk.root, t)
+        plan = create_plan.describe(values(words="[verse]\nhold the light\n"), context.root, t)
         length = next(row["text"] for row in plan["rows"] if row["name"] == t("create.plan.length"))
         assert "1" in length and "1 sections" not in length
         assert "1 sections" not in words.read("[verse]\nla\n", t)["total"]
 
 
-def test_the_plan_says_how_the_models_are_held_and_follows_the_wish(desk: AppContext) -> None:
+def test_the_plan_says_how_the_models_are_held_and_follows_the_wish(context: AppContext) -> None:
     def held(**wishes: str) -> str:
-        plan = create_plan.describe(values(device="cpu", **wishes), desk.root, T)
+        plan = create_plan.describe(values(device="cpu", **wishes), context.root, T)
         return next((row["text"] for row in plan["rows"] if row["name"] == "Held as"), plan["error"])
 
     assert "float32" in held() and "large model: nf4, by the engine torch" in held(weights="nf4")
     assert "need a graphics card" in held(engine="exl2") and "cannot go together" in held(engine="torch", kv="q8")
 
 
-def test_wishes_go_with_the_jobs_and_impossible_ones_leave_nothing_behind(desk: AppContext) -> None:
-    name = page.begin(desk, create_plan.asked(values(takes=2, device="cpu", weights="int8"), T))
-    assert [job.wishes for job in desk.jobs(name)] == [ModelOptions(weights="int8")] * 2
-    assert "int8" not in (desk.root / name / "song.json").read_text()
-    before = list(desk.root.iterdir())
+def test_wishes_go_with_the_jobs_and_impossible_ones_leave_nothing_behind(context: AppContext) -> None:
+    name = page.begin(context, create_plan.asked(values(takes=2, device="cpu", weights="int8"), T))
+    assert [job.wishes for job in context.jobs(name)] == [ModelOptions(weights="int8")] * 2
+    assert "int8" not in (context.root / name / "song.json").read_text()
+    before = list(context.root.iterdir())
     with pytest.raises(DeviceError):
-        page.begin(desk, create_plan.asked(values(device="cpu", kv="q8"), T))
-    assert list(desk.root.iterdir()) == before and len(desk.jobs()) == 2
+        page.begin(context, create_plan.asked(values(device="cpu", kv="q8"), T))
+    assert list(context.root.iterdir()) == before and len(context.jobs()) == 2
 
 
 def test_a_songs_reference_is_lent_as_a_copy_with_its_window(
-    desk: AppContext, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    context: AppContext, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "uploads"))
     reference = Reference(mix=tone(tmp_path / "a.wav", 8), start=2, end=5)
-    name = page.begin(desk, create_plan.asked(values(reference=reference), T))
-    kept = desk.take(name, 1).info.request.reference
+    name = page.begin(context, create_plan.asked(values(reference=reference), T))
+    kept = context.take(name, 1).info.request.reference
     lent = create_reference.lend(kept)
     assert lent.window == {"start": 2, "end": 5} and lent.files["vocal"] is None
     assert Path(str(lent.files["mix"])).is_relative_to(tmp_path / "uploads")

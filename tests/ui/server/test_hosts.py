@@ -28,7 +28,9 @@ def client(*names: str, **options: Any) -> TestClient:
         return PlainTextResponse(f"{request.url} {request.scope.get('root_path', '')} {sorted(request.headers.keys())}")
 
     app = Starlette(routes=[Route("/{path:path}", tell, methods=["GET", "POST"])])
-    made = guard.Guard(app, 7860, names=names, stranger=functools.partial(login.stranger, Texts()), **options)
+    made = guard.SecurityMiddleware(
+        app, 7860, names=names, stranger=functools.partial(login.stranger, Texts()), **options
+    )
     return TestClient(made, base_url="http://127.0.0.1:7860", follow_redirects=False)
 
 
@@ -72,8 +74,8 @@ def test_under_another_name_the_command_that_allows_it_is_told() -> None:
     page = client().get("/en/config", headers={"host": f"{NAME}:8443", "accept": "text/html"})
     assert page.headers["content-type"].startswith("text/html")
     assert page.status_code == 421 and f"<code>python launch.py ui --allow-host {NAME}:8443</code>" in page.text
-    door = guard.Door("word", "form")
-    assert "ui --listen --allow-host nas`" in client(listening=True, door=door).get("/", headers={"host": "nas"}).text
+    gate = guard.PasswordGate("word", "form")
+    assert "ui --listen --allow-host nas`" in client(listening=True, gate=gate).get("/", headers={"host": "nas"}).text
     for host in ("<script>alert(1)</script>", "a'b", 'a"b', "a;b", "a b", "$(id)", "a`id`"):
         for accept in ("text/html", "*/*"):
             answer = client().get("/", headers={"host": host, "accept": accept})
@@ -184,7 +186,7 @@ def test_the_path_that_a_proxy_strips_is_part_of_our_addresses() -> None:
 
 def test_the_cookie_belongs_to_our_path_and_over_https_stays_there() -> None:
     def cookie(**headers: str) -> str:
-        asked = client(NAME, door=guard.Door("word", "form"))
+        asked = client(NAME, gate=guard.PasswordGate("word", "form"))
         named = {name.replace("_", "-"): value for name, value in headers.items()}
         answer = asked.post("/login", data={"password": "word"}, headers={"host": NAME, "accept": "text/html", **named})
         assert answer.status_code == 303 and answer.headers["location"] == headers.get("x_forwarded_prefix", "") + "/"
@@ -196,5 +198,5 @@ def test_the_cookie_belongs_to_our_path_and_over_https_stays_there() -> None:
 
 
 def test_an_allowed_name_needs_the_password_where_there_is_one() -> None:
-    asked = client(NAME, listening=True, door=guard.Door("word", "form"))
+    asked = client(NAME, listening=True, gate=guard.PasswordGate("word", "form"))
     assert asked.get("/en/", headers={"host": NAME}).status_code == 401

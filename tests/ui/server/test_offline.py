@@ -23,7 +23,7 @@ from starlette.testclient import TestClient
 from ui.server import guard, intake, uploaded
 from ui.server.hosts import Host
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 class Listener:
@@ -59,7 +59,7 @@ def client() -> TestClient:
         return PlainTextResponse((await request.body()).decode("utf-8", "surrogateescape"))
 
     app = Starlette(routes=[Route("/{path:path}", echo, methods=["GET", "POST"])])
-    return TestClient(guard.Guard(app, 7860), base_url="http://127.0.0.1:7860")
+    return TestClient(guard.SecurityMiddleware(app, 7860), base_url="http://127.0.0.1:7860")
 
 
 JSON = {"content-type": "application/json"}

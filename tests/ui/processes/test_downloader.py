@@ -48,23 +48,23 @@ def stocked(hub: Hub, originals: Path, tmp_path: Path, monkeypatch: pytest.Monke
 
 
 @pytest.fixture
-def desk(tmp_path: Path) -> Iterator[AppContext]:
-    desk = AppContext(tmp_path / "songs", Queue(tmp_path))
-    yield desk
-    desk.getter.stop()
+def context(tmp_path: Path) -> Iterator[AppContext]:
+    context = AppContext(tmp_path / "songs", Queue(tmp_path))
+    yield context
+    context.downloader.stop()
 
 
-def wait(getter: DownloadProcess, until: Callable[[Getting], Any]) -> Getting:
+def wait(downloader: DownloadProcess, until: Callable[[Getting], Any]) -> Getting:
     """Look until it is so."""
     end = time.monotonic() + PATIENCE
-    while not until(now := getter.look()):
+    while not until(now := downloader.look()):
         assert time.monotonic() < end, now
         time.sleep(0.02)
     return now
 
 
-def click(desk: AppContext, do: str, name: str = NAME) -> dict[str, Any]:
-    return setup.get(desk, {"do": do, "name": name}, T)
+def click(context: AppContext, do: str, name: str = NAME) -> dict[str, Any]:
+    return setup.handle_action(context, {"do": do, "name": name}, T)
 
 
 def over(now: Getting) -> bool:
@@ -72,70 +72,70 @@ def over(now: Getting) -> bool:
 
 
 def test_nothing_is_downloaded_before_somebody_agreed_to_its_size_and_then_it_is_here(
-    desk: AppContext, stocked: Hub
+    context: AppContext, stocked: Hub
 ) -> None:
-    assert click(desk, "ask")["state"] == "asking" and "Asking" in click(desk, "go")["text"]
-    offered = wait(desk.getter, lambda now: now.state != "asking")
+    assert click(context, "ask")["state"] == "asking" and "Asking" in click(context, "go")["text"]
+    offered = wait(context.downloader, lambda now: now.state != "asking")
     assert offered.state == "offered" and offered.missing > 0 and offered.free > 0, offered
-    said = setup.getting(desk, T)["text"]
+    said = setup.download(context, T)["text"]
     assert "MB to download" in said and "free on that disk" in said and offered.parts[0] in said
     assert not any(path.name.endswith(".safetensors") for path in paths.models_dir().rglob("*"))
-    assert click(desk, "go")["state"] == "getting"
-    assert wait(desk.getter, over).state == "done"
-    assert "It is here" in setup.getting(desk, T)["text"]
+    assert click(context, "go")["state"] == "getting"
+    assert wait(context.downloader, over).state == "done"
+    assert "It is here" in setup.download(context, T)["text"]
     assert sets.find(NAME).stage1.is_dir()
     assert {row["name"]: row["here"] for row in setup.model_rows(T)}[NAME]
 
 
-def test_a_download_is_cancelled_and_goes_on_later(desk: AppContext, stocked: Hub) -> None:
+def test_a_download_is_cancelled_and_goes_on_later(context: AppContext, stocked: Hub) -> None:
     stocked.slow = threading.Event()
-    click(desk, "ask")
-    whole = wait(desk.getter, lambda now: now.state == "offered").missing
-    click(desk, "go")
-    wait(desk.getter, lambda now: now.done > 0)
-    view = setup.getting(desk, T)
+    click(context, "ask")
+    whole = wait(context.downloader, lambda now: now.state == "offered").missing
+    click(context, "go")
+    wait(context.downloader, lambda now: now.done > 0)
+    view = setup.download(context, T)
     assert "Downloading" in view["text"] and 0 < view["share"] < 1
     with pytest.raises(RequestError, match="being got already"):
-        desk.getter.ask("yue-zh-cot")
-    click(desk, "stop")
-    stopped = wait(desk.getter, over)
-    assert stopped.state == "stopped" and "goes on from there" in setup.getting(desk, T)["text"]
+        context.downloader.ask("yue-zh-cot")
+    click(context, "stop")
+    stopped = wait(context.downloader, over)
+    assert stopped.state == "stopped" and "goes on from there" in setup.download(context, T)["text"]
     stocked.slow.set()
     stocked.slow = None
-    click(desk, "ask")
-    assert wait(desk.getter, lambda now: now.state == "offered").missing < whole
+    click(context, "ask")
+    assert wait(context.downloader, lambda now: now.state == "offered").missing < whole
 
 
-def test_what_the_hub_refuses_is_said_with_a_next_step(desk: AppContext, stocked: Hub) -> None:
+def test_what_the_hub_refuses_is_said_with_a_next_step(context: AppContext, stocked: Hub) -> None:
     stocked.refuse = {"m-a-p/YuE-s1-7B-anneal-en-cot": (401, "GatedRepo"), "m-a-p/YuE-s2-1B-general": (404, "")}
-    click(desk, "ask")
-    failed = wait(desk.getter, over)
+    click(context, "ask")
+    failed = wait(context.downloader, over)
     assert failed.state == "failed" and failed.message.count(". ") >= 1
-    assert setup.getting(desk, T)["text"] == failed.message
+    assert setup.download(context, T)["text"] == failed.message
     stocked.refuse = {}
-    click(desk, "ask")
-    assert wait(desk.getter, lambda now: now.state != "asking").state == "offered", "it can be tried again"
+    click(context, "ask")
+    assert wait(context.downloader, lambda now: now.state != "asking").state == "offered", "it can be tried again"
 
 
-def test_what_is_taken_in_the_place_of_something_is_said_with_the_offer(desk: AppContext, stocked: Hub) -> None:
+def test_what_is_taken_in_the_place_of_something_is_said_with_the_offer(context: AppContext, stocked: Hub) -> None:
     shutil.move(stocked.root / "m-a-p" / STAGE2, stocked.root / "Alissonerdx" / f"{STAGE2}-int8")
-    click(desk, "ask")
-    offered = wait(desk.getter, lambda now: now.state != "asking")
-    said = setup.getting(desk, T)["text"]
+    click(context, "ask")
+    offered = wait(context.downloader, lambda now: now.state != "asking")
+    said = setup.download(context, T)["text"]
     assert "s2-int8" in offered.parts and "s2-int8 is taken in the place of s2." in said and "MB to download" in said
 
 
-def test_an_offer_that_nobody_takes_is_given_up_for_another(desk: AppContext, stocked: Hub) -> None:
-    click(desk, "ask")
-    wait(desk.getter, lambda now: now.state == "offered")
-    first = desk.getter._process
-    click(desk, "ask")
+def test_an_offer_that_nobody_takes_is_given_up_for_another(context: AppContext, stocked: Hub) -> None:
+    click(context, "ask")
+    wait(context.downloader, lambda now: now.state == "offered")
+    first = context.downloader._process
+    click(context, "ask")
     assert first and first.wait(PATIENCE) == 0
-    assert wait(desk.getter, lambda now: now.state != "asking").state == "offered"
+    assert wait(context.downloader, lambda now: now.state != "asking").state == "offered"
 
 
 @pytest.mark.parametrize("asked", [None, {}, {"do": "ask"}, {"do": "ask", "name": "../x"}, {"do": "look"},
                                    {"do": "ask", "name": "demo"}, {"do": "ask", "name": ["yue-en-cot"]}])  # fmt: skip
-def test_nonsense_from_a_browser_starts_nothing(desk: AppContext, asked: Any) -> None:
-    assert setup.get(desk, asked, T)["error"]
-    assert desk.getter.look() == Getting()
+def test_nonsense_from_a_browser_starts_nothing(context: AppContext, asked: Any) -> None:
+    assert setup.handle_action(context, asked, T)["error"]
+    assert context.downloader.look() == Getting()
