@@ -1,6 +1,6 @@
-"""Songs of older formats, brought to today's: one function per kind of file and format, applied in order.
+"""Migrates songs of older formats: one function per kind of file and format, applied in order.
 
-Nothing here touches a file; `library.py` reads, and writes the newest format whenever it writes at all.
+Opens no files: `store.py` reads them, and always writes the newest format.
 
     1 → 2   takes carry their own request; a span names its take and seed; the title moved to the song's cover page
 """
@@ -11,14 +11,14 @@ from typing import Any
 
 
 def migrate_song(data: dict[str, Any]) -> dict[str, Any]:
-    """The content of a song.json of any known format, in the newest."""
+    """Content of a song.json of any known format, converted to the newest."""
     if data["format"] == 1:
         data = {**data, "format": 2, "song": {"title": data["request"]["title"]}}
     return data
 
 
 def migrate_take(data: dict[str, Any], request: dict[str, Any]) -> dict[str, Any]:
-    """The content of a take.json of any known format, in the newest; `request` is that of its song.json."""
+    """Content of a take.json of any known format, converted to the newest; `request` is that of its song.json."""
     if data["format"] == 1:
         old = data["take"]
         spans = [{**span, "take": old["number"], "seed": old["seed"]} for span in old["spans"]]
