@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """Show what is older in `requirements/lock/` than it could be: `python tools/outdated.py`. Changes nothing.
 
-Two questions, two tables: what would change if the locks were made anew within the requirement files as they are
-(`tools/lock.py --upgrade`), and which requirement files hold something back, or pin it on purpose. Needs uv, pip and
-the network; asks by name for what the requirement files name, and for nothing else."""
+Prints two tables: what `tools/lock.py --upgrade` would change within the present requirement files, and which
+requirements hold something back or pin it on purpose. Needs uv, pip and the network; asks only for packages that the
+requirement files name."""
 
 from __future__ import annotations
 
@@ -47,7 +47,9 @@ def changes(have: dict[str, list[str]], could: dict[str, list[str]]) -> list[str
 
 
 def main() -> int:
-    locks = {path.stem: locked(path.read_text("utf-8")) for path in sorted((ROOT / "requirements" / "lock").glob("*.txt"))}
+    locks = {
+        path.stem: locked(path.read_text("utf-8")) for path in sorted((ROOT / "requirements" / "lock").glob("*.txt"))
+    }
     have = {**locks["packages"], **locks["torch-cpu"]}
     could = locked("".join(resolve(["requirements.txt", "requirements/cpu.txt"]).values()))
     print("Within the requirement files (python tools/lock.py --upgrade):")
