@@ -1,5 +1,5 @@
 """Random models in the EXL2 layout, without a card and without calibration: every pattern of bits is a valid matrix.
-The layout is described in `lm/exl2_format.py`.
+The layout is described in `lm/exl2/format.py`.
 
 Bits may be a fraction: matrices are then mixed, as real ones are. Scales come on top, about 0.03 bits per weight.
 """
