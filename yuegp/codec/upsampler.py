@@ -110,7 +110,7 @@ class Upsampler(nn.Module):
         self.context = 3 * (1 + widths.layers) + -(-(widths.window - UPSAMPLED_FRAME) // (2 * UPSAMPLED_FRAME))
 
     def forward(self, embedding: Tensor) -> Tensor:
-        """(1, width, frames) to (882 * frames,), not limited: peaks above 1 occur."""
+        """(1, width, frames) to (882 * frames,), not limited."""
         return self.head(self.backbone(embedding))
 
     @torch.inference_mode()
