@@ -1,7 +1,6 @@
-"""The installer behind `launch.py`: from whatever Python there is to a running yuegp.
+"""The installer behind `launch.py`: from any Python to a running yuegp.
 
-`machine` looks, `pretend` describes a machine instead; `choose` decides what to do, `steps` writes it as commands;
-`record` remembers what was done, `install` does it, `main` is the command line.
+`probe` examines the machine, `pretend` describes one instead; `choose` decides what to install, `steps` turns that into
+commands, `install` runs them, `record` remembers the result, `main` is the command line.
 
-Standard library only, no import of ours, readable by Python 3.8: this must be able to explain itself before anything is
-installed."""
+Standard library only, no other import of ours, readable by Python 3.8: it must work before anything is installed."""

@@ -1,4 +1,4 @@
-"""The builds of torch for NVIDIA cards: for which cards each holds code, which drivers run it, where it is kept.
+"""The builds of torch for NVIDIA cards: which cards they have code for, which drivers run them, where to get them.
 
 From the build scripts of torch 2.9 (`.ci/manywheel/build_cuda.sh`, `.ci/aarch64_linux/aarch64_ci_build.sh`,
 `.ci/pytorch/windows/cuda126.bat` and `cuda128.bat`), and NVIDIA's CUDA release notes (driver versions)."""
@@ -11,33 +11,33 @@ from typing import Mapping, NamedTuple, Sequence
 from .probe import Machine, ProbedCard
 
 TORCH_INDEX = "https://download.pytorch.org/whl"
-"""torch's own package index, the one host that is named here: uv knows it, pip does not, and no other index has the
-CUDA builds for Windows and arm64."""
+"""torch's own package index, the only host named here: uv knows it, pip does not, and no other index has the CUDA
+builds for Windows and arm64."""
 
 CUDA = {"cu128": "CUDA 12.8", "cu126": "CUDA 12.6"}
-"""The builds, the preferred first: exllamav2 is published for the first only."""
+"""The builds, preferred first: exllamav2 is published for the first only."""
 
 CODE = {
     ("cu128", "x86_64"): ((7, 0), (7, 5), (8, 0), (8, 6), (9, 0), (10, 0), (12, 0)),
     ("cu126", "x86_64"): ((5, 0), (6, 0), (7, 0), (7, 5), (8, 0), (8, 6), (9, 0)),
     ("cu128", "arm64"): ((8, 0), (9, 0), (10, 0), (12, 0)),
 }
-"""Compute capabilities that (build, architecture) holds code for. Code for 8.6 runs on 8.9 too: the first number is the
-same, the second not smaller."""
+"""Compute capabilities with code in (build, architecture). Code for 8.6 runs on 8.9 too: same first number, second not
+smaller."""
 
 DRIVERS = {"Linux": ("525.60.13", "570.26"), "Windows": ("528.33", "570.65")}
-"""The oldest drivers that run programs for CUDA 12, and those for CUDA 12.8, the first that knows Blackwell cards."""
+"""Oldest drivers for CUDA 12, and for CUDA 12.8, the first with Blackwell cards."""
 
 LEAST_MEMORY = 3.5
-"""GB. With 3, not even the smallest copies of YuE's models fit (`yuegp plan --vram 3GB`)."""
+"""Least GB of a usable card. With 3, not even the smallest copies of YuE's models fit (`yuegp plan --vram 3GB`)."""
 
 KEPLER = re.compile(r"\bGTX? ?(?!745|750)[67]\d\d|\bTITAN( BLACK| Z)?$|\b(TESLA|QUADRO) K\d", re.I)
-"""Cards whose last driver is of branch 470 or older, by their names: a driver that old does not tell the capability."""
+"""Names of cards whose last driver is of branch 470 or older, which does not report the compute capability."""
 
 
 class Choice(NamedTuple):
-    """`build` is `cpu` or a key of `CUDA`; `reason` is a clause; `card` is the one that decided, where one did, and
-    `beside` are names of cards that the build holds no code for."""
+    """`build` is `cpu` or a key of `CUDA`; `reason` is a clause; `card` is the deciding one, if any, and `beside` are
+    names of cards that the build has no code for."""
 
     build: str
     reason: str
@@ -46,8 +46,8 @@ class Choice(NamedTuple):
 
 
 def index_of(build: str, env: Mapping[str, str]) -> str:
-    """Address of the package index with a build: torch's own, or what YUEGP_TORCH_INDEX names, with or without the
-    build's part at its end."""
+    """Address of the package index with a build: torch's own, or the one in YUEGP_TORCH_INDEX, which may or may not end
+    with the build's name."""
     base = env.get("YUEGP_TORCH_INDEX", "").strip().rstrip("/") or TORCH_INDEX
     return re.sub(r"/(cpu|cu\d+)$", "", base) + "/" + build
 
@@ -65,9 +65,9 @@ def build_for(card: ProbedCard, arch: str) -> str:
 
 
 def objection(card: ProbedCard, machine: Machine, arch: str) -> str:
-    """Why a card cannot be computed on, as a clause; empty when it can."""
+    """Why a card cannot be used, as a clause; empty when it can."""
     driver = tuple(map(int, card.driver.split(".")))
-    in_windows = machine.system == "Windows" or machine.wsl  # WSL uses the driver of Windows, and tells its version
+    in_windows = machine.system == "Windows" or machine.wsl  # WSL uses and reports the driver of Windows
     oldest, for_blackwell = DRIVERS["Windows" if in_windows else "Linux"]
     needed = for_blackwell if card.capability and card.capability >= (10, 0) else oldest
     if card.memory is not None and card.memory < LEAST_MEMORY:
@@ -85,13 +85,13 @@ def objection(card: ProbedCard, machine: Machine, arch: str) -> str:
 
 
 def without_code(build: str, arch: str, cards: Sequence[ProbedCard]) -> list[str]:
-    """Names of the cards that a build holds no code for, each once."""
+    """Names of the cards that a build has no code for, each once."""
     others = [card for card in cards if card.capability and not holds_code(build, arch, card.capability)]
     return list(dict.fromkeys(card.name for card in others))
 
 
 def choose_build(wish: str, machine: Machine, arch: str) -> Choice:
-    """What to compute on. `wish`: auto, cpu or cuda."""
+    """Choose the build of torch. `wish`: auto, cpu or cuda."""
     if wish == "cpu":
         return Choice("cpu", "as asked for")
     if machine.system == "Darwin":
@@ -114,8 +114,8 @@ def choose_build(wish: str, machine: Machine, arch: str) -> Choice:
 
 
 def served(build: str, arch: str, cards: Sequence[ProbedCard]) -> str:
-    """The cards that a build holds code for as a value of CUDA_VISIBLE_DEVICES, in nvidia-smi's order, which is that of
-    the bus; empty when nothing is to be hidden. Programs take the first card there is, and it may be the old one."""
+    """CUDA_VISIBLE_DEVICES for the cards that a build has code for, in nvidia-smi's order, which is that of the bus;
+    empty when no card needs hiding. Programs use the first card, which may be an old one without code."""
     numbers = [
         str(i) for i, card in enumerate(cards) if not card.capability or holds_code(build, arch, card.capability)
     ]
@@ -123,7 +123,7 @@ def served(build: str, arch: str, cards: Sequence[ProbedCard]) -> str:
 
 
 def no_card(machine: Machine) -> str:
-    """Why there is no NVIDIA card to be seen, as a clause."""
+    """Why no NVIDIA card was found, as a clause."""
     if "NVIDIA" in machine.unheard:
         return "there is an NVIDIA card, but its driver does not answer; install the driver, then --repair"
     if machine.unheard:

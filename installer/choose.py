@@ -1,4 +1,4 @@
-"""What to install on a machine, and why: facts in, decisions out. Looks at nothing and does nothing.
+"""Decides what to install on a machine, and why. Pure: a `Machine` in, a `Plan` out.
 
 The limits are those of the pinned packages:
 - torch 2.9.0 for NVIDIA cards: `builds`;
@@ -17,15 +17,15 @@ from .console import SetupError
 from .probe import PYTHONS, Interpreter, Machine, fits
 
 ROOM = {"cpu": 3, "cuda": 12}
-"""GB that should be free before starting; a little more than is used, because downloads are unpacked beside it."""
+"""GB that should be free before starting: a little more than is used, because downloads are unpacked beside it."""
 
 
 LONGEST_PATH = 259 - 190
-"""Characters that the environment's path may have on Windows: the longest file in torch 2.13 adds 190."""
+"""Longest path of the environment on Windows: the longest file in torch 2.13 adds 190 characters."""
 
 
 class Decision(NamedTuple):
-    """`what` was decided, for which `value`, and the `reason` as a clause."""
+    """A decision: its subject `what`, the chosen `value`, and the `reason` as a clause."""
 
     what: str
     value: str
@@ -33,7 +33,7 @@ class Decision(NamedTuple):
 
 
 class Wheel(NamedTuple):
-    """A package the program can do without: where it is ready-built for this machine, or why it is not installed."""
+    """An optional package: the address of its wheel for this machine, or why it is not installed."""
 
     name: str
     url: str
@@ -41,12 +41,12 @@ class Wheel(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """The answer. `problem` is set when nothing can be installed; then the rest holds what was decided before it."""
+    """All decisions. `problem` is set when nothing can be installed; the rest then holds the decisions before it."""
 
     decisions: Sequence[Decision]
     problem: SetupError | None = None
     python: Interpreter | None = None
-    """None: uv brings one."""
+    """The Python to build on; None if uv downloads one."""
     stack: str = "cpu"
     torch: str = ""
     """Where torch comes from: `locked` (the plain index, with hashes), or its own index: `cpu`, `cu128`, `cu126`."""
@@ -56,13 +56,13 @@ class Plan(NamedTuple):
     build: str = "cpu"
     """`cpu`, or the build for NVIDIA cards: `cu128`, `cu126`."""
     beside: Sequence[str] = ()
-    """Names of NVIDIA cards that it holds no code for, beside one that it does."""
+    """Names of NVIDIA cards that the build has no code for, beside one that it has."""
     why: str = ""
-    """Why the processor computes, as a clause, where it does."""
+    """Why the processor computes, as a clause; empty with a card."""
 
 
 def how_to_get_python(system: str) -> str:
-    """One sentence."""
+    """One sentence on how to get Python on `system`."""
     return {
         "Windows": "Install it with: winget install Python.Python.3.12. Then start again.",
         "Darwin": "Install it with: brew install python@3.12. Then start again.",
@@ -75,12 +75,12 @@ def describe(python: Interpreter) -> str:
 
 
 def fetchers(machine: Machine) -> list[Interpreter]:
-    """Pythons that yuegp cannot run on but that can fetch uv, which fetches one it can."""
+    """Pythons that cannot run yuegp but can install uv, which downloads one that can."""
     return [p for p in machine.pythons if p.bits == 64 and tuple(p.version) >= (3, 8) and p.has_pip]
 
 
 def choose_python(machine: Machine, installer: str = "uv") -> tuple[Interpreter | None, str]:
-    """The Python to build on and why; None when uv has to bring one. Raises `SetupError` when there is no way."""
+    """The Python to build on and why; None if uv must download one. Raises `SetupError` when there is no way."""
     good, with_uv = [python for python in machine.pythons if fits(python)], installer != "pip"
     for python in good:
         if python.has_venv or (machine.uv and with_uv):
@@ -108,14 +108,15 @@ def choose_python(machine: Machine, installer: str = "uv") -> tuple[Interpreter 
 
 
 def architecture(machine: Machine, python: Interpreter | None) -> str:
-    """Of the Python to build on; where uv brings it, of the machine, which a 32-bit Python calls by an older name."""
+    """Architecture of the Python to build on; if uv downloads it, that of the machine, which a 32-bit Python reports
+    under an older name."""
     known = [found.arch for found in machine.pythons if found.bits == 64] or [p.arch for p in machine.pythons]
     arch = python.arch if python else known[0] if known else "x86_64"
     return {"x86": "x86_64", "i386": "x86_64", "i686": "x86_64"}.get(arch, arch)
 
 
 def check_platform(machine: Machine, arch: str) -> None:
-    """Raises `SetupError` for machines that torch is not published for."""
+    """Raise `SetupError` for machines without a published torch."""
     system, release = machine.system, machine.release
     if system == "Darwin" and arch == "x86_64":
         raise SetupError(
@@ -144,10 +145,10 @@ def check_platform(machine: Machine, arch: str) -> None:
 
 
 def choose_torch(choice: Choice, system: str, arch: str, installer: str) -> tuple[str, str]:
-    """Where the right build of torch is, and why there.
+    """Where to get the right build of torch, and why there.
 
-    The plain package index has the CUDA 12.8 build for Linux on x86-64 only; its build for Linux without CUDA is not
-    there at all, the plain one brings several GB of CUDA. The others are in torch's own index."""
+    The plain package index has the CUDA 12.8 build for Linux on x86-64 only, and no build for Linux without CUDA: its
+    plain one includes several GB of CUDA. The others are in torch's own index."""
     way = "uv knows the way there" if installer == "uv" else "pip is told the way there"
     if choice.build == "cpu" and system == "Linux":
         return "cpu", f"torch's own index has the build without CUDA, which spares several GB; {way}"
@@ -162,7 +163,7 @@ def choose_torch(choice: Choice, system: str, arch: str, installer: str) -> tupl
 
 
 def choose_wheels(urls: Sequence[str], choice: Choice, machine: Machine, tag: str, arch: str) -> list[Wheel]:
-    """For each optional package: its ready-built file for this machine, or why there is none. `tag` as in cp312."""
+    """For each optional package, its wheel for this machine or why there is none. `tag` is like cp312."""
     out: list[Wheel] = []
     for name in dict.fromkeys(file_name(url).split("-")[0] for url in urls):
         title, card = name.replace("_", "-"), choice.card
@@ -191,9 +192,9 @@ def file_name(url: str) -> str:
 
 
 def decide(machine: Machine, wish: str, urls: Sequence[str], installer: str = "uv") -> Plan:
-    """Everything, in the order in which one thing follows from another.
+    """Make all decisions, in order of dependence.
 
-    `wish`: auto, cpu or cuda; `urls`: of the optional packages' files; `installer`: uv or pip."""
+    `wish`: auto, cpu or cuda; `urls`: addresses of the optional packages' wheels; `installer`: uv or pip."""
     said: list[Decision] = []
     try:
         python, reason = choose_python(machine, installer)

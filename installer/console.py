@@ -1,4 +1,4 @@
-"""How the installer speaks: on stderr, because stdout belongs to the command; and how it gives up."""
+"""Messages of the installer on stderr, because stdout belongs to the command, and its exception."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import sys
 
 
 class SetupError(Exception):
-    """`what` is in the way, and `hint`: one thing to do about it. Exit code 4."""
+    """`what` failed, with one next step as `hint`. Exit code 4."""
 
     def __init__(self, what: str, hint: str) -> None:
         super().__init__(what + "\n" + hint)

@@ -1,5 +1,5 @@
-"""Doing what was decided: an environment, the packages into it, a look whether they work. Killed anywhere, the next
-start does it again and ends well: an environment counts only once its record is written, the last thing done."""
+"""Carries out a plan: creates the environment, installs the packages, tests them. May be killed anywhere: an
+environment is valid only once its record is written, as the last step, so the next start repeats the work."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ NETWORK = (
 
 
 def explain(label: str, output: str, log: Path, quiet: bool = False, hint: str = "") -> SetupError:
-    """Why a step failed, from what it printed (pip's and uv's own words); shows its last lines unless `quiet`. `hint`
-    is what the step itself knows to do."""
+    """The error of a failed step, from pip's or uv's output; prints its last lines unless `quiet`. `hint` is the step's
+    own advice."""
     again = "Then start again: what is fetched is not fetched twice."
     if re.search(r"No space left on device|rr(no|or) 28\b|not enough space on the disk|os error 112\b", output):
         return SetupError(f"The disk is full: {log.parent.parent} has no room for {label}.", f"Free a few GB. {again}")
@@ -87,7 +87,7 @@ def explain(label: str, output: str, log: Path, quiet: bool = False, hint: str =
 
 
 def last_line(log: Path, start: int) -> str:
-    """The last line with something on it that a step has written to its log so far; without terminal colours."""
+    """The last non-empty line a step has written to its log so far, without terminal colours."""
     with open(log, "rb") as lines:
         lines.seek(max(start, lines.seek(0, os.SEEK_END) - 2000))
         text = re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", lines.read().decode("utf-8", "replace"))
@@ -95,7 +95,7 @@ def last_line(log: Path, start: int) -> str:
 
 
 def run_way(command: Sequence[str], log: Path, env: Mapping[str, str]) -> tuple[int, str]:
-    """Run one command with its output at the end of the log: exit code and output. A terminal sees it go on."""
+    """Run one command and append its output to the log, with progress on a terminal. Returns exit code and output."""
     started, live, shown = time.monotonic(), sys.stderr.isatty(), ""
     with open(log, "ab") as output:
         output.write(("\n$ " + " ".join(command) + "\n").encode("utf-8", "replace"))
@@ -130,7 +130,8 @@ def run_way(command: Sequence[str], log: Path, env: Mapping[str, str]) -> tuple[
 
 
 def run_step(step: Step, log: Path, env: Mapping[str, str]) -> str:
-    """Do a step one way or another. Empty when it worked; for an optional one also a sentence why not."""
+    """Run a step, trying its ways in order. Returns an empty string on success, for an optional step also a sentence on
+    its failure. Raises `SetupError`."""
     check_step(step)
     say(f"  installing {step.label}")
     output = ""
@@ -150,7 +151,7 @@ MADE_BY = '{"made by": "launch.py"}\n'
 
 
 def own_settings(python: Sequence[str]) -> dict[str, str]:
-    """pip's settings on this machine; none where pip is not there to tell."""
+    """pip's settings on this machine; empty without pip."""
     try:
         return pip_settings(ask([*python, "-m", "pip", "config", "list"]))
     except (OSError, subprocess.TimeoutExpired):
@@ -158,13 +159,13 @@ def own_settings(python: Sequence[str]) -> dict[str, str]:
 
 
 def make_env(root: Path, python: Sequence[str]) -> dict[str, str]:
-    """The environment of pip and uv, with pip's settings as this Python's pip tells them."""
+    """Environment variables for pip and uv, with the settings of this Python's pip."""
     settings = own_settings(python)
     return setup_env({**os.environ, **own_folders(root, os.environ, settings)}, settings)
 
 
 def clear(root: Path, venv: Path) -> None:
-    """Take an environment of ours away. It leaves its place in one stroke: a kill leaves no half of it there."""
+    """Remove an environment of ours. It is renamed first, so a kill leaves no half of it in place."""
     if not is_ours(venv):
         raise SetupError(f"{venv} was not made by launch.py.", "Move it away, then start again.")
     old = root / ".launch" / "old"
@@ -174,14 +175,14 @@ def clear(root: Path, venv: Path) -> None:
     if venv.exists():
         patiently(lambda: os.replace(venv, old / f"{venv.name}-{time.time_ns()}"), venv)
     for gone in old.iterdir():
-        if re.fullmatch(r"\.venv(-yuegp)?-\d+", gone.name):  # as it was called just now, or by an earlier start
+        if re.fullmatch(r"\.venv(-yuegp)?-\d+", gone.name):  # renamed just now, or by an earlier start
             gone.unlink() if gone.is_symlink() else shutil.rmtree(gone, ignore_errors=True)  # or else next time
     with contextlib.suppress(OSError):  # something else is in it
         old.rmdir()
 
 
 def make_venv(root: Path, venv: Path, plan: Plan, machine: Machine, log: Path, env: Mapping[str, str]) -> None:
-    """An empty environment, with pip."""
+    """Create an empty environment with pip."""
     clear(root, venv)
     venv.mkdir()
     (venv / "launch.json").write_text(MADE_BY, "utf-8")
@@ -200,7 +201,7 @@ def make_venv(root: Path, venv: Path, plan: Plan, machine: Machine, log: Path, e
 
 
 def venv_command(plan: Plan, uv: str, venv: Path) -> list[str]:
-    """Makes an environment with pip in it: by the chosen Python, or by uv where that cannot, or where there is none."""
+    """Command that creates an environment with pip: by the chosen Python, or by uv if that cannot or there is none."""
     if plan.python and plan.python.has_venv:
         return [*plan.python.command, "-m", "venv", str(venv)]
     python = plan.python.command[-1] if plan.python else "3.12"
@@ -208,7 +209,7 @@ def venv_command(plan: Plan, uv: str, venv: Path) -> list[str]:
 
 
 def fetch_uv(root: Path, python: Sequence[str], log: Path, env: Mapping[str, str]) -> str:
-    """A uv of our own, for machines without a Python to build on. Returns the program."""
+    """Install a uv of our own, for machines without a Python to build on. Returns its path."""
     folder = root / ".launch" / "uv"
     say("  fetching uv, which can fetch Python")
     code, output = run_way([*python, *PIP, "--upgrade", "--target", str(folder), "uv"], log, env)
@@ -224,7 +225,7 @@ def fetch_uv(root: Path, python: Sequence[str], log: Path, env: Mapping[str, str
 
 
 def get_tools(root: Path, venv: Path, plan: Plan, uv: str, log: Path, env: Mapping[str, str]) -> Tools:
-    """What installs: uv where it can be had, else pip. Raises `SetupError` when there turns out to be no network."""
+    """The tools to install with: uv where available, else pip. Raises `SetupError` without network."""
     python = str(venv_python(venv))
     if plan.installer == "pip":
         return Tools(python)
@@ -260,20 +261,20 @@ if torch and torch.cuda.is_available():
 print("\\n" + json.dumps({"failed": failed, "torch": getattr(torch, "__version__", ""), "card": card, "error": error}))
 """
 IMPORTS = {"pyyaml": "yaml", "flash-attn": "flash_attn"}
-"""Import names that are not the package's name with underscores."""
+"""Import names that differ from the package's name with underscores."""
 PACKAGES = {module: package for package, module in IMPORTS.items()}
 DISPENSABLE = ("bitsandbytes",)
-"""Installed for everybody, but where it does not load the program has a slower way of its own."""
+"""Packages installed everywhere whose failure to load only makes the program slower."""
 
 
 def modules(requirements: Path) -> list[str]:
-    """What the packages of a requirement file are called when imported."""
+    """Import names of the packages in a requirement file."""
     names = re.findall(r"(?m)^([A-Za-z][\w.-]*)", requirements.read_text("utf-8"))
     return [IMPORTS.get(name.lower(), name.lower().replace("-", "_")) for name in names]
 
 
 def try_imports(python: Path, names: Sequence[str], log: Path, env: Mapping[str, str]) -> dict[str, Any]:
-    """What a fresh process of the environment says about importing `names`; a crash counts against all of them."""
+    """Import `names` in a fresh process of the environment. Returns each one's result; a crash counts for all."""
     code, output = run_way([str(python), "-P", "-c", VERIFY, *names], log, env)
     try:
         return dict(json.loads(output.strip().splitlines()[-1]))
@@ -283,10 +284,10 @@ def try_imports(python: Path, names: Sequence[str], log: Path, env: Mapping[str,
 
 
 def verify(root: Path, tools: Tools, stack: str, log: Path, env: Mapping[str, str]) -> dict[str, Any]:
-    """Import everything the program cannot do without. Raises `SetupError` naming the first that does not work.
+    """Import every required package. Raises `SetupError` for the first that fails.
 
-    Of several package indexes uv takes the first that has a release at all, be it a build that lacks what this machine
-    needs, such as soundfile's library; pip looks at all of them. So what uv brought in vain pip fetches again."""
+    Of several package indexes uv takes the first that has a release, even one whose build lacks something this machine
+    needs, such as soundfile's library; pip checks all of them. So pip reinstalls what fails after uv."""
     say("  trying what was installed")
     wanted = ["torch", *modules(root / "requirements.txt")]
     found = try_imports(Path(tools.python), wanted, log, env)
@@ -312,7 +313,7 @@ def verify(root: Path, tools: Tools, stack: str, log: Path, env: Mapping[str, st
 
 
 def try_wheels(plan: Plan, tools: Tools, results: dict[str, str], log: Path, env: Mapping[str, str]) -> None:
-    """Import each optional package by itself. One that does not work is removed: flash-attn broken breaks exllamav2."""
+    """Import each optional package by itself. Removes one that fails: a broken flash-attn breaks exllamav2."""
     for name in [wheel.name for wheel in reversed(plan.wheels) if results.get(wheel.name) == ""]:
         module = IMPORTS.get(name, name)
         error = try_imports(Path(tools.python), ["torch", module], log, env)["failed"].get(module)
@@ -325,18 +326,19 @@ def try_wheels(plan: Plan, tools: Tools, results: dict[str, str], log: Path, env
 
 
 def wheel_urls(root: Path) -> list[str]:
-    """Addresses of the optional packages' files, with their hashes where those are known: `#sha256=…` at the end."""
+    """Addresses of the optional packages' wheels, with `#sha256=…` at the end where the hash is known."""
     path = root / "requirements" / "fast.txt"
     return re.findall(r"(?m)^[\w-]+ @ (\S+\.whl\S*)", path.read_text("utf-8")) if path.exists() else []
 
 
 def installer(env: Mapping[str, str]) -> str:
-    """`uv`, or what YUEGP_INSTALLER asks for."""
+    """`uv`, or the value of YUEGP_INSTALLER."""
     return env.get("YUEGP_INSTALLER", "").strip().lower() or "uv"
 
 
 def make_plan(root: Path, venv: Path, wish: str, task: str) -> tuple[Plan, Machine]:
-    """For a new environment from the whole machine; for one that stays, from its own Python and stack."""
+    """The plan and the machine: for a new environment from a probe, for an existing one from its own Python and
+    stack."""
     machine = probe_machine(os.environ, venv)
     if task != "everything":
         own = probe([str(venv_python(venv))])
@@ -346,7 +348,7 @@ def make_plan(root: Path, venv: Path, wish: str, task: str) -> tuple[Plan, Machi
 
 
 def install(root: Path, wish: str, task: str, tests: bool) -> None:
-    """Do what `needed` named: `tests`, `packages` or `everything`."""
+    """Install what `needed` returned: `tests`, `packages` or `everything`."""
     venv, log, started = venv_folder(root), root / ".launch" / "install.log", time.monotonic()
     log.write_bytes(b"")
     record = read_record(venv)
@@ -371,14 +373,14 @@ def install(root: Path, wish: str, task: str, tests: bool) -> None:
     tests = tests or "tests" in record
     made = fill(root, venv, plan, machine.uv, tests, log, env)
     if task != "everything" and "why" in record:
-        made["why"] = record["why"]  # an update asks for the stack that there is
+        made["why"] = record["why"]  # an update keeps the existing stack
     write_record(venv, made)
     clear_fetched(root)
     say(f"Ready after {time.monotonic() - started:.0f} s.")
 
 
 def fill(root: Path, venv: Path, plan: Plan, uv: str, tests: bool, log: Path, env: Mapping[str, str]) -> dict[str, Any]:
-    """The packages into an environment: what is to be remembered of it."""
+    """Install the packages into an environment. Returns the results for its record."""
     tools = get_tools(root, venv, plan, uv, log, env)
     results = {wheel.name: wheel.reason for wheel in plan.wheels if not wheel.url}
     for step in package_steps(root, plan, tools, tests):
@@ -409,7 +411,7 @@ def fill(root: Path, venv: Path, plan: Plan, uv: str, tests: bool, log: Path, en
 
 
 def announce(root: Path, venv: Path, plan: Plan) -> None:
-    """What is about to happen, in a few lines."""
+    """Print in a few lines what is about to happen."""
     if venv.name != ".venv":
         say(f"{root / '.venv'} was not made by launch.py: it stays as it is, and {venv.name} is used.")
     size, takes = ("1 to 2 GB", "about a minute") if plan.stack == "cpu" else ("several GB", "some minutes")
@@ -420,7 +422,7 @@ def announce(root: Path, venv: Path, plan: Plan) -> None:
 
 
 def hold(fd: int) -> bool:
-    """Take the right to install, if it is free. The system takes it back when its holder ends, however it ends."""
+    """Try to take the installer's lock. The system releases it when its holder ends, however it ends."""
     try:
         if sys.platform == "win32":
             import msvcrt
@@ -436,7 +438,7 @@ def hold(fd: int) -> bool:
 
 
 def prepare(root: Path, wish: str, tests: bool, repair: bool = False) -> None:
-    """Make sure the environment is what the requirement files say; with `repair`, build it anew whatever it is."""
+    """Bring the environment up to the requirement files; with `repair`, rebuild it in any case."""
     if not repair and needed(root, wish, tests) == "nothing":
         return
     (root / ".launch").mkdir(exist_ok=True)
@@ -445,6 +447,6 @@ def prepare(root: Path, wish: str, tests: bool, repair: bool = False) -> None:
             say("Another start is installing; waiting for it.")
             while not hold(handle.fileno()):
                 time.sleep(0.3)
-        task = "everything" if repair else needed(root, wish, tests)  # the one waited for may have done it
+        task = "everything" if repair else needed(root, wish, tests)  # the process waited for may have done it
         if task != "nothing":
             install(root, wish, task, tests)

@@ -1,4 +1,4 @@
-"""The command line of the installer: what is asked of the set-up itself, and the way into the program."""
+"""The installer's command line: its own commands and options, and the start of the program."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ before any of them:
 
 
 class Request(NamedTuple):
-    """What the command line asks for; `args` is the command and what follows it."""
+    """The parsed command line; `args` is the command with its arguments."""
 
     args: Sequence[str]
     wish: str = "auto"
@@ -55,7 +55,7 @@ class Request(NamedTuple):
 
 
 def read(argv: Sequence[str], env: Mapping[str, str]) -> Request:
-    """Options of the installer stand before the command; everything from the command on is the command's own."""
+    """Parse the command line. The installer's options stand before the command; the rest belongs to the command."""
     args, request = list(argv), Request([], env.get("YUEGP_STACK", "auto").lower())
     if request.wish not in ("auto", "cpu", "cuda"):
         raise SetupError(f"YUEGP_STACK is {request.wish!r}.", "Set it to auto, cpu or cuda.")
@@ -80,7 +80,7 @@ def read(argv: Sequence[str], env: Mapping[str, str]) -> Request:
 
 
 def tell(root: Path, request: Request, machine: Machine, real: bool) -> str:
-    """Every decision with its reason, and the commands that would be run."""
+    """Every decision with its reason, and the commands that would run."""
     venv = venv_folder(root)
     plan = decide(machine, request.wish, wheel_urls(root), installer(os.environ))
     lines = [f"{'This machine' if real else 'A machine'}: {facts(machine)}", ""]
@@ -138,7 +138,7 @@ def commands(root: Path, venv: Path, plan: Plan) -> list[str]:
 
 
 def update(root: Path) -> int:
-    """The newest version by git, then the set-up by the launcher it brought."""
+    """Pull the newest version with git, then run its launcher's set-up. Returns the exit code."""
     git = shutil.which("git")
     if not (root / ".git").exists() or not git:
         say("This folder was not made by git: to update, unpack the new version over it. Songs and models stay.")
@@ -165,8 +165,8 @@ def reset(root: Path) -> None:
 
 
 def hide_cards(env: Mapping[str, str], record: Mapping[str, Any]) -> dict[str, str]:
-    """The environment in which the program does not see cards that its torch holds no code for. Only where there were
-    such beside others when torch was installed are the cards looked for again; what the user has set stays."""
+    """Environment that hides cards without code in the installed torch from the program. Searches for cards only if the
+    record names such cards; keeps the user's own setting."""
     out = dict(env)
     if record.get("beside") and "CUDA_VISIBLE_DEVICES" not in out:
         arch = "x86_64" if platform.machine() in ("x86_64", "AMD64") else "arm64"
@@ -177,13 +177,13 @@ def hide_cards(env: Mapping[str, str], record: Mapping[str, Any]) -> dict[str, s
 
 
 def start(command: list[str], env: Mapping[str, str], cwd: Path) -> int:
-    """Become the command; where that is not possible (Windows), run it and wait. Returns its exit code."""
+    """Replace this process by the command, or on Windows run it and wait. Returns its exit code."""
     if os.name == "posix":
         os.chdir(cwd)
         os.execve(command[0], command, env)
     child = subprocess.Popen(command, env=env, cwd=cwd)
     while True:
-        with contextlib.suppress(KeyboardInterrupt):  # Ctrl-C reaches the child too, and it may have something to save
+        with contextlib.suppress(KeyboardInterrupt):  # Ctrl-C reaches the child too, which may need to save
             return child.wait()
 
 
@@ -196,12 +196,13 @@ def pytest_words(rest: Sequence[str]) -> list[str]:
 
 
 def side_by_side() -> list[str]:
-    """The whole suite on several processors: a file stays on one, since its tests share what it set up."""
+    """pytest arguments to run the suite on several processors, each file on one, since its tests share fixtures."""
     return ["-n", str(min(4, os.cpu_count() or 1)), "--dist", "loadfile"]
 
 
 def run(root: Path, argv: Sequence[str]) -> int:
-    """Everything, with `SetupError` and OSError for what goes wrong on the way to the program."""
+    """Run the command line. Returns the exit code. Raises `SetupError` or OSError for failures before the program
+    starts."""
     request = read(argv, os.environ)
     command, rest = (request.args[0], list(request.args[1:])) if request.args else ("ui", [])
     if request.dry_run:
@@ -231,7 +232,7 @@ def run(root: Path, argv: Sequence[str]) -> int:
 
 
 def main(root: Path, argv: Sequence[str]) -> int:
-    for stream in (sys.stdout, sys.stderr):  # a console of another time must not stop at a letter it lacks
+    for stream in (sys.stdout, sys.stderr):  # a console with an old encoding must not fail at a letter it lacks
         with contextlib.suppress(AttributeError, ValueError):
             stream.reconfigure(errors="replace")  # type: ignore[union-attr]
     try:

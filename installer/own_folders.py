@@ -1,7 +1,7 @@
-"""Where pip and uv keep what they fetch: in our folder, so that nothing outside of it is touched and all goes with it.
+"""Directs the caches of pip and uv into our folder, so that nothing outside of it changes and removing it removes all.
 
-Where one of them keeps a cache on this computer already, that one is shared: it may hold several GB of what is needed.
-What the user has set for either stays as it is."""
+An existing cache of either on this computer is shared: it may hold several GB of the packages. The user's own settings
+stay."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Mapping
 
 FETCHED = ("cache", "tmp")
-"""In `.launch`: needed until everything is installed. A set-up that was broken off goes on from there."""
+"""Folders in `.launch` needed until everything is installed, from which an interrupted set-up resumes."""
 KEPT = ("python", "uv")
-"""In `.launch`: the Python and the uv that were fetched because none was here."""
+"""Folders in `.launch` with a downloaded Python and uv, for machines without one."""
 
 
 def usual(env: Mapping[str, str], system: str = sys.platform) -> dict[str, Path]:
-    """Where uv and pip keep their caches when nobody tells them (their documentation)."""
+    """Default cache folders of uv and pip. Source: their documentation."""
     home = Path(env.get("HOME") or os.path.expanduser("~"))
     if system == "win32":
         local = Path(env.get("LOCALAPPDATA") or Path(env.get("USERPROFILE") or home) / "AppData" / "Local")
@@ -43,15 +43,15 @@ def own_folders(root: Path, env: Mapping[str, str], settings: Mapping[str, str])
         out.pop("PIP_CACHE_DIR", None)
     out = {key: env.get(key) or value for key, value in out.items()}
     if out.get("UV_CACHE_DIR") == str(ours / "cache" / "uv"):
-        out["UV_LINK_MODE"] = env.get("UV_LINK_MODE") or "hardlink"  # that cache goes afterwards: no second copy
-    # Room was looked for on this disk; /tmp may be a small one in memory, where torch does not fit.
+        out["UV_LINK_MODE"] = env.get("UV_LINK_MODE") or "hardlink"  # the cache is removed afterwards: no second copy
+    # Free space was checked on this disk; /tmp may be a small one in memory, where torch does not fit.
     (ours / "tmp").mkdir(parents=True, exist_ok=True)
     return {**out, **dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(ours / "tmp"))}
 
 
 def clear_fetched(root: Path, everything: bool = False) -> None:
-    """Remove what is not needed any more; with `everything`, also the Python and the uv that were fetched, but not the
-    Python that runs this: half of it would stay where files in use cannot go."""
+    """Remove downloads that are no longer needed; with `everything`, also the downloaded Python and uv, but not the
+    Python that runs this: where files in use cannot be removed, half of it would stay."""
     for name in FETCHED + (KEPT if everything else ()):
         folder = root / ".launch" / name
         if folder not in Path(sys.base_prefix).parents:

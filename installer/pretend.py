@@ -1,6 +1,6 @@
-"""A machine from a line of text, for `--pretend`: `windows,rtx4090,driver=560,python=3.12`.
+"""Parses a machine from a line of text, for `--pretend`: `windows,rtx4090,driver=560,python=3.12`.
 
-For trying out what the launcher would do elsewhere, and for its tests; nothing is installed for a made-up machine."""
+Shows what the launcher would do elsewhere, and serves its tests; nothing is installed for a described machine."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ HELP = (
 
 
 def capability(word: str) -> tuple[int, int] | None:
-    """Of a card by its name, `rtx4090`, `rtx3080ti`, `rtx4070super`; None for what is no NVIDIA card known here."""
+    """Compute capability of a card by its name, such as `rtx4090` or `rtx4070super`; None for an unknown name."""
     plain = re.sub(r"(ti|super|mobile|laptop|d)+$", "", word)
     return next((number for names, number in CAPABILITIES if re.fullmatch(names, plain)), None)
 
@@ -56,7 +56,7 @@ def numbers(text: str, word: str) -> str:
 
 
 def interpreter(text: str, arch: str) -> Interpreter:
-    """From `3.12`, `3.12.1-32`, `3.13t`, `3.12-novenv`, `3.11-pypy`."""
+    """An interpreter from `3.12`, `3.12.1-32`, `3.13t`, `3.12-novenv` or `3.11-pypy`."""
     found = re.fullmatch(r"(\d+)\.(\d+)(?:\.(\d+))?(t?)((?:-\w+)*)", text)
     if not found:
         raise SetupError(f"--pretend: python={text} is no version.", HELP)
@@ -73,7 +73,7 @@ def interpreter(text: str, arch: str) -> Interpreter:
 
 
 def pretend(text: str) -> Machine:
-    """The machine described; what is not said is as most such machines are. Raises `SetupError` for unknown words."""
+    """The described machine, with usual values for the rest. Raises `SetupError` for unknown words."""
     system, arch, names, pythons = "Linux", "", [], []
     driver = "580.65.06"
     memory = None

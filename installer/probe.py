@@ -1,6 +1,6 @@
-"""What this computer is: its Pythons, its NVIDIA cards, what else decides what can be installed. No decisions.
+"""Probes this computer: its Pythons, its NVIDIA cards, and whatever else decides what can be installed. No decisions.
 
-No torch is needed to know any of it: the card is asked through nvidia-smi, which comes with the driver."""
+Needs no torch: nvidia-smi, which comes with the driver, describes the cards."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from typing import Iterator, Mapping, NamedTuple, Sequence
 
 ROOT = Path(__file__).resolve().parent.parent
 PYTHONS = ((3, 12), (3, 11), (3, 13))
-"""What all pinned packages have builds for, the most widely tried first."""
+"""Versions that all pinned packages have builds for, the most widely used first."""
 
 
 class Interpreter(NamedTuple):
-    """An answer to `PROBE`: how to start this Python, and what it is."""
+    """A Python as `PROBE` reports it: how to start it, and what it is."""
 
     command: Sequence[str]
     version: Sequence[int]
@@ -28,9 +28,9 @@ class Interpreter(NamedTuple):
     has_venv: bool = True
     has_pip: bool = True
     arch: str = "x86_64"
-    """Of the interpreter, not of the processor: x86_64, arm64 or what it calls itself."""
+    """Architecture of the interpreter, not of the processor: x86_64, arm64 or its own name."""
     kind: str = "cpython"
-    """`cpython`, `free-threaded` (its own builds of packages, which few have), `pypy` …"""
+    """`cpython`, `free-threaded` (needs its own builds, which few packages have), `pypy` …"""
 
 
 class ProbedCard(NamedTuple):
@@ -38,11 +38,11 @@ class ProbedCard(NamedTuple):
 
     name: str
     driver: str
-    """Such as 525.60.13."""
+    """Driver version, such as 525.60.13."""
     capability: tuple[int, int] | None
-    """None: a driver so old that it cannot be asked."""
+    """Compute capability; None from a driver too old to report it."""
     memory: float | None = None
-    """GB (2^30 bytes); None where the driver does not say, as with memory shared with the processor."""
+    """GB (2^30 bytes); None where the driver does not report it, as for memory shared with the processor."""
 
 
 class Machine(NamedTuple):
@@ -51,24 +51,24 @@ class Machine(NamedTuple):
     system: str
     """Linux, Windows or Darwin."""
     pythons: Sequence[Interpreter]
-    """Those that start, in the order in which they are wanted, up to the first that fits."""
+    """Pythons that start, in order of preference, up to the first that fits."""
     cards: Sequence[ProbedCard] = ()
     unheard: Sequence[str] = ()
-    """Makers of graphics cards that sit in the machine, whether their driver answers or not: NVIDIA, AMD, Intel."""
+    """Makers of the installed graphics cards, whether or not their driver answers: NVIDIA, AMD, Intel."""
     libc: str = "glibc"
     """On Linux: glibc, or another (musl)."""
     release: tuple[int, int] | None = None
-    """Of glibc on Linux, of macOS on Darwin; None when unknown or of no importance."""
+    """Version of glibc on Linux, of macOS on Darwin; None when unknown or irrelevant."""
     wsl: bool = False
-    """Linux inside Windows, which brings the card's driver."""
+    """Linux inside Windows, which provides the card's driver."""
     jetson: bool = False
     """One of NVIDIA's boards with a kernel and a CUDA of their own."""
     uv: str = ""
-    """A uv on the PATH that starts."""
+    """Path of a uv on the PATH that starts."""
     named_python: str = ""
-    """The Python that YUEGP_PYTHON asks for."""
+    """The Python named in YUEGP_PYTHON."""
     free: int | None = None
-    """Bytes free where the environment goes."""
+    """Free bytes on the environment's disk."""
     path_length: int = 0
     """Characters in the path of the environment, where Windows limits it; else 0."""
     synced: str = ""
@@ -95,8 +95,8 @@ print(json.dumps([list(sys.version_info[:3]), 64 if sys.maxsize > 2**32 else 32,
 
 
 def clean_env(env: Mapping[str, str]) -> dict[str, str]:
-    """An environment in which a Python is itself: no foreign modules, UTF-8."""
-    # PYTHONSAFEPATH, from Python 3.11; for older ones the working folder is ours: a json.py where the user stands must
+    """`env` for starting a Python without foreign modules and with UTF-8."""
+    # PYTHONSAFEPATH, from Python 3.11; for older ones the working folder is ours: a json.py in the user's folder must
     # not be taken for the real one.
     out = {key: value for key, value in env.items() if key not in ("PYTHONPATH", "PYTHONHOME", "__PYVENV_LAUNCHER__")}
     out.update(PYTHONUTF8="1", PYTHONSAFEPATH="1")
@@ -104,11 +104,11 @@ def clean_env(env: Mapping[str, str]) -> dict[str, str]:
 
 
 TIME_LIMIT = 30.0
-"""Seconds that a short command may take."""
+"""Time limit in seconds of a short command."""
 
 
 def ask(command: Sequence[str]) -> str:
-    """What a short command prints. Raises OSError or subprocess.TimeoutExpired."""
+    """Output of a short command. Raises OSError or subprocess.TimeoutExpired."""
     answer = subprocess.run(
         command, stdin=subprocess.DEVNULL, capture_output=True, timeout=TIME_LIMIT, env=clean_env(os.environ), cwd=ROOT
     )
@@ -116,7 +116,7 @@ def ask(command: Sequence[str]) -> str:
 
 
 def is_uv(command: Sequence[str]) -> bool:
-    """Whether this starts uv: a name on the PATH may lead nowhere, and virus scanners take programs away."""
+    """Whether this command starts uv: a name on the PATH may be stale, and virus scanners remove programs."""
     try:
         return ask([*command, "--version"]).startswith("uv ")
     except (OSError, subprocess.TimeoutExpired):
@@ -124,7 +124,7 @@ def is_uv(command: Sequence[str]) -> bool:
 
 
 def probe(command: Sequence[str]) -> Interpreter | None:
-    """Start a Python and ask it what it is. None when it does not start: a name on the PATH may lead nowhere."""
+    """Start a Python and describe it. None when it does not start: a name on the PATH may be stale."""
     try:
         answer = json.loads(ask([*command, "-c", PROBE]))
         version, bits, has_venv, has_pip, arch, kind = answer
@@ -134,17 +134,17 @@ def probe(command: Sequence[str]) -> Interpreter | None:
 
 
 def fits(python: Interpreter) -> bool:
-    """Whether all pinned packages have builds for it."""
+    """Whether all pinned packages have builds for this Python."""
     return python.version[:2] in PYTHONS and python.bits == 64 and python.kind == "cpython"
 
 
 def python_commands(system: str, env: Mapping[str, str]) -> Iterator[list[str]]:
-    """Ways to start a Python, the likeliest first: the one running this, then those with a fitting name."""
+    """Commands that may start a Python, likeliest first: the one running this, then those with a fitting name."""
     if env.get("YUEGP_PYTHON"):
         name = env["YUEGP_PYTHON"]
         yield [os.path.abspath(name) if os.path.dirname(name) else name]
         return
-    # The Python under a venv rather than the venv's own: that one may be what has to be rebuilt.
+    # The Python under a venv rather than the venv's own, which may have to be rebuilt.
     yield [getattr(sys, "_base_executable", None) or sys.executable]
     for major, minor in PYTHONS:
         path = shutil.which(f"python{major}.{minor}")
@@ -155,7 +155,7 @@ def python_commands(system: str, env: Mapping[str, str]) -> Iterator[list[str]]:
 
 
 def find_pythons(commands: Iterator[list[str]]) -> list[Interpreter]:
-    """Those that start, up to and with the first that fits whole."""
+    """The Pythons that start, up to and including the first that fits."""
     found = []
     for command in commands:
         python = probe(command)
@@ -167,7 +167,7 @@ def find_pythons(commands: Iterator[list[str]]) -> list[Interpreter]:
 
 
 def parse_cards(text: str) -> list[ProbedCard]:
-    """Cards from what nvidia-smi prints of `FIELDS`, or of the first two; sizes in MiB, without units."""
+    """Cards from nvidia-smi's output for `FIELDS`, or for the first two; sizes in MiB, without units."""
     rows = re.findall(r"(?m)^([^,\n]+?), (\d+(?:\.\d+)+)(?:, (\d+)\.(\d+), (\S+))?\s*$", text)
     return [
         ProbedCard(
@@ -184,7 +184,7 @@ FIELDS = "name,driver_version,compute_cap,memory.total"
 
 
 def smi_folders(env: Mapping[str, str] = os.environ) -> list[str]:
-    """Where the driver's tool lies besides the PATH: the same list as in `offload/smi.py`, which this cannot use."""
+    """Folders of the driver's tool besides the PATH: as in `offload/smi.py`, which cannot be imported here."""
     folders = ["/usr/lib/wsl/lib"]
     if env.get("SystemRoot"):
         folders.append(env["SystemRoot"] + r"\System32")
@@ -193,7 +193,7 @@ def smi_folders(env: Mapping[str, str] = os.environ) -> list[str]:
 
 
 def nvidia_smi() -> str | None:
-    """The driver's own tool."""
+    """Path of nvidia-smi; None without it."""
     found = shutil.which("nvidia-smi")
     for folder in smi_folders():
         found = found or shutil.which("nvidia-smi", path=folder)
@@ -201,11 +201,11 @@ def nvidia_smi() -> str | None:
 
 
 def find_cards() -> list[ProbedCard]:
-    """The NVIDIA cards whose driver answers; none when there is no driver."""
+    """The NVIDIA cards whose driver answers; empty without a driver."""
     program = nvidia_smi()
     if not program:
         return []
-    for fields in (FIELDS, "name,driver_version"):  # old drivers do not know the capability
+    for fields in (FIELDS, "name,driver_version"):  # old drivers do not report the capability
         try:
             cards = parse_cards(ask([program, f"--query-gpu={fields}", "--format=csv,noheader,nounits"]))
         except (OSError, subprocess.TimeoutExpired):
@@ -216,7 +216,7 @@ def find_cards() -> list[ProbedCard]:
 
 
 def makers(bus: Path = Path("/sys/bus/pci/devices")) -> list[str]:
-    """Who made the graphics cards on the bus (Linux), whether or not their driver works."""
+    """Makers of the graphics cards on the bus (Linux), whether or not their driver works."""
     names = {"0x10de": "NVIDIA", "0x1002": "AMD", "0x8086": "Intel"}
     found = set()
     for device in bus.glob("*"):
@@ -230,7 +230,7 @@ def makers(bus: Path = Path("/sys/bus/pci/devices")) -> list[str]:
 
 
 def long_paths() -> bool:
-    """Whether paths may be longer than 260 characters: everywhere but on Windows as it is delivered."""
+    """Whether paths may exceed 260 characters: everywhere but on Windows with its default setting."""
     if sys.platform == "win32":
         import winreg
 
@@ -243,7 +243,8 @@ def long_paths() -> bool:
 
 
 def synced_by(folder: Path, env: Mapping[str, str]) -> str:
-    """The service that copies a folder to other computers, by the folder's name or by what Windows says of OneDrive."""
+    """The service that copies a folder to other computers, judged by the folder's name or Windows' OneDrive
+    settings."""
     for key in ("OneDrive", "OneDriveConsumer", "OneDriveCommercial"):
         if env.get(key) and Path(env[key]) in folder.parents:
             return "OneDrive"
@@ -253,10 +254,10 @@ def synced_by(folder: Path, env: Mapping[str, str]) -> str:
 
 
 def probe_machine(env: Mapping[str, str], home: Path) -> Machine:
-    """The machine this runs on; `home` is where the environment goes."""
+    """Probe the machine this runs on; `home` is the environment's folder."""
     system = platform.system()
     libc, text = platform.libc_ver() if system == "Linux" else ("glibc", platform.mac_ver()[0])
-    # 10.16 is what newer systems tell a Python that was built for older ones.
+    # Newer systems report 10.16 to a Python that was built for older ones.
     release = None if text == "10.16" else re.match(r"(\d+)\.(\d+)", text)
     kernel, uv = platform.release().lower(), shutil.which("uv") or ""
     try:

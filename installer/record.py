@@ -1,7 +1,7 @@
-"""What the environment was built from, and whether that is still what is wanted.
+"""Records what the environment was built from, and tells whether it is up to date.
 
-`yuegp.json` in the environment says it, and is written last: an environment without one is not finished. `launch.json`
-is written first: a folder `.venv` without either was made by somebody else, and is not ours to change."""
+`yuegp.json` in the environment is the record, written last: an environment without it is unfinished. `launch.json` is
+written first: a folder `.venv` with neither is not ours and must not change."""
 
 from __future__ import annotations
 
@@ -18,32 +18,33 @@ from .console import SetupError
 FORMAT = 2
 
 PAUSES = (0.01, 0.02, 0.04, 0.08, 0.15, 0.3, 0.4)
-"""Seconds between tries at a file that another program has open: as `disk.py`, which cannot be imported here."""
+"""Seconds between tries at a file that another program has open: as in `yuegp/files.py`, which cannot be imported
+here."""
 LARGEST = 1 << 20
-"""Bytes of a record that are read; one has a few hundred."""
+"""Most bytes of a record; one has a few hundred."""
 
 
 def venv_folder(root: Path) -> Path:
-    """Where the environment is or will be: `.venv`, or beside it when that one is somebody else's."""
+    """Folder of the environment, existing or not: `.venv`, or one beside it when `.venv` is not ours."""
     venv = root / ".venv"
     return venv if is_ours(venv) else root / ".venv-yuegp"
 
 
 def is_ours(venv: Path) -> bool:
-    """Whether it may be changed: made by us, or nothing yet."""
+    """Whether the folder may be changed: made by us, or absent."""
     if (venv / "launch.json").exists() or (venv / "yuegp.json").exists():
         return True
     return not venv.exists() or (venv.is_dir() and not any(venv.iterdir()))
 
 
 def named(requirements: Path) -> dict[str, str]:
-    """Package → exact version (empty where there is a range), from the lines of a requirement file."""
+    """Exact version by package (empty for a range), from the lines of a requirement file."""
     rows = re.findall(r"(?m)^([A-Za-z][\w.-]*)(?:==([\w.]+)(?![\w.]*,))?", requirements.read_text("utf-8"))
     return {name.lower(): version for name, version in rows}
 
 
 def digest(*paths: Path) -> str:
-    """One hash over files, the same whatever their line endings: git may change those. A file may be absent."""
+    """One hash over files, ignoring line endings, which git may change. Files may be absent."""
     texts = (path.read_bytes().replace(b"\r\n", b"\n") if path.exists() else b"" for path in paths)
     return hashlib.sha256(b"\0".join(texts)).hexdigest()[:16]
 
@@ -55,11 +56,11 @@ SOURCES = {
     "torch-cuda": ("requirements.txt", "requirements/cpu.txt", "requirements/cuda.txt"),
     "test": ("requirements.txt", "requirements/cpu.txt", "requirements/test.txt"),
 }
-"""Lock → the requirement files it was made from (`tools/lock.py`)."""
+"""Requirement files by lock (`tools/lock.py`)."""
 
 
 def lock_fits(root: Path, lock: Path) -> bool:
-    """Whether a lock was made from the requirement files as they are now: its first line says from which."""
+    """Whether a lock was made from the present requirement files, which its first line identifies."""
     try:
         with open(lock, encoding="utf-8") as lines:
             first = lines.readline()
@@ -74,7 +75,7 @@ def heading(root: Path, lock: str) -> str:
 
 
 def venv_version(venv: Path) -> str | None:
-    """The Python version of an environment, such as 3.11.7; None when it or the Python below it is not whole."""
+    """Python version of an environment, such as 3.11.7; None when it or the Python below it is incomplete."""
     try:
         text = (venv / "pyvenv.cfg").read_text("utf-8")
     except (OSError, ValueError):
@@ -87,7 +88,7 @@ def venv_version(venv: Path) -> str | None:
 
 
 def make_record(root: Path, venv: Path, stack: str, tests: bool) -> dict[str, Any]:
-    """What an environment must be built from, to be compared with what the one there was built from."""
+    """The record an up-to-date environment would have, to compare with the existing one's."""
     locks = root / "requirements" / "lock"
     record: dict[str, Any] = {
         "format": FORMAT,
@@ -118,7 +119,7 @@ def read_record(venv: Path) -> dict[str, Any]:
 
 
 def _is_plain(value: Any) -> bool:
-    """Whether an entry of the record is of a kind that is written there: a text, a number, or texts by name."""
+    """Whether an entry of the record has a valid type: a text, a number, or texts by name."""
     if isinstance(value, dict):
         return all(isinstance(text, str) for text in value.values())
     return value is None or isinstance(value, (str, int))
@@ -131,7 +132,7 @@ def write_record(venv: Path, record: Mapping[str, Any]) -> None:
 
 
 def patiently(action: Callable[[], None], path: Path) -> None:
-    """Move or remove a file or folder, which Windows refuses while a virus scanner or another window has it open."""
+    """Retry moving or removing a file or folder, which Windows refuses while another program has it open."""
     for pause in (*PAUSES, None):
         try:
             return action()
@@ -147,9 +148,9 @@ def patiently(action: Callable[[], None], path: Path) -> None:
 
 
 def needed(root: Path, wish: str, tests: bool) -> str:
-    """What stands between the environment and a start: `nothing`, `tests`, `packages` or `everything`.
+    """What must be installed before a start: `nothing`, `tests`, `packages` or `everything`.
 
-    The stack once chosen stays until another is asked for: the card is not looked for at every start."""
+    The chosen stack stays until the user asks for another: not every start searches for cards."""
     venv = venv_folder(root)
     have = read_record(venv)
     if not have:

@@ -1,7 +1,7 @@
-"""A plan as commands: what is run, in which order, and what to try when the first way does not work.
+"""Turns a plan into commands, in order, with alternatives for when the first way fails.
 
-Never compiles: every package comes ready-built (`--only-binary`). Packages are named by the lock files, each with its
-hashes, as long as those belong to the requirement files beside them."""
+Never compiles: every package is a wheel (`--only-binary`). The lock files name the packages with their hashes, as long
+as they fit the requirement files beside them."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ UV = ("pip", "install", "--only-binary", ":all:")
 
 
 class Step(NamedTuple):
-    """One thing to do: what it is called on screen, and the ways to do it, each a command; the first that works counts.
+    """One step: its name on screen, and alternative commands, of which the first that works counts.
 
-    `optional` names the package that is done without when no way works; `hint` is what to do when none does."""
+    `optional` names the package to skip when all fail; `hint` is the advice for that case."""
 
     label: str
     ways: Sequence[Sequence[str]]
@@ -33,19 +33,19 @@ class Step(NamedTuple):
 
 
 class Tools(NamedTuple):
-    """Programs that install: the environment's Python, and uv where there is one."""
+    """Programs to install with: the environment's Python, and uv if available."""
 
     python: str
     uv: Sequence[str] = ()
 
     def ways(self, *args: str) -> list[list[str]]:
-        """Commands that install `args`: by uv where there is one, else by pip, and by pip where uv fails."""
+        """Commands that install `args`: with uv if available, and with pip otherwise or when uv fails."""
         by_uv = [[*self.uv, *UV, "--python", self.python, *args]] if self.uv else []
         return [*by_uv, [self.python, *PIP, *args]]
 
 
 def torch_step(root: Path, plan: Plan, tools: Tools, env: Mapping[str, str] = os.environ) -> Step:
-    """torch, first and exactly, so that nothing after it can bring another build."""
+    """The step that installs torch, first and exactly, so that no later package replaces its build."""
     version = named(root / "requirements" / f"{plan.stack}.txt")["torch"]
     lock = root / "requirements" / "lock" / f"torch-{plan.stack}.txt"
     plain = ["-r", str(lock), "--require-hashes", "--no-deps"]
@@ -65,7 +65,7 @@ def torch_step(root: Path, plan: Plan, tools: Tools, env: Mapping[str, str] = os
     if tools.uv and not env.get("YUEGP_TORCH_INDEX"):
         own = ["--python", tools.python, "--torch-backend", plan.torch, *alone, f"torch=={version}"]
         ways.append([*tools.uv, *UV, *own])
-    # Beside the user's index, not in its place: what torch needs still comes from there.
+    # Beside the user's index, not in its place: torch's dependencies still come from there.
     by_index = tools.ways("--extra-index-url", index, *alone, exact)
     ways += by_index if env.get("YUEGP_TORCH_INDEX") else by_index[-1:]
     if plan.torch == "cpu":
@@ -75,7 +75,7 @@ def torch_step(root: Path, plan: Plan, tools: Tools, env: Mapping[str, str] = os
 
 
 def package_steps(root: Path, plan: Plan, tools: Tools, tests: bool, env: Mapping[str, str] = os.environ) -> list[Step]:
-    """Everything, torch first. Raises `SetupError` when there is no way to do one of them."""
+    """All steps, torch first. Raises `SetupError` when one has no way."""
     steps = [torch_step(root, plan, tools, env)]
     steps.append(locked_step(root, "the other packages", "packages", "requirements", tools))
     for wheel in plan.wheels:
@@ -89,7 +89,7 @@ def package_steps(root: Path, plan: Plan, tools: Tools, tests: bool, env: Mappin
 
 
 def check_step(step: Step) -> None:
-    """Raises `SetupError` for a step without a way."""
+    """Raise `SetupError` for a step without a way."""
     if not step.ways:
         raise SetupError(
             f"There is no way to install {step.label} on this machine.",
@@ -105,8 +105,8 @@ def locked_step(root: Path, label: str, lock: str, requirements: str, tools: Too
 
 
 def again(root: Path, tools: Tools, names: Sequence[str], some: Path) -> list[str]:
-    """Command that installs these of the packages anew, by pip and with the hashes of the lock where that fits. Their
-    lines are written to the file `some`."""
+    """Command that reinstalls the packages `names` with pip, with the lock's hashes if it fits. Writes their lines to
+    the file `some`."""
     lock = root / "requirements" / "lock" / "packages.txt"
     source = (lock if lock_fits(root, lock) else root / "requirements.txt").read_text("utf-8")
     entries = [rf"(?mi)^{name.replace('_', '[-_]')}\b.*(?:\n[ \t].*)*" for name in names]
@@ -115,7 +115,7 @@ def again(root: Path, tools: Tools, names: Sequence[str], some: Path) -> list[st
 
 
 def uv_step(root: Path, python: str) -> Step:
-    """uv into the environment, by pip; also the first thing that needs the network."""
+    """The step that installs uv into the environment with pip; the first that needs the network."""
     return locked_step(root, "uv, which installs faster", "setup", "requirements/setup", Tools(python))
 
 
@@ -127,8 +127,8 @@ def test_step(root: Path, tools: Tools) -> Step:
 
 
 def pip_settings(text: str) -> dict[str, str]:
-    """Settings for installing from what `pip config list` prints: `index-url`, `cert` … The later lines win, as in pip:
-    they come from the environment."""
+    """pip's install settings from the output of `pip config list`: `index-url`, `cert` … Later lines win, as in pip,
+    because they come from the environment."""
     out = {}
     for name, value in re.findall(r"(?m)^(?:global|install|:env:)\.([\w-]+)=(.*?)\s*$", text):
         try:
@@ -139,11 +139,12 @@ def pip_settings(text: str) -> dict[str, str]:
 
 
 def setup_env(env: Mapping[str, str], settings: Mapping[str, str]) -> dict[str, str]:
-    """The environment for pip and uv: nothing foreign, and pip's settings for uv too, which does not read them.
+    """Environment variables for pip and uv: without foreign modules, and with pip's settings for uv, which ignores
+    them.
 
-    What the user has set for uv stays. Proxies (HTTPS_PROXY and the like) both read by themselves. On a slow line a
-    large file waits long for its next bytes: uv gives up after 30 seconds, pip after 15. What broke off is taken up
-    again by pip (from 25.1) within the file, by uv with the file; several at once would all be broken off."""
+    The user's own settings for uv stay. Both read proxies (HTTPS_PROXY and the like) themselves. On a slow line a large
+    file may wait long for its next bytes: by default uv fails after 30 seconds, pip after 15. After an interruption pip
+    (from 25.1) resumes within the file, uv restarts the file; of several at once all would be interrupted."""
     out = clean_env(env)
     out["PIP_USER"] = "0"
     words = {name: " ".join(value.split()) for name, value in settings.items()}
@@ -159,8 +160,8 @@ def setup_env(env: Mapping[str, str], settings: Mapping[str, str]) -> dict[str, 
         if words.get(name):
             out.setdefault(key, joiner.join(words[name].split()) if name != "cert" else settings[name])
     if "UV_INDEX" in out:
-        out.setdefault("UV_INDEX_STRATEGY", "unsafe-best-match")  # what pip does with several indexes
-    out.setdefault("UV_SYSTEM_CERTS", "1")  # a company's own certificates are the system's
+        out.setdefault("UV_INDEX_STRATEGY", "unsafe-best-match")  # as pip treats several indexes
+    out.setdefault("UV_SYSTEM_CERTS", "1")  # a company's own certificates are among the system's
     if not {"UV_HTTP_TIMEOUT", "UV_REQUEST_TIMEOUT", "HTTP_TIMEOUT"} & set(out):
         out["UV_HTTP_TIMEOUT"] = "300"
     if not {"timeout", "default-timeout"} & set(settings) and "PIP_TIMEOUT" not in out:
@@ -174,11 +175,11 @@ def setup_env(env: Mapping[str, str], settings: Mapping[str, str]) -> dict[str, 
 
 
 def app_env(env: Mapping[str, str], root: Path) -> dict[str, str]:
-    """The environment yuegp runs in; what the user has set stays.
+    """Environment variables for yuegp; the user's own settings stay.
 
-    OMP_WAIT_POLICY: threads of torch that wait by spinning made decoding 5 to 20 times slower on a busy two-core
-    machine (measured). It is read before Python starts, so it can only be set here. GRADIO_ANALYTICS_ENABLED: nothing
-    calls out unasked. CUDA_DEVICE_ORDER: CUDA counts the cards as the driver's tool does, not the fastest first."""
+    OMP_WAIT_POLICY: torch threads that wait by spinning made decoding 5 to 20 times slower on a busy two-core machine
+    (measured). It is read before Python starts, so it can only be set here. GRADIO_ANALYTICS_ENABLED: the program sends
+    nothing unasked. CUDA_DEVICE_ORDER: CUDA counts cards as the driver's tool does, not the fastest first."""
     out = {"YUEGP_HOME": str(root), "OMP_WAIT_POLICY": "PASSIVE", "GRADIO_ANALYTICS_ENABLED": "False"}
     out["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
     out.update((key, value) for key, value in env.items() if key != "PYTHONHOME")

@@ -17,7 +17,7 @@ def main() -> int:
         print("ruff and mypy are not installed in this Python.\nRun: python launch.py check", file=sys.stderr)
         return 1
     worst = 0
-    for check in CHECKS:  # both always: one run shows everything there is to mend
+    for check in CHECKS:  # always both: one run shows every fault
         print(f"-- {' '.join(check)}", flush=True)
         worst = max(worst, subprocess.run([sys.executable, "-m", *check], cwd=ROOT).returncode)
     return worst

@@ -1,4 +1,4 @@
-"""Made-up machines with one fault each, and the finding that names it: for tests and docs/troubleshooting.md."""
+"""Fictional machines with one fault each, and the finding that names it: for tests and docs/troubleshooting.md."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def packages(**changed: Package) -> dict[str, Package]:
 
 @dataclass(frozen=True)
 class Fault:
-    """What is wrong, the facts of such a machine, and the finding: its name, its state, words of its sentence."""
+    """A fault: its story, the environment of such a machine, and the finding's name, state and words."""
 
     story: str
     facts: Environment

@@ -1,13 +1,13 @@
-"""Kill a process that makes songs, fill its disk, again and again, and see whether anything finished is lost.
+"""Kill a process that makes songs, or fill its disk, again and again, and check that nothing finished is lost.
 
     python tools/kill_test.py --every                   at every step of writing a song, by kill and by full disk
     python tools/kill_test.py --kills 1000 --seed 0     at random moments
 
-A small random model set makes songs of three sections in child processes that end by SIGKILL. What must hold then: no
-finished section is missing, what is half written is taken neither for a song nor for a take, and going on, in a child
-that will be killed as well, ends in the same codes of both stages and the same mix as a song that nobody disturbed.
-What the system holds in memory survives a kill, so this cannot tell what a power cut would lose; that every file is
-flushed to the disk before it gets its name is checked for that reason. Needs a POSIX system.
+A small random model set makes songs of three sections in child processes that end by SIGKILL. Then no finished section
+may be missing, half-written files must not count as a song or a take, and resuming, in a child that is killed as well,
+must end in the same codes of both stages and the same mix as an undisturbed song. Data in the system's memory survive a
+kill, so this cannot show what a power cut would lose; instead it checks that every file is flushed to disk before it
+gets its name. Needs a POSIX system.
 """
 
 from __future__ import annotations
@@ -51,20 +51,20 @@ Tell = Callable[[dict[str, Any]], None]
 
 
 class Lost(Exception):
-    """Something that was finished is not there any more, or became something else."""
+    """Something finished is missing or changed."""
 
 
 # In the child
 
 
 def go_on(root: Path, request: SongRequest, begin: Callable[[Take], None] = lambda take: None) -> None:
-    """What a user does: make the song, or resume it where it was left, until it is done."""
+    """Act as a user: make the song, or resume it where it was left, until it is done."""
     listed = catalog.entries(root)
     song = store.open_song(listed[0].folder) if listed else store.create(pipeline.plan(request).request, root)
     numbers = song.take_numbers()
     take = song.take(numbers[-1]) if numbers else song.new_take(TakeInfo(number=0, request=song.request))
     begin(take)
-    # Previews are written by a thread of their own, at moments of its own: steps could not be told apart.
+    # A thread of their own writes previews at unpredictable moments, which would mix up the steps.
     pipeline.run(pipeline.plan(take.info.request), take, device="cpu", previews=False)
 
 
@@ -77,7 +77,7 @@ def no_space() -> None:
 
 
 class Disk:
-    """Stands between this process and its disk, and acts at the first step of writing that is not in `spared`.
+    """Intercepts this process's writes, and acts at the first step that is not in `spared`.
 
     Steps are `folder` (one was made, or cannot be), `write` (half of the bytes are in the file), `replace` (before a
     file gets its name) and `placed` (after it). A step also says which file, and how far the take had come."""
@@ -97,7 +97,7 @@ class Disk:
             self.act()
 
     def intercept(self) -> None:
-        """Put ourselves before the functions that write, for the rest of this process's life."""
+        """Wrap the functions that write, for the rest of this process's life."""
         import soundfile
 
         mkdir, fsync, place = os.mkdir, os.fsync, os.replace
@@ -143,7 +143,7 @@ class Disk:
 
 
 def _kind(name: str, step: str) -> str:
-    """What a path is for, without what is drawn anew each time: ids of songs, numbers of takes, temporary names."""
+    """Kind of a path, without the parts that vary: ids of songs, numbers of takes, temporary names."""
     if step == "folder":
         return name if name == "takes" else "of a take" if name.isdecimal() else "of a song"
     return ".".join(name.split(".")[1:3]) if name.startswith(".") else name
@@ -172,7 +172,7 @@ class Halves:
 
 
 def child(root: Path, request: SongRequest, disk: Disk | None, tell: Tell) -> int:
-    """One run. Every finished part is told as soon as its saving has returned. Returns an exit code."""
+    """One run. Reports every finished part as soon as it is saved. Returns an exit code."""
     if disk:
         disk.intercept()
     save1, save2, save_info = Take.save_stage1, Take.save_stage2, Take.save_info
@@ -230,8 +230,8 @@ class Bench:
     def run(
         self, root: Path, delay: float = PATIENCE, spared: Collection[str] = (), act: Callable[[], None] | None = None
     ) -> dict[str, Any]:
-        """What a child told until its end, by itself or after `delay` seconds by our hand; `exit` is its exit code, or
-        minus the signal. With `act`, that happens at the first step of writing that is not spared."""
+        """Run a child until it ends or is killed after `delay` seconds. Returns what it reported; `exit` is its exit
+        code, or minus the signal. `act` runs at the first step of writing that is not spared."""
         root.mkdir(exist_ok=True)
         reader, writer = os.pipe()
         pid = os.fork()
@@ -268,7 +268,7 @@ class Bench:
         return told
 
     def check(self, root: Path, told: dict[str, Any]) -> None:
-        """Raise Lost unless all that was told to be finished is there."""
+        """Raise Lost unless everything reported as finished exists."""
         listed = catalog.entries(root)
         if len(listed) > 1 or any(entry.broken for entry in listed):
             raise Lost(f"listed are {[(entry.folder.name, entry.broken) for entry in listed]}")
@@ -303,8 +303,7 @@ class Bench:
         shutil.rmtree(root)
 
     def at_every_step(self, act: Callable[[], None]) -> int:
-        """One song, disturbed at each step of writing it, at each once, resumed from where it was left each time.
-        Returns how many steps those were."""
+        """Make one song, disturbed once at each step of writing and resumed each time. Returns the number of steps."""
         root, spared, known = self.place / act.__name__, set[str](), dict[str, Any]()
         while True:
             told = self.run(root, spared=spared, act=act)
@@ -326,7 +325,7 @@ class Bench:
         return len(spared)
 
     def at_random(self, kills: int, chance: random.Random) -> None:
-        """Songs killed at random moments and resumed until they are done, until there were enough kills."""
+        """Make songs, killed at random moments and resumed until done, until there were `kills` kills."""
         began = time.monotonic()
         self.run(self.place / "timed")
         length = time.monotonic() - began
@@ -349,7 +348,7 @@ class Bench:
 
 
 def _lasting(info: TakeInfo) -> TakeInfo:
-    """A take's page without what may differ: times, and the number, since one that was begun in vain is not reused."""
+    """A take's info without what may differ: times, and the number, since an abandoned take's is not reused."""
     spans = tuple(replace(span, take=1) for span in info.spans)
     return replace(info, number=1, spans=spans, created="", seconds={})
 

@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""Write `docs/licences.md`: under which terms the packages stand that a user's machine installs.
+"""Write `docs/licences.md`: the licences of the packages that a user's machine installs.
 
     python launch.py install && .venv/bin/python tools/licences.py
 
-Read from what is installed in the Python that runs this; so run it in an environment made by launch.py. What is never
-installed there (other systems' packages, CUDA) is listed by hand below, each with where its terms are said."""
+Reads the packages of the Python that runs it, so run it in an environment made by launch.py. Packages that are never
+installed there (other systems' packages, CUDA) are listed by hand below, each with the source of its terms."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ BY_HAND = {
 """Packages that not every machine has; from their own metadata or repository."""
 NVIDIA = "nvidia-*, cuda-*"
 CUDA = "NVIDIA's own terms, proprietary for most; published by NVIDIA on the package index for programs like this one"
-"""CUDA's libraries, about thirty packages, which torch brings where it computes on an NVIDIA card."""
+"""Terms of CUDA's libraries, about thirty packages that torch installs for NVIDIA cards."""
 
 FREE = re.compile(r"Apache|BSD|MIT|ISC|MPL|PSF|Python|Unlicense|LGPL|HPND|0BSD|Zlib|CC0|CNRI", re.IGNORECASE)
 GPL = re.compile(r"(?<!L)(?<!Lesser )(AGPL|GPL|(Affero )?General Public)", re.IGNORECASE)
@@ -45,7 +45,7 @@ def names() -> list[str]:
 
 
 def licence(found: Distribution) -> str:
-    """What a package says of itself: the expression, else its classifiers, else the first line of the free text."""
+    """Licence in a package's metadata: the expression, else its classifiers, else the first line of the free text."""
     meta = found.metadata
     if meta.get("License-Expression"):
         return str(meta["License-Expression"])

@@ -98,7 +98,7 @@ def make_rounded(folder: Path, source: ModelFolder, bits: float, head_bits: floa
 
 
 def make_plain(folder: Path, source: ModelFolder) -> Path:
-    """An EXL2 folder's model as a plain one in float16: what another engine needs to be compared with it."""
+    """An EXL2 folder's model as a plain one in float16, so that another engine can be compared with it."""
     config = _config(source)
     config.pop("quantization_config", None)
     write_json(folder / "config.json", config)
@@ -117,7 +117,8 @@ def _copied(source: ModelFolder, name: str, shape: tuple[int, ...]) -> Part:
 
 
 def _once(make: Callable[[], dict[str, np.ndarray]]) -> Callable[[str], np.ndarray]:
-    """The parts of one matrix by name; they are made when the first is asked for, and each is dropped once given."""
+    """A function that returns the parts of one matrix by name, made at the first call and each dropped once
+    returned."""
     made: dict[str, np.ndarray] = {}
 
     def part(key: str) -> np.ndarray:

@@ -221,8 +221,8 @@ def lm_config(lm: LM, transformers5: bool = False) -> dict[str, Any]:
 
 
 def lm_tensors(lm: LM) -> Spec:
-    """Weights that keep the scale of what flows through them, with logits of standard deviation 2: a model that
-    neither repeats itself nor draws evenly from everything."""
+    """Weights that keep the scale of their input, with logits of standard deviation 2: a model that neither repeats
+    itself nor draws evenly from everything."""
     spec: Spec = {}
     for name, shape in parse_config(lm_config(lm)).tensors().items():
         if len(shape) == 1:
@@ -256,7 +256,7 @@ def write_lm(folder: Path, lm: LM, seed: int, transformers5: bool = False) -> No
 
 
 def _split(spec: Spec, parts: int) -> Iterator[Spec]:
-    """In order, into `parts` runs of about equal size, none empty."""
+    """Split a spec, in order, into `parts` runs of about equal size, none empty."""
     names = list(spec)
     ends = np.cumsum([math.prod(spec[n].shape) for n in names])
     start = 0
@@ -271,9 +271,9 @@ def _split(spec: Spec, parts: int) -> Iterator[Spec]:
 
 
 def codec_tensors(codec: Codec) -> Spec:
-    """The released `codec_model`, the training state that nobody reads included: 530 tensors at HuBERT base size.
+    """The released `codec_model`, including the unused training state: 530 tensors at HuBERT base size.
 
-    `embed_avg` is zero, so that reading it in place of `embed` is heard as silence."""
+    `embed_avg` is zero, so that reading it in place of `embed` gives silence."""
     widths = CodecWidths(codec.acoustic, codec.semantic, codec.encoder, codec.decoder, CODEBOOKS, CODES)
     shapes = encode_shapes(widths, hubert_config(codec)) | decode_shapes(widths)
     spec: Spec = {name: _codec_scale(name, shape) for name, shape in shapes.items()}

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """Show what is older in `requirements/lock/` than it could be: `python tools/outdated.py`. Changes nothing.
 
-Two questions, two tables: what would change if the locks were made anew within the requirement files as they are
-(`tools/lock.py --upgrade`), and which requirement files hold something back, or pin it on purpose. Needs uv, pip and
-the network; asks by name for what the requirement files name, and for nothing else."""
+Prints two tables: what `tools/lock.py --upgrade` would change within the present requirement files, and which
+requirements hold something back or pin it on purpose. Needs uv, pip and the network; asks only for packages that the
+requirement files name."""
 
 from __future__ import annotations
 

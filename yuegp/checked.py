@@ -1,10 +1,10 @@
-"""What a file holds, judged before it is believed: JSON that has one meaning, and values of the types, ranges and names
-that a dataclass declares. One `Fault` says what is wrong; whoever knows the file makes a sentence of it.
+"""Checks a file's contents before use: unambiguous JSON, and values of the types, ranges and names that a dataclass
+declares. A `Fault` says what is wrong; the caller, who knows the file, makes a sentence of it.
 
     rating: Annotated[int, Between(1, 5)] | None = None
     spans: tuple[Span, ...] = field(default=(), metadata=NEEDED)
 
-Reading files is `disk`'s business, and what the numbers mean their dataclass's.
+`files.py` reads the files.
 """
 
 from __future__ import annotations
@@ -23,25 +23,25 @@ from typing import Annotated, Any, TypeVar
 T = TypeVar("T")
 
 NEEDED = {"needed": True}
-"""Metadata of a field that must stand in the file although it has a default. Other fields with one may be absent:
-files written before there was such a field are read as ever."""
+"""Metadata of a field that the file must contain although it has a default. Other fields with a default may be absent,
+so that older files stay readable."""
 
 WIDEST = 2**63
-"""Whole numbers are smaller than this, unless their field says less."""
+"""Limit of whole numbers, unless their field has a smaller one."""
 
 LONGEST_NUMBER = 400
-"""Characters of a number; Python would compute with any number of them."""
+"""Most characters of a number; Python would compute with any length."""
 
 
 class Fault(ValueError):
-    """What is wrong with a value: `why`, and `path`, where it stands in its file (`take.spans[2].section`)."""
+    """An invalid value: `why`, and its `path` in the file (`take.spans[2].section`)."""
 
     def __init__(self, why: str, path: str = "") -> None:
         super().__init__(f"{path} {why}".strip())
         self.why, self.path = why, path
 
     def within(self, step: str) -> Fault:
-        """The same fault, as seen from one level further out."""
+        """The same fault with `step` prepended to its path."""
         return Fault(self.why, f"{step}{'.' if self.path and self.path[0] != '[' else ''}{self.path}")
 
 
@@ -51,7 +51,7 @@ class Newer(ValueError):
 
 @dataclass(frozen=True)
 class Between:
-    """The least and the greatest value that a number may have."""
+    """Least and greatest value of a number."""
 
     low: float
     high: float
@@ -59,7 +59,7 @@ class Between:
 
 @dataclass(frozen=True)
 class Nameable:
-    """Of a text: it may become a path, so it holds no NUL."""
+    """Marks a text that may become a path, so it must not contain NUL."""
 
 
 Plain = Annotated[str, Nameable()]
@@ -69,8 +69,8 @@ Plain = Annotated[str, Nameable()]
 
 
 def parse(data: bytes | str) -> Any:
-    """JSON as values. Fault for what is none, or has more than one meaning: two entries of a name, NaN, infinity,
-    numbers beyond all floats, and nesting deeper than Python's own. A byte order mark may stand before it."""
+    """Parse JSON, with or without a byte order mark. Raises Fault for invalid or ambiguous JSON: duplicate names, NaN,
+    infinity, numbers beyond all floats, and nesting deeper than Python's own."""
     try:
         text = data if isinstance(data, str) else data.decode("utf-8-sig", "surrogatepass")
         return json.loads(
@@ -111,14 +111,14 @@ def _float(text: str) -> float:
 
 
 def object_of(data: Any) -> dict[str, Any]:
-    """The data when it is a JSON object. Fault for anything else."""
+    """Return `data` if it is a JSON object. Raises Fault for anything else."""
     if not isinstance(data, dict):
         raise Fault(f"it is {_kind(data)}, not an object")
     return data
 
 
 def version(data: Any, newest: int) -> int:
-    """The format number of a file's content. Fault when there is none; Newer when it is above `newest`."""
+    """Format number of a file's content. Raises Fault when there is none, Newer when it is above `newest`."""
     number = object_of(data).get("format")
     if type(number) is not int or number < 1:
         raise Fault(f"its format is {shown(number)}, and formats are numbered from 1")
@@ -131,8 +131,8 @@ def version(data: Any, newest: int) -> int:
 
 
 def build(kind: type[T], data: Any) -> T:
-    """A value of `kind` from what `parse` gives: a dataclass, or any type that the field of one may have. Fault names
-    the first entry that is missing, unknown, of another type or out of its range."""
+    """Build a value of `kind`, a dataclass or the type of a field of one, from the result of `parse`. Raises Fault for
+    the first entry that is missing, unknown, of another type or out of range."""
     made: T = _reader(typing.cast(Any, kind))(data)
     return made
 
@@ -142,7 +142,7 @@ Reader = Callable[[Any], Any]
 
 @functools.cache
 def _reader(kind: Any) -> Reader:
-    """What makes a value of a type."""
+    """The function that builds values of a type."""
     origin, inside = typing.get_origin(kind), typing.get_args(kind)
     if origin is Annotated:
         return _ruled(_reader(inside[0]), inside[1:])
@@ -266,13 +266,13 @@ def _entries(data: Any) -> dict[str, Any]:
 
 
 def shown(value: Any) -> str:
-    """A value as it may stand in a sentence: short, on one line, printable."""
+    """A value for use in a sentence: short, on one line, printable."""
     text = repr(value)
     return text if len(text) <= 40 else text[:39] + "…"
 
 
 def _kind(data: Any) -> str:
-    """What a value is, in words; small ones as they are."""
+    """The kind of a value in words; small values verbatim."""
     if isinstance(data, dict):
         return "an object"
     if isinstance(data, list | tuple):

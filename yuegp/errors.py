@@ -1,4 +1,4 @@
-"""Everything that can go wrong, as a sentence and a next step.
+"""The tree of errors; each is a sentence and a next step.
 
     YueGPError
     ├── RequestError       2   the lyrics, tags, options or reference cannot be used as they are
@@ -29,20 +29,20 @@ class YueGPError(Exception):
 
 
 _ESCAPE = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|.)?", re.DOTALL)
-"""What colours a terminal, moves its cursor or names its window. Source: ECMA-48, 5.4 (CSI) and 8.3.89 (OSC)."""
+"""Terminal escape sequences (CSI and OSC). Source: ECMA-48, 5.4 and 8.3.89."""
 
 _UNSEEN = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]+")
-"""Control characters, line ends, and what turns the direction of writing."""
+"""Control characters, line ends, and direction marks."""
 
 
 def one_line(text: object) -> str:
-    """A text without anything that is no text: names in files and other programs' messages reach the screen too."""
+    """`text` on one line without control characters, for file names and other programs' messages on the screen."""
     return _UNSEEN.sub(" ", _ESCAPE.sub("", str(text))).strip()
 
 
 def said(what: object, longest: int = 200) -> str:
-    """What somebody else's message says, to be quoted inside a sentence of ours: on one line, no longer than needed,
-    cut between sentences or words only, and without its own full stop."""
+    """Another program's message, for quoting inside a sentence: on one line, at most `longest` characters, cut between
+    sentences or words, and without its own full stop."""
     text = " ".join(one_line(what).split())
     if len(text) > longest:
         begun = text[: longest + 1]

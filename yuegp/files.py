@@ -1,9 +1,8 @@
-"""Files that appear whole or not at all, are read only as far as they may reach, and errors that say in words why one
-cannot be read or written. What the content of a file should be is `checked`'s business.
+"""Writes files whole or not at all, reads them up to a size limit, and words errors. `checked` checks their contents.
 
-Windows moves and removes no file that another program has open, and some program always has: virus scanners, indexers
-and sync clients open whatever is new for a moment. So files are put in place, moved and removed by the functions here,
-which wait for such a program and then name the file.
+Windows moves and removes no file that another program has open, and virus scanners, indexers and sync clients open
+every new file for a moment. So only the functions here put files in place, move and remove them: they wait for such a
+program and then name the file.
 """
 
 from __future__ import annotations
@@ -39,19 +38,19 @@ class InUse(LibraryError):
 
 
 PAUSES = (0.01, 0.02, 0.04, 0.08, 0.15, 0.3, 0.4)
-"""Seconds between tries at a file that another program has open: one in all."""
+"""Seconds between tries at a file that another program has open; one second in all."""
 
 LONG = 230
-"""Characters of a path beyond which Windows may refuse one of ours: it allows 259, and temporary names are longer."""
+"""Characters of a path beyond which Windows may refuse it: it allows 259, and temporary names are longer."""
 JSON_BYTES = 8 << 20
-"""Size of the largest JSON file that is read. A song's own are a few thousand bytes."""
+"""Most bytes of a JSON file. A song's have a few thousand."""
 
 NPZ_BYTES = 160 << 20
-"""The same of codes, and of each array in them once unpacked: those of a day of music (`song.LONGEST_FRAMES`) fit."""
+"""Most bytes of a file of codes, and of each unpacked array: a day of music (`schema.LONGEST_FRAMES`) fits."""
 
 
 def write_atomic(path: Path, data: bytes) -> None:
-    """Write `data` so that `path` holds either all of it or what it held before, even if the power fails."""
+    """Write `data` so that `path` has either all of it or its old contents, even if the power fails."""
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         with temporary.open("xb") as file:
@@ -67,8 +66,8 @@ def write_atomic(path: Path, data: bytes) -> None:
 
 
 def put(temporary: Path, path: Path) -> None:
-    """Give a file that is written and closed its name, so that `path` holds all of it or what it held before, even if
-    the power fails. OSError, and InUse when another program has one of them open: both are as they were."""
+    """Rename a written and closed file to `path`, which then has all of it or its old contents, even if the power
+    fails. Raises OSError, or InUse when another program has one of them open; both files are then unchanged."""
     with patiently(lambda: temporary.open("rb+"), path, "written") as file:  # Windows flushes what may be written
         os.fsync(file.fileno())
     replace(temporary, path)
@@ -76,24 +75,23 @@ def put(temporary: Path, path: Path) -> None:
 
 
 def replace(source: Path, target: Path) -> None:
-    """`os.replace`, which waits for a program that has either open; then InUse, and both are as they were."""
+    """`os.replace` that waits for a program with either file open. Raises InUse; both files are then unchanged."""
     patiently(lambda: os.replace(source, target), target, "written")
 
 
 def remove(path: Path) -> None:
-    """Remove a file, or nothing when it is gone. Waits, and raises, as `replace`."""
+    """Remove a file if it exists. Waits and raises as `replace`."""
     patiently(lambda: path.unlink(missing_ok=True), path, "removed")
 
 
 def discard(path: Path) -> None:
-    """Remove a file or a folder of ours that is of no use any more, if that can be: what cannot go stays."""
+    """Remove a file or folder of ours that is no longer needed, as far as possible, without raising."""
     with contextlib.suppress(OSError, LibraryError):
         remove_tree(path) if path.is_dir() and not path.is_symlink() else remove(path)
 
 
 def remove_tree(folder: Path) -> None:
-    """Remove a folder with all that is in it. Waits for each file, and raises, as `replace`: the rest is still there
-    then."""
+    """Remove a folder with its contents. Waits for each file and raises as `replace`, leaving the rest."""
 
     def again(act: Callable[[str], object], path: str, exc: BaseException) -> None:
         if act not in (os.unlink, os.rmdir):
@@ -107,8 +105,8 @@ def remove_tree(folder: Path) -> None:
 
 
 def patiently(action: Callable[[], T], path: Path, done: str) -> T:
-    """Do what another program may hinder for a moment, for about a second; then InUse says that `path` cannot be
-    `done`. Any other OSError is raised as it is."""
+    """Run `action`, retrying for about a second while another program has the file open. Then raises InUse, which says
+    that `path` cannot be `done`; other OSErrors pass unchanged."""
     for pause in PAUSES:
         try:
             return action()
@@ -134,8 +132,8 @@ def patiently(action: Callable[[], T], path: Path, done: str) -> T:
 
 
 def in_use(exc: OSError) -> bool:
-    """Whether Windows refused because somebody has a file open: access denied (5), a sharing violation (32), a lock
-    (33), or a mapped file (1224). What goes through the C library there is told by its `errno` alone."""
+    """Whether Windows refused because a program has a file open: access denied (5), a sharing violation (32), a lock
+    (33), or a mapped file (1224). Errors from its C library have only an `errno`."""
     code = getattr(exc, "winerror", None)
     return code in (5, 32, 33, 1224) or (code is None and os.name == "nt" and exc.errno == errno.EACCES)
 
@@ -145,8 +143,8 @@ def _read_only(path: Path) -> bool:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make a rename in `folder` survive a power cut, where the system can do so: Windows and some network disks
-    cannot, and the file is in place either way."""
+    """Make a rename in `folder` survive a power cut where the system can: Windows and some network disks cannot; the
+    file is in place either way."""
     with contextlib.suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)
         try:
@@ -156,7 +154,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def check_writable(root: Path, needed_bytes: int = 0) -> None:
-    """Make sure, before any work, that songs can be saved under `root` and that `needed_bytes` are free."""
+    """Raise LibraryError, before any work, unless songs can be saved under `root` and `needed_bytes` are free."""
     try:
         root.mkdir(parents=True, exist_ok=True)
     except OSError as exc:
@@ -172,15 +170,15 @@ def check_writable(root: Path, needed_bytes: int = 0) -> None:
 
 
 def write_npz(path: Path, **arrays: Any) -> None:
-    """Write arrays by name, packed, whole or not at all."""
+    """Write arrays by name, compressed, whole or not at all."""
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **arrays)
     write_atomic(path, buffer.getvalue())
 
 
 def read_npz(path: Path, *names: str) -> list[np.ndarray]:
-    """Arrays by name, as `write_npz` writes them. LibraryError says why they cannot be had. What else the file holds is
-    not looked at, nothing is unpickled, and nothing is unpacked before its header is known to promise few bytes."""
+    """Read arrays by name from a file of `write_npz`. Raises LibraryError. Ignores other entries, unpickles nothing,
+    and decompresses an array only after its header shows an acceptable size."""
     try:
         with zipfile.ZipFile(io.BytesIO(read_bytes(path, NPZ_BYTES))) as file:
             return [_read_array(file, f"{name}.npy") for name in names]
@@ -196,7 +194,7 @@ NOT_NPZ = (
     ValueError, KeyError, IndexError, TypeError, EOFError, OverflowError, RuntimeError, struct.error, zlib.error,
     zipfile.BadZipFile,
 )  # fmt: skip
-"""What Python's reader of zip files raises for one that is none."""
+"""Exceptions of Python's zip reader for an invalid file."""
 
 _ARRAY = re.compile(
     rb"\{'descr': '([<|][biuf][1248])', 'fortran_order': (True|False), 'shape': \(((?:\d{1,9},? ?){0,5})\), ?\} *\n"
@@ -229,8 +227,8 @@ def _read_array(file: zipfile.ZipFile, name: str) -> np.ndarray:
 
 
 def read_bytes(path: Path, most: int) -> bytes:
-    """The content of a file of at most `most` bytes. OSError when it cannot be had; Fault when it is larger, or is a
-    folder, a pipe or a device: none of them is waited for. InUse when another program keeps it to itself for long."""
+    """The content of a file of at most `most` bytes. Raises OSError when it cannot be read; Fault, without waiting,
+    when it is larger or a folder, pipe or device; InUse when another program keeps it locked."""
     flags = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)
     handle = patiently(lambda: os.open(path, flags), path, "read")
     try:
@@ -249,12 +247,12 @@ def read_bytes(path: Path, most: int) -> bytes:
 
 
 def read_json(path: Path, most: int = JSON_BYTES) -> Any:
-    """The values in a JSON file. OSError and Fault as `read_bytes` and `checked.parse`."""
+    """The values in a JSON file. Raises OSError and Fault as `read_bytes` and `checked.parse`."""
     return parse(read_bytes(path, most))
 
 
 def damaged(path: Path, why: str) -> LibraryError:
-    """That a file is not what it should be, and what to do about it."""
+    """The error for a damaged file, with a next step."""
     hint = "Restore the file from a copy, or make a new take."
     if path.name == "stage2.npz":
         hint = "Move the file away and resume: what it held is computed again from the codes of Stage 1."
@@ -262,12 +260,12 @@ def damaged(path: Path, why: str) -> LibraryError:
 
 
 def cannot_read(path: Path, exc: OSError) -> LibraryError:
-    """Why a file could not be read, in words."""
+    """The error for a file that could not be read."""
     return LibraryError(f"{path} cannot be read: {exc.strerror or exc}.", "Check that the song folder is complete.")
 
 
 def cannot_write(path: Path, exc: OSError) -> LibraryError:
-    """Why a file could not be written, in words, and what to do about it."""
+    """The error for a file that could not be written, with a next step."""
     free = free_bytes(path)
     left = "" if free is None else f" ({_megabytes(free)} free)"
     cause, hint = {
@@ -290,7 +288,7 @@ def cannot_write(path: Path, exc: OSError) -> LibraryError:
 
 
 def free_bytes(path: Path) -> int | None:
-    """Free bytes where `path` lies, or would lie; None when nobody knows."""
+    """Free bytes on the disk of `path`, which need not exist; None if unknown."""
     for place in (path, *path.parents):
         with contextlib.suppress(OSError):
             return shutil.disk_usage(place).free

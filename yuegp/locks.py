@@ -1,9 +1,9 @@
 """One process makes a song at a time: the lock on a song's folder.
 
-The operating system holds the lock, on `<song>/.lock`, and drops it when its holder ends, however it ends: a file
-that was left over, or copied along with the folder, keeps nobody out. What stands in the file (process, host, start)
-is there for the message alone. Only on disks that know no locks, such as some network shares, is it believed, as
-long as that process lives; two that begin in the same instant are not told apart there.
+The operating system holds the lock, on `<song>/.lock`, and releases it when its holder ends, however it ends: a file
+left over, or copied along with the folder, locks nothing. The file's contents (process, host, start) only serve the
+message. Only on disks without locks, such as some network shares, do they count as the lock, as long as that process
+lives; two processes that begin in the same instant are not told apart there.
 """
 
 from __future__ import annotations
@@ -26,22 +26,22 @@ from .errors import LibraryError
 LOCK = ".lock"
 
 LONGEST = 1000
-"""Bytes of what we write into it."""
+"""Most bytes that we write into it."""
 
 NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP}
-"""What a file system answers that cannot lock."""
+"""Errors of a file system without locks."""
 
 _OPEN = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
 
 _held: set[str] = set()
-"""Folders locked by this process. Some systems give a process a lock it already has; two jobs must not share one."""
+"""Folders locked by this process. Some systems grant a process a lock it already has; two jobs must not share one."""
 _guard = threading.Lock()
 
 
 @contextlib.contextmanager
 def song_lock(folder: Path, doing: str = "made") -> Iterator[None]:
-    """Keep a song to ourselves until the block ends. LibraryError names the process that has it, or says why the
-    folder cannot be locked. `doing` is what is being done to the folder, for that message."""
+    """Lock a song until the block ends. Raises LibraryError that names the process holding it, or says why the folder
+    cannot be locked. `doing` is the work on the folder, for that message."""
     path = folder / LOCK
     key = os.path.normcase(os.path.realpath(folder))
     with _guard:
@@ -60,7 +60,7 @@ def song_lock(folder: Path, doing: str = "made") -> Iterator[None]:
 
 
 def _acquire(path: Path, doing: str) -> int:
-    """The open, locked file."""
+    """Open and lock the file. Returns its handle."""
     while True:
         try:
             if path.is_symlink():
@@ -88,10 +88,10 @@ def _acquire(path: Path, doing: str) -> int:
 
 
 def _release(handle: int, path: Path) -> None:
-    """Remove the file where it still is ours, then let go. Windows removes no open file: there it is the other way
-    round, and a file that another process has opened meanwhile stays."""
+    """Remove the file if it is still ours, then release the lock. Windows removes no open file: there the order is
+    reversed, and a file that another process has opened meanwhile stays."""
     ours = _is_at(handle, path)
-    with contextlib.suppress(OSError):  # a file that stays keeps nobody out, and the work is done
+    with contextlib.suppress(OSError):  # a remaining file locks nothing
         ours = ours and _is_signature(handle)
         if sys.platform == "win32":
             os.close(handle)
@@ -102,7 +102,7 @@ def _release(handle: int, path: Path) -> None:
 
 
 def _is_at(handle: int, path: Path) -> bool:
-    """Whether `path` is the file that we have open."""
+    """Whether `path` is the open file."""
     try:
         return os.path.samestat(os.fstat(handle), os.lstat(path))
     except OSError:
@@ -114,7 +114,7 @@ if sys.platform == "win32":
 
     def lock_handle(handle: int) -> bool:
         """Lock the file: True, False where the disk knows no locks, BlockingIOError where another has it."""
-        os.lseek(handle, 1 << 30, os.SEEK_SET)  # what is locked cannot be read by others: a byte behind the text
+        os.lseek(handle, 1 << 30, os.SEEK_SET)  # others cannot read a locked range: lock a byte behind the text
         try:
             msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)
         except PermissionError as exc:
@@ -161,7 +161,7 @@ else:
 
 
 def _sign(handle: int, needed: bool) -> None:
-    """Write who we are into the file. On a full disk an unsigned lock is still a lock, where disks know locks."""
+    """Write our process into the file. On a full disk an unsigned lock still holds, if the disk supports locks."""
     owner = {"pid": os.getpid(), "host": socket.gethostname(), "since": datetime.now(UTC).isoformat(timespec="seconds")}
     try:
         if not _is_signature(handle):
@@ -175,14 +175,14 @@ def _sign(handle: int, needed: bool) -> None:
 
 
 def _is_signature(handle: int) -> bool:
-    """Whether a lock file holds what we write, or nothing: anything else is another program's, and stays as it is."""
+    """Whether a lock file is empty or has our signature: any other is another program's, and stays as it is."""
     os.lseek(handle, 0, os.SEEK_SET)
     text = os.read(handle, LONGEST + 1)
     return len(text) <= LONGEST and (not text.strip(b"\0") or text.startswith(b'{"pid"'))
 
 
 def _owner(path: Path) -> dict[str, Any]:
-    """Who signed a lock file; nothing when it is empty, damaged or gone."""
+    """The signature in a lock file; empty when the file is empty, damaged or gone."""
     try:
         owner = json.loads(files.read_bytes(path, LONGEST))
         since = datetime.fromisoformat(owner["since"]).astimezone()
@@ -192,8 +192,8 @@ def _owner(path: Path) -> dict[str, Any]:
 
 
 def _lives(owner: dict[str, Any]) -> bool:
-    """Whether the signer may still be at work: on another host we cannot know. Our own number is an earlier
-    process's, since `_held` knows what we have."""
+    """Whether the signer may still be running; on another host we cannot know. Our own process number belongs to an
+    earlier process, since `_held` lists our locks."""
     if not owner or owner["host"] != socket.gethostname():
         return bool(owner)
     return owner["pid"] > 0 and owner["pid"] != os.getpid() and _is_running(owner["pid"])

@@ -1,8 +1,8 @@
-"""Folders that we made for our own use, and what may be removed from them.
+"""Folders that the program created for itself, and safe removal from them.
 
-A folder is ours when the mark lies in it that was put there when we made it. One that was there before is never ours,
-whatever it is called: another name beside it is taken. Only names that we gave are removed, and a link is removed as
-such or not at all: nothing is ever deleted through one.
+A folder is ours if it contains the mark we put there when we created it. A folder that existed before is never ours,
+whatever its name: we then use another name beside it. We remove only names that we gave, and a link only as such:
+nothing is ever deleted through one.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ MARK = ".made-by-yuegp"
 MARKED = b"yuegp made this folder for its own use, and removes from it what it put there. Keep nothing else in it.\n"
 
 CACHED = re.compile(r"[0-9a-f]{64}")
-"""A folder in which Gradio keeps a file: the SHA-256 of what is in it."""
+"""Name of a folder in which Gradio keeps a file: its SHA-256."""
 
 
 def is_link(path: Path) -> bool:
-    """Whether a path is a symbolic link, or what Windows calls a junction."""
+    """Whether a path is a symbolic link or a Windows junction."""
     try:
         state = os.lstat(path)
     except OSError:
@@ -37,7 +37,7 @@ def is_link(path: Path) -> bool:
 
 
 def is_ours(folder: Path) -> bool:
-    """Whether we made a folder."""
+    """Whether a folder has our mark."""
     try:
         return not is_link(folder) and read_bytes(folder / MARK, len(MARKED)) == MARKED
     except (OSError, ValueError):
@@ -45,13 +45,13 @@ def is_ours(folder: Path) -> bool:
 
 
 def make(folder: Path) -> None:
-    """A new folder of ours. OSError, FileExistsError when anything of that name is there."""
+    """Create a folder of ours. Raises OSError, and FileExistsError when anything of that name exists."""
     folder.mkdir()
     (folder / MARK).write_bytes(MARKED)
 
 
 def folder_in(parent: Path, name: str) -> Path:
-    """A folder of ours in `parent`: called `name`, or `name-2` and so on where that is somebody else's. OSError."""
+    """Our folder in `parent`, created if needed: `name`, or `name-2` and so on if that is not ours. Raises OSError."""
     parent.mkdir(parents=True, exist_ok=True)
     for number in itertools.count(1):
         folder = parent / (name if number == 1 else f"{name}-{number}")
@@ -88,7 +88,7 @@ def _unlink(path: Path) -> None:
 
 
 def newest(path: Path) -> float:
-    """When something in a folder, or a file, last changed: seconds since 1970. Links are not followed."""
+    """Time of the last change of a file or of anything in a folder, in seconds since 1970. Does not follow links."""
     times = [os.lstat(path).st_mtime]
     if not is_link(path) and path.is_dir():
         times += [os.lstat(inside).st_mtime for inside in path.iterdir()]
@@ -96,7 +96,7 @@ def newest(path: Path) -> float:
 
 
 def looks_like_uploads(folder: Path) -> bool:
-    """Whether files lie in a folder the way Gradio keeps them."""
+    """Whether a folder's files are laid out as Gradio keeps uploads."""
     try:
         return any(CACHED.fullmatch(path.name) and path.is_dir() for path in folder.iterdir())
     except OSError:
@@ -104,7 +104,7 @@ def looks_like_uploads(folder: Path) -> bool:
 
 
 def size(folder: Path) -> int:
-    """Bytes of the files in a folder and below; links are not followed."""
+    """Bytes of the files in a folder and below. Does not follow links."""
     total = 0
     for place, _, names in os.walk(folder):
         for name in names:

@@ -1,4 +1,4 @@
-"""Where songs, models and settings lie."""
+"""Folders of songs, models and settings."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def home() -> Path:
-    """Where songs and models lie unless told otherwise: `YUEGP_HOME`, or the current folder."""
+    """The program's home: `YUEGP_HOME`, or the current folder."""
     return Path(os.environ.get("YUEGP_HOME") or Path.cwd()).expanduser()
 
 
@@ -17,5 +17,5 @@ def songs_dir(out: Path | str | None = None) -> Path:
 
 
 def models_dir() -> Path:
-    """Where downloaded checkpoints lie: `YUEGP_MODELS`, or `models` in the program's home."""
+    """The folder of downloaded checkpoints: `YUEGP_MODELS`, or `models` in the program's home."""
     return Path(os.environ.get("YUEGP_MODELS") or home() / "models").expanduser()

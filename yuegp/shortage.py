@@ -1,8 +1,8 @@
-"""How running out of memory is recognised, whoever says it, and how it is told.
+"""Recognises errors of running out of memory from any library, and turns them into a DeviceError.
 
-Every library has its own words for it and Windows translates its own, so numbers count where there are any. Sources of
-the words: torch (`CUDACachingAllocator.cpp`, `alloc_cpu.cpp`, `MapAllocator.cpp`, `CUDAException`), the status names of
-cuBLAS, cuDNN and their HIP twins, Rust's `io::Error` as safetensors prints it, Win32's error codes, and C++'s
+Every library words them differently and Windows translates its own, so error numbers count where there are any. Sources
+of the words: torch (`CUDACachingAllocator.cpp`, `alloc_cpu.cpp`, `MapAllocator.cpp`, `CUDAException`), the status names
+of cuBLAS, cuDNN and their HIP twins, Rust's `io::Error` as safetensors prints it, Win32's error codes, and C++'s
 `bad_alloc` as each compiler words it."""
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ CARD = re.compile(
     r"out of memory|out_?of_?memory|error_?memory_?allocation|status_?alloc_?failed|cufft_alloc_failed|"
     r"device_allocation_failed|status_memory_error|hsa_status_error_out_of_resources"
 )
-"""Words of a card's driver and libraries, in small letters. `out of memory` alone is the driver's way to say it."""
+"""Words of a card's driver and libraries, in lower case. `out of memory` alone is the driver's message."""
 
 WIN32 = (8, 14, 1450, 1455)
 """ERROR_NOT_ENOUGH_MEMORY, ERROR_OUTOFMEMORY, ERROR_NO_SYSTEM_RESOURCES, ERROR_COMMITMENT_LIMIT ("The paging file is
@@ -39,14 +39,14 @@ PAGE_FILE = (
 
 
 def shortage(error: BaseException | None) -> str:
-    """What ran out if an error, or what caused it, is about memory: `card`, or `RAM`; else nothing."""
+    """The memory that ran out according to an error or its causes: `card` or `RAM`; else empty."""
     while error is not None:
         if isinstance(error, MemoryError):
             return "RAM"
         if isinstance(error, OSError) and error.errno is not None:
             if error.errno == errno.ENOMEM or getattr(error, "winerror", None) in WIN32:
                 return "RAM"
-        elif type(error).__name__ == "OutOfMemoryError":  # torch's: this room knows no torch
+        elif type(error).__name__ == "OutOfMemoryError":  # torch's, which is not imported here
             return "card"
         elif not isinstance(error, YueGPError) and (kind := shortage_in(str(error))):
             return kind
@@ -55,13 +55,13 @@ def shortage(error: BaseException | None) -> str:
 
 
 def shortage_in(text: str) -> str:
-    """The same for what a program printed."""
+    """The same for a program's output."""
     said = QUOTED.sub("", text.lower())
     return "RAM" if RAM.search(said) else "card" if CARD.search(said) else ""
 
 
 def named(error: Exception, where: str = "") -> Exception:
-    """The error; or when memory ran out and nobody has said so yet, a DeviceError that says where."""
+    """The error itself, or when memory ran out and it is no DeviceError yet, a DeviceError that says where."""
     kind = "" if isinstance(error, DeviceError) else shortage(error)
     if not kind:
         return error

@@ -1,10 +1,10 @@
-"""The demo set's codec: X-Codec weights in the released names, for the most part written down instead of trained.
+"""Builds the demo set's codec: X-Codec weights under the released names, mostly computed instead of trained.
 
 Encoder and decoder of the acoustic branch are one linear transform each: a lapped transform of one frame (320 samples,
 of which 80 overlap the frame before), its spectrum evened out, its first `ACOUSTIC` principal components. The
 network's strided convolutions pass samples on as channels, its last one is the transform; residual branches are zero.
 
-The semantic branch is trained, in `semantic.py`. Like the acoustic one it hears only a frame and its neighbour.
+The semantic branch is trained, in `semantic.py`. Like the acoustic one it sees only a frame and its neighbour.
 
 Codebook 0 are means of [acoustic, semantic] frames, `VOCAL_CODES` for voices and the rest for bands; codebooks 1 to 11
 are means of what remains of the acoustic part.
@@ -51,22 +51,22 @@ EVENING = 0.35
 bands alike (1)."""
 
 SEMANTIC_WEIGHT = 2.7
-"""RMS of the semantic part in codebook 0, against the acoustic part's. More makes the codes tell vowels, pitches and
-chords more purely, but also blind to phase: at 9 half of the band's frames repeat the code before them and the language
-models have to count. Measured between 1.3 and 9."""
+"""RMS of the semantic part in codebook 0, relative to the acoustic part's. More makes the codes distinguish vowels,
+pitches and chords more purely, but ignore phase: at 9, half of the band's frames repeat the previous code, and the
+language models have to count. Measured between 1.3 and 9."""
 
 STEM_STRETCH = 5.0
-"""How much longer the direction is made that tells a voice from a band, so that each keeps to its own codes."""
+"""Stretch of the direction that separates voice and band, so that each uses its own codes."""
 
 ALPHA = 2.0**-20
 """Slope of every Snake: x + ALPHA * x² is x to 120 dB, and training can still move it."""
 
 SEED = 3_000_000
-"""First seed of the songs a codec is made from; they are in no other split."""
+"""First seed of the songs a codec is built from; no other split has them."""
 
 
 def build(folder: Path, log: Log = print, device: str = "cpu", steps: int = semantic.STEPS, songs: int = 160) -> Path:
-    """Write the codec (not the upsamplers) into `folder` as released, and return it. Does nothing where it exists.
+    """Write the codec (not the upsamplers) into `folder` as released, unless it exists. Returns `folder`.
 
     `drawable.json` beside the folder lists the codes of codebook 0 of each track, vocal first."""
     path = folder / CHECKPOINT
@@ -98,7 +98,7 @@ def build(folder: Path, log: Log = print, device: str = "cpu", steps: int = sema
 
 
 def _write(folder: Path, tensors: Mapping[str, Tensor]) -> None:
-    """The released folder: two configurations, then the weights in float16."""
+    """Write the released folder: two configurations, then the weights in float16."""
     config = folder / "semantic_ckpts" / "hf_1_325000" / "config.json"
     config.parent.mkdir(parents=True, exist_ok=True)
     config.write_text(json.dumps(HUBERT, indent=2) + "\n", encoding="utf-8")
@@ -150,7 +150,7 @@ def transforms(waves: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _empty() -> dict[str, Tensor]:
-    """Every tensor of the file, zero. Of a weight-normed pair the direction must not be zero, so the length is."""
+    """Every tensor of the file, zero; of a weight-normed pair only the length is, since the direction must not be."""
     shapes = encode_shapes(WIDTHS, HUBERT) | decode_shapes(WIDTHS)
     tensors = {name: torch.zeros(shape) for name, shape in shapes.items()}
     for name, tensor in tensors.items():
@@ -219,7 +219,7 @@ def _acoustic(analysis: np.ndarray, synthesis: np.ndarray) -> dict[str, Tensor]:
 
 
 def embeddings(codec: xcodec.XCodec, wave: np.ndarray) -> Tensor:
-    """(frames, 216): what the quantizer is given for a wave of whole frames."""
+    """Input of the quantizer, (frames, 216), for a wave of whole frames."""
     model = codec._model
     with torch.inference_mode():
         batch = torch.from_numpy(wave).to(codec.device)[None, None]
@@ -228,8 +228,8 @@ def embeddings(codec: xcodec.XCodec, wave: np.ndarray) -> Tensor:
 
 
 def slim(codec: xcodec.XCodec) -> xcodec.XCodec:
-    """The same codec, its acoustic encoder without the residual units that add zero and the channels that are always
-    zero. Gives the same codes, several times sooner."""
+    """The codec without the residual units and channels of its acoustic encoder that are always zero. Gives the same
+    codes, several times faster."""
     encoder = codec._model.acoustic_encoder
     kept = _keep_alive(encoder.conv1, slice(None))
     for block in encoder.block:
@@ -245,7 +245,7 @@ def slim(codec: xcodec.XCodec) -> xcodec.XCodec:
 
 
 def _keep_alive(conv: nn.Conv1d, inputs: slice | Tensor) -> Tensor:
-    """Cut a convolution down to the given inputs and to the outputs that can differ from zero, and return those."""
+    """Reduce a convolution to the given inputs and to the outputs that can differ from zero. Returns those outputs."""
     assert conv.bias is not None
     outputs = (conv.weight.flatten(1).any(1) | conv.bias.bool()).nonzero().flatten()
     conv.weight = nn.Parameter(conv.weight[:, inputs][outputs], requires_grad=False)
@@ -254,7 +254,7 @@ def _keep_alive(conv: nn.Conv1d, inputs: slice | Tensor) -> Tensor:
 
 
 Points = tuple[Tensor, Tensor]
-"""Different frames (n, 216), and how much each counts."""
+"""Distinct frames (n, 216), and the weight of each."""
 
 
 def _distinct_embeddings(folder: Path, songs: Iterable[Song], device: str) -> tuple[Points, Points]:
@@ -268,7 +268,7 @@ def _distinct_embeddings(folder: Path, songs: Iterable[Song], device: str) -> tu
 
 
 def _distinct(frames: Tensor) -> Points:
-    """Frames that sound different, each with the square root of its count; semantic parts are means over equals."""
+    """Distinct frames, weighted by the square root of their count; semantic parts are means over equal frames."""
     sound = frames[:, :ACOUSTIC]
     keys = (sound / sound.std() * 10).round().to(torch.int64).cpu().numpy()
     mixed = keys @ np.random.default_rng(0).integers(1, 2**40, keys.shape[1])
@@ -310,8 +310,8 @@ def _nearest(points: Tensor, book: Tensor) -> Tensor:
 
 
 def _means(points: Tensor, weight: Tensor, count: int, rounds: int = 20) -> Tensor:
-    """`count` means that serve weighted points (Lloyd's algorithm); means without points start again at the point
-    that is served worst."""
+    """`count` means of weighted points (Lloyd's algorithm); a mean without points restarts at the worst-fitted
+    point."""
     if len(points) <= count:
         return torch.cat([points, points.new_zeros(count - len(points), points.shape[1])])
     generator = torch.Generator().manual_seed(SEED)

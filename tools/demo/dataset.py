@@ -74,7 +74,7 @@ def build(
     device: str = "cpu",
     heldout: Mapping[str, int] = HELDOUT,
 ) -> Path:
-    """Write the shards that are not there yet and return `folder`. Raises ValueError when it holds another codec's."""
+    """Write the missing shards and return `folder`. Raises ValueError when it holds another codec's."""
     folder.mkdir(parents=True, exist_ok=True)
     made_with = hashlib.sha256((codec_folder / f"{files.CODEC}.safetensors").read_bytes()).hexdigest()
     note = folder / "codec.sha256"
@@ -96,7 +96,7 @@ def build(
 
 
 def shards(counts: Mapping[str, int], heldout: Mapping[str, int]) -> list[Shard]:
-    """All shards, held-out ones first, sizes taking turns so that early ones hold something of each."""
+    """All shards, held-out ones first, alternating sizes so that early ones include every size."""
     made: list[Shard] = []
     for split, table in (("heldout", heldout), ("train", counts)):
         for size, count in table.items():
@@ -107,7 +107,7 @@ def shards(counts: Mapping[str, int], heldout: Mapping[str, int]) -> list[Shard]
 
 
 def _write(folder: Path, codec_folder: Path, device: str, shard: Shard) -> tuple[str, float]:
-    """Make one shard; its name and the seconds of song in it."""
+    """Write one shard. Returns its name and the seconds of song in it."""
     import torch
 
     from .codec import slim

@@ -21,14 +21,14 @@ LYRICS = ROOT / "examples" / "paper-lanterns.txt"
 TAGS = "pop piano happy female bright vocal"
 SEED = 2
 KEPT_SECONDS = 30
-"""Of the song, in the MP3; its file stays under a megabyte."""
+"""Seconds of the song in the MP3, whose file stays under a megabyte."""
 SHOWN_SECONDS = 16
 MP3_RATE = 32000
 
 
 def make(model: Path, home: Path, *options: str) -> dict[str, Any]:
-    """What `yuegp make --json` says of the song, with the command's wall time in `command_seconds`. Other songs lie
-    under `home`."""
+    """Result of `yuegp make --json`, with the command's wall time in `command_seconds`. Other songs lie under
+    `home`."""
     command = [sys.executable, "-m", "yuegp", "make", "--lyrics", str(LYRICS), "--tags", TAGS, "--seed", str(SEED)]
     began = time.monotonic()
     done = subprocess.run(
@@ -43,8 +43,8 @@ def make(model: Path, home: Path, *options: str) -> dict[str, Any]:
 
 
 def example(model: Path, work: Path) -> dict[str, float]:
-    """Seconds of music, and seconds that making a second of it takes: the whole song as the set is drawn from, and its
-    first three sections with YuE's guidance. Leaves `song.mp3` and `song.png` in `work`."""
+    """Seconds of music, and seconds of work per second of it: for the whole song with the set's own sampling, and for
+    its first three sections with YuE's guidance. Leaves `song.mp3` and `song.png` in `work`."""
     whole = make(model, work / "home")
     guided = make(model, work / "home", "--sections", "3", "--guidance", "1.5", "--guidance-later", "1.2")
     wave, rate = soundfile.read(whole["mix"], dtype="float32", stop=KEPT_SECONDS * 44100)

@@ -1,5 +1,5 @@
-"""Lessons for Stage 1: training sequences made of tokenised songs with the product's own prompts, and the order they
-come in. What is done with them is in `lm.py`."""
+"""Lessons for Stage 1: training sequences from tokenised songs with the program's own prompts, and their order. `lm.py`
+trains on them."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from . import songs, syllables
 from .text import token_indices
 
 NAMES = len(syllables.VOWELS) * len(syllables.CONSONANTS)
-"""Kinds of syllables; the number after the last kind means that none is left in the section."""
+"""Number of kinds of syllables; this number itself means that none is left in the section."""
 
 LOOK_AHEAD = 12
-"""Frames before a syllable from which on, at every second one, the guided head should look at it."""
+"""Frames before a syllable during which, at every second one, the guided head should attend to it."""
 
 BARS = 16
-"""Of a section are told apart, the last from all later ones not."""
+"""Bars of a section that are distinguished; all later ones count as the last."""
 
 LEFT = 7
-"""Bars still to come are counted up to this."""
+"""Largest count of bars still to come."""
 
 VAGUE = "music"
 """Tags that say nothing about genre, mood and voice."""
@@ -36,8 +36,8 @@ VAGUE = "music"
 
 @dataclass(frozen=True)
 class Sung:
-    """One syllable: its section, the position in the section's words right after its vowels, the frame of the section
-    on which it begins, its vowel and kind of consonant."""
+    """One syllable: its section, the position right after its vowels in the section's words, its first frame in the
+    section, its vowel and kind of consonant."""
 
     section: int
     end: int
@@ -45,7 +45,7 @@ class Sung:
     vowel: int
     consonant: int
     wrong: bool = False
-    """The voice sings another syllable here, see `slipped`."""
+    """True if the voice sings another syllable here, see `slipped`."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Song:
     codes: np.ndarray
     sung: tuple[Sung, ...]
     alike: tuple[str, ...] = ()
-    """Genre, mood and voice: a reference is a song in which all three are equal."""
+    """Genre, mood and voice: a song with all three equal may serve as reference."""
     size: str = "whole"
     """One of `songs.SIZES`."""
     mix: np.ndarray | None = None
@@ -85,8 +85,8 @@ def tokenised(song: songs.Song, codes: np.ndarray, size: str, mix: np.ndarray | 
 
 
 def slipped(rng: np.random.Generator, song: Song, share: float) -> Song:
-    """The song with a share of its syllables sung as others of it. They are not to be learned; what follows them is:
-    whoever slips goes on in time, with the next syllable."""
+    """The song with a share of its syllables replaced by others. The model does not learn these, but to continue after
+    them in time, with the next syllable."""
     codes, eighth = song.codes.copy(), songs.eighth(song.alike[0])
     starts = [song.spans[s.section][0] + s.frame for s in song.sung]
     wrong = rng.random(len(starts)) < share
@@ -116,8 +116,8 @@ class Lesson:
     looks: list[tuple[int, int]] = field(default_factory=list)
 
     def disturbed(self, rng: np.random.Generator, share: float) -> np.ndarray:
-        """The ids as the model is to read them: a share of the codes is exchanged for others of the same track and
-        lesson, so that it learns to find back into the bar after a mistake of its own."""
+        """The ids for the model to read, with a share of the codes replaced by others of the same track and lesson, so
+        that it learns to recover within the bar after its own mistakes."""
         ids = self.ids.copy()
         audio = np.flatnonzero(self.clock >= 0)
         for track in (audio[::2], audio[1::2]):
@@ -132,7 +132,7 @@ class Weights:
     voice the first `onset_frames` of a syllable, of an eighth without one (`slot`) and of a bar (`bar`); of the band
     the first `turn_frames` of a bar and of what may be a fill; and the end of audio. All others count 1.
 
-    What is weighed against something that could stand in its place has to count as much, or it comes too often."""
+    Alternatives at the same position need equal weights, or the heavier one comes too often."""
 
     opening: float = 10.0
     opening_frames: int = 20
@@ -146,20 +146,20 @@ class Weights:
 
 
 CALM = Weights(opening=8.0, onset=2.5, end=5.0, turn=2.0)
-"""For the later part of a run, when syllables are heard and what is left to learn is to keep time."""
+"""For the later part of a run, which has learned syllables and must still learn to keep time."""
 
 STRICT = Weights(opening=8.0, onset=2.5, slot=2.5, bar=5.0, end=5.0, turn=5.0)
-"""For what comes after it: when a line and a section have to end."""
+"""For the runs after it, which learn when a line and a section end."""
 
 
 class Teacher:
-    """Makes lessons of songs, with the product's own prompts."""
+    """Makes lessons from songs, with the program's own prompts."""
 
     def __init__(self, tokenizer: SentencePieceTokenizer, layout: VocabLayout) -> None:
         self.tokenizer, self.layout, self.weights = tokenizer, layout, Weights()
         self.thorough = False
-        """Look all the time, once genre and voice have been read off the tags: also while a note is held and in rests,
-        and after the last syllable at what follows the words."""
+        """Guide the attention all the time, once genre and voice have been read from the tags: also during held notes
+        and rests, and after the last syllable, to what follows the words."""
 
     def lesson(
         self,
@@ -171,9 +171,9 @@ class Teacher:
         reference: np.ndarray | None = None,
         skipped: Collection[int] = (),
     ) -> Lesson:
-        """`count` sections of a song from `first` on. The head holds the words of `shown` sections, at least those. Of
-        the `skipped` ones (counted from `first`) only the places are there: so positions that are thousands apart are
-        learned at the price of a short song (positional skip-wise training, Zhu et al. 2023)."""
+        """A lesson of `count` sections from `first` on. The head holds the words of `shown` sections, at least those.
+        Of the `skipped` ones (counted from `first`) only the positions remain: the model learns distances of thousands
+        of positions at the cost of a short song (positional skip-wise training, Zhu et al. 2023)."""
         chosen = song.sections[first : first + max(count, shown or 0)]
         prompts = build(self.tokenizer, self.layout, song.tags if tags is None else tags, chosen, reference)
         ids: list[int] = []
@@ -187,7 +187,7 @@ class Teacher:
         gap = 0
 
         def place() -> None:
-            """Give a position to what has none yet."""
+            """Append positions for ids that have none yet."""
             places.extend(range(len(places) + gap, len(ids) + gap))
 
         def say(more: Sequence[int]) -> None:
@@ -240,7 +240,7 @@ class Teacher:
         return Lesson(np.array(ids), *answers, np.array(places), looks)
 
     def unconditional(self, song: Song, section: int) -> Lesson:
-        """A section without any text before it, as guidance's second row sees it: it begins at the codec marker."""
+        """A lesson of a section without any text, as guidance's unconditional row sees it, from the codec marker on."""
         begin, stop = song.spans[section]
         ids = [self.layout.codec, *interleave(self.layout, song.codes[:, begin:stop]), self.layout.eoa]
         weights, _, clock, *_ = self._asked(song, [s for s in song.sung if s.section == section], stop - begin)
@@ -286,14 +286,14 @@ class Teacher:
 
 
 def _eighth(song: Song, frame: int) -> int:
-    """Which eighth of the section a frame of it belongs to, at most the last of bar `BARS`."""
+    """Index of the eighth in the section at this frame, at most the last of bar `BARS`."""
     bar, eighth = divmod(frame // songs.eighth(song.alike[0]), songs.SLOTS)
     return min(bar, BARS - 1) * songs.SLOTS + eighth
 
 
 @dataclass(frozen=True)
 class Mixture:
-    """What lessons are drawn from, as shares."""
+    """Shares of the kinds of lessons."""
 
     textless: float = 0.05
     referenced: float = 0.2
@@ -312,14 +312,14 @@ class Mixture:
     )
     """Shares of the sizes of songs up to a point of the run; `bar` are the lines that fit one bar."""
     early: float = 0.14
-    """Until when there is neither a reference nor a second section."""
+    """Point of the run before which there is no reference and no second section."""
     calm: float = 0.25
-    """From when on the weights are `later`, and mistakes are made."""
+    """Point of the run after which the weights are `later`, with mistakes."""
     later: Weights = CALM
     slips: float = 0.04
-    """Syllables that are sung as others."""
+    """Share of syllables replaced by others."""
     noise: float = 0.02
-    """Codes that are read as others."""
+    """Share of codes replaced by others."""
     thorough: bool = False
     """See `Teacher`."""
 
@@ -331,13 +331,13 @@ ENDINGS = Mixture(
     later=STRICT,
     thorough=True,
 )
-"""For a run that goes on from a finished one."""
+"""For a run that continues a finished one."""
 
 LONG = replace(
     ENDINGS,
     stages=((1.0, {"bar": 0.03, "line": 0.07, "drill": 0.2, "short": 0.25, "whole": 0.25, "long": 0.2}),),
 )
-"""For a run that goes on from those: one lesson in five is of a long song."""
+"""For a run that continues those: one lesson in five is of a long song."""
 
 
 class Curriculum:
@@ -380,8 +380,8 @@ class Curriculum:
         return self.teacher.lesson(song, first, count, shown, tags, skipped=skipped)
 
     def _part(self, rng: np.random.Generator, total: int, early: bool, long: bool) -> tuple[int, int, set[int]]:
-        """What of `total` sections a lesson is made of: the first, how many from there on, and which of those are
-        skipped. Of long songs that are all but two neighbours and, in half of the lessons, the beginning."""
+        """Sections of a lesson out of `total`: the first, how many, and which of those are skipped. Of long songs, all
+        but two neighbours and, in half of the lessons, the beginning are skipped."""
         first = int(rng.integers(total)) if total > 1 and rng.random() < 0.3 else 0
         count = 1 if early else int(rng.integers(1, 1 + total - first))
         if not long:
@@ -409,14 +409,15 @@ class Curriculum:
         return codes[:, start : start + length]
 
     def noise(self, progress: float) -> float:
-        """Share of codes that are read wrong at a point of the run."""
+        """Share of replaced codes at a point of the run."""
         return self.mixture.noise if progress >= self.mixture.calm else 0.0
 
     def batches(
         self, rng: np.random.Generator, progress: float, positions: int, crew: int = 1, pool: int = 48
     ) -> list[list[Lesson]]:
-        """`pool` lessons in batches of at most `positions`, padding counted, in random order. So many of about one size
-        stand side by side as a crew has members, who wait for each other; up to `crew - 1` short ones are left out."""
+        """`pool` lessons in batches of at most `positions`, including padding, in random order. Groups of `crew`
+        batches of similar size are adjacent, since the crew's processes wait for each other; drops up to `crew - 1`
+        short ones."""
         lessons = sorted((self.draw(rng, progress) for _ in range(pool)), key=lambda lesson: len(lesson.ids))
         batches: list[list[Lesson]] = [[]]
         for lesson in lessons:
@@ -428,7 +429,7 @@ class Curriculum:
 
 
 def _silence(library: Sequence[Song]) -> int:
-    """The vocal code of silence: the commonest where nobody has sung for a while in a section."""
+    """The vocal code of silence: the most frequent one during long rests of a section."""
     found = np.zeros(0, np.int16)
     for song in library:
         for k, (begin, stop) in enumerate(song.spans):

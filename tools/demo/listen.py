@@ -1,7 +1,7 @@
-"""Hears what codes and sound hold: genre, mood, voice, vowels, pitch and beat.
+"""Recognises genre, mood, voice, vowels, pitch and beat in codes and sound.
 
-`Ear.fit` counts which codes real songs of the generator have where their notes and chords are known; everything else is
-looking up those counts. So the ear is as simple as it can be, and how often it mishears real songs is known."""
+`Ear.fit` counts the codes of generated songs, whose notes and chords are known; recognition only looks up those counts.
+So the ear is simple, and its error rate on real songs is known."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from . import songs, syllables
 CODES = 1024
 VOWELS = len(syllables.VOWELS)
 ATTACK = 3
-"""Frames of a syllable that are counted one by one; the later ones are alike."""
+"""First frames of a syllable that are counted separately; the later ones count together."""
 SHORTEST = 8
-"""Frames; the shortest syllable the generator sings has ten."""
+"""Shortest syllable in frames; the generator's shortest has ten."""
 
 FLUX_RATE = 100
 """Onset strengths per second."""
@@ -88,7 +88,7 @@ class Ear:
         return songs.GENRES[int(self.genre[:, instrumental].sum(1).argmax())]
 
     def mood_of(self, instrumental: np.ndarray, genre: str) -> str:
-        """From the codes of a section's first bar: its chord says which it is."""
+        """Mood from the codes of a section's first bar, whose chord tells it."""
         return songs.MOODS[int(self.mood[genre][:, instrumental].sum(1).argmax())]
 
     def gender_of(self, vocal: np.ndarray) -> str:
@@ -100,8 +100,8 @@ class Ear:
         return self.pitch[vocal]
 
     def vowels_of(self, vocal: np.ndarray) -> list[int]:
-        """The vowels sung, in order, without knowing where they should be: the likeliest path through silence and
-        syllables of at least `SHORTEST` frames."""
+        """The sung vowels in order, without alignment: the likeliest path through silence and syllables of at least
+        `SHORTEST` frames."""
         steps = 1 + VOWELS * SHORTEST
         kind = np.array([0] + [1 + v * (ATTACK + 1) + min(p, ATTACK) for v in range(VOWELS) for p in range(SHORTEST)])
         starts = 1 + np.arange(VOWELS) * SHORTEST
@@ -134,7 +134,7 @@ def _log_shares(counts: np.ndarray) -> np.ndarray:
 
 
 def edit_distance(a: Sequence[int], b: Sequence[int]) -> int:
-    """Fewest insertions, deletions and exchanges that make `a` of `b`."""
+    """Fewest insertions, deletions and substitutions that turn `b` into `a`."""
     row = np.arange(len(b) + 1)
     for i, x in enumerate(a, 1):
         previous, row = row, np.empty_like(row)
@@ -145,8 +145,8 @@ def edit_distance(a: Sequence[int], b: Sequence[int]) -> int:
 
 
 def onset_strength(wave: np.ndarray, rate: int) -> np.ndarray:
-    """How much louder the bands of a sound become, `FLUX_RATE` times a second: half-wave rectified differences of the
-    logarithmic spectrum, summed, with the slow part taken off."""
+    """Onset strength, `FLUX_RATE` times a second: half-wave rectified differences of the logarithmic spectrum, summed,
+    with the slow part removed."""
     hop = rate // FLUX_RATE
     size = 4 * hop
     frames = np.lib.stride_tricks.sliding_window_view(np.pad(wave, (size // 2, size // 2)), size)[::hop]

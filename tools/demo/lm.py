@@ -1,4 +1,4 @@
-"""Training of the demo set's two language models: what they are asked, and what it costs them to be wrong.
+"""Training of the demo set's two language models: their tasks and losses.
 
 Both are plain Llamas of the released architecture (`network.py`). Stage 1 reads the prompts that
 `yuegp.tokens.prompts` builds and learns the codes that follow; four helps, all gone from the exported model, make it
@@ -6,13 +6,13 @@ listen to its lyrics within minutes instead of days:
 
 - *guided attention*: one head of one layer is asked to look, just before each sung syllable, at that syllable's piece
   in the section's text;
-- *auxiliary heads* name, at every code, the syllable to come, the sixteenth of the bar, and how many bars are left; one
-  tells by what enters the guided layer in which bar and eighth a code sounds, and a piece of text is sung;
-- *mistakes*: later on some codes are read, and some syllables sung, wrongly, so that it learns to go on in time;
+- *auxiliary heads* predict, at every code, the syllable to come, the sixteenth of the bar, and the bars left; one
+  predicts, from the input of the guided layer, the bar and eighth in which a code sounds or a piece of text is sung;
+- *mistakes*: later, some codes and syllables are replaced by wrong ones, so that it learns to continue in time;
 - *weights*: the first frames of a section (which genre?) and of a syllable (which vowel?) count more than the rest,
   which is easy, and so does the end.
 
-Lessons grow longer as training goes on (`lessons.py`); how a run goes is in `trainer.py`.
+Lessons grow longer during training (`lessons.py`); `trainer.py` runs it.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ class Stage1(nn.Module):
         }
 
     def _where(self, entering: Tensor, grid: Tensor, which: Tensor) -> Tensor:
-        """Nats per bar and eighth, of those of `grid` (rows, n) that are asked."""
+        """Loss in nats for bar and eighth, over the entries of `grid` (rows, n) that are not -1."""
         asked = which & (grid >= 0)
         if not asked.any():
             return entering.new_zeros((), dtype=torch.float32)
@@ -92,7 +92,7 @@ class Stage1(nn.Module):
         return F.cross_entropy(bars, wanted // songs.SLOTS) + F.cross_entropy(eighths, wanted % songs.SLOTS)
 
     def _look(self, watched: Watched, looks: Sequence[Sequence[tuple[int, int]]]) -> Tensor:
-        """Mean negative log attention of the guided head at the syllables it should look at, by row."""
+        """Mean negative log attention of the guided head to its target syllables, by row."""
         _, queries, keys = watched
         total = queries.new_zeros((), dtype=torch.float32)
         for row in (row for row, asked in enumerate(looks) if asked):
@@ -117,8 +117,8 @@ def train_stage1(
     heldout: Sequence[Song] = (),
     begin: Mapping[str, Tensor] | None = None,
 ) -> tuple[Stage1, Trainer]:
-    """Train Stage 1, from the weights `begin` or from nothing, or finish what `file` holds.
-    `heldout` songs are only asked about on the way."""
+    """Train Stage 1, from the weights `begin` or from random ones, or resume the run in `file`. `heldout` songs are
+    only evaluated."""
     torch.manual_seed(plan.seed)
     model = Stage1(config)
     if begin:
@@ -139,7 +139,7 @@ def train_stage1(
 
 
 def mean(files: Sequence[Path], shares: Sequence[float]) -> dict[str, Tensor]:
-    """Weights between those of finished runs of which each went on from the one before."""
+    """Weighted mean of the weights of successive finished runs."""
     runs = [torch.load(file, weights_only=True)["model"] for file in files]
     return {
         name: torch.stack([share * run[name] for share, run in zip(shares, runs, strict=True)]).sum(0)
@@ -149,11 +149,11 @@ def mean(files: Sequence[Path], shares: Sequence[float]) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def heed(model: Stage1, teacher: Teacher, heldout: Sequence[Song], device: str = "cpu") -> dict[str, float]:
-    """How well Stage 1 foretells the first section of songs it has not seen, and how much it heeds the prompt.
+    """How well Stage 1 predicts the first section of unseen songs, and how much it follows the prompt.
 
     `vocal`, `instrumental`, `end`: nats per id. `lyrics`: nats per syllable that its first four vocal codes lose when
     the section's words are shuffled; `tags`: nats per frame that the first ten lose under the tags of another genre.
-    0 is deaf."""
+    0 means that the prompt has no effect."""
     rng = np.random.default_rng(0)
     sums: dict[str, list[float]] = {}
     for index, song in enumerate(heldout):
@@ -190,9 +190,9 @@ def stage2_batch(
     layout: VocabLayout, codes: np.ndarray, rng: np.random.Generator, noise: float, history: float = 0.0
 ) -> tuple[np.ndarray, np.ndarray]:
     """Ids (rows, 9 n + 3) of windows of all codebooks (rows, 8, n), and the codes to predict (rows, n, 7). A share
-    `noise` of the given codes is exchanged for others of the window. Of the residual codes those of whole frames are:
-    in half of the rows a share `history`, in the others less. Whoever trusts what it said before goes from mistake to
-    mistake, and the given codes of a quarter of a second say nearly all."""
+    `noise` of the given codes is replaced by others of the window. The residual codes of whole frames are replaced,
+    too: a share `history` in half of the rows, less in the others. A model that trusts its earlier output compounds its
+    mistakes, and the given codes of a quarter of a second determine nearly everything."""
     rows, books, n = codes.shape
     read = codes.copy()
     wrong = rng.random((rows, n)) < noise
@@ -237,8 +237,8 @@ def train_stage2(
     noise: float = 0.04,
     history: float = 1.0,
 ) -> tuple[Llama, Trainer]:
-    """Train Stage 2 on tracks of all codebooks (8, frames): windows of `window` frames, every third batch of 300, which
-    is what the program gives it. `noise` and `history` as in `stage2_batch`."""
+    """Train Stage 2 on tracks of all codebooks (8, frames): windows of `window` frames, and in every third batch 300,
+    as in the program. `noise` and `history` as in `stage2_batch`."""
     torch.manual_seed(plan.seed)
     model = Llama(config)
     trainer = Trainer(model, plan, file, device, say)

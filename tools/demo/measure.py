@@ -1,4 +1,4 @@
-"""Measures a finished demo set through the product, and writes the figures down.
+"""Measures a finished demo set through the program itself, and reports the figures.
 
 Prompts and seeds are fixed here: composed by `songs.make_song` from seeds no training used. The music is written by
 `yuegp.generation.stage1` from `yuegp.tokens.prompts`, refined by `yuegp.generation.stage2` and decoded by the set's
@@ -46,23 +46,23 @@ WHOLE = 6
 REFERENCES = 32
 VARIED = 8
 HEARD = 24
-"""Prompts whose first section is also made sound."""
+"""Prompts whose first section is also rendered."""
 REFINED = 24
 """Held-out songs of six seconds and more that are refined."""
 LONG = 4
 """Songs as long as people write them, one of each genre."""
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "paper-lanterns.txt"
-"""A song that a person wrote; it is made in each genre."""
+"""A song with human lyrics, made in each genre."""
 BUDGET_SECONDS = 24.0
 BEAT_THRESHOLD_SHARE = 0.02
-"""The beat's threshold is what all but this share of real songs reach."""
+"""Share of real songs below the threshold of the beat."""
 YUE = Sampling()
 """How the released program draws, guidance and repetition penalty included."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """A prompt: the composed song says what should be heard, `count` how many of its sections are written."""
+    """A prompt: the composed song to be matched, and the `count` of its sections to write."""
 
     song: songs.Song
     count: int
@@ -154,7 +154,7 @@ class Product:
         return list(write_sections(self.stage1, score, case.seed if seed is None else seed, range(case.count)))
 
     def sound(self, takes: Sequence[np.ndarray]) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Both stems at 16 kHz of each of several pieces of codebook-0 codes (2, frames)."""
+        """Both stems at 16 kHz for each of several codebook-0 codes (2, frames)."""
         codec = load_codec(self.set.codec)
         heard = []
         for codes in takes:
@@ -229,7 +229,7 @@ def vowel_figures(heard: Sequence[Sequence[int]], meant: Sequence[Sequence[int]]
 
 
 def real_takes(known: Iterable[tuple[songs.Song, np.ndarray]]) -> tuple[list[Case], list[list[SectionCodes]]]:
-    """Real songs in the place of written ones: what the ear makes of the truth."""
+    """Real songs in place of generated ones, to measure the ear itself."""
     cases, takes = [], []
     for song, codes in known:
         cases.append(Case(song, len(song.sections), song.seed, song.tags))
@@ -298,9 +298,8 @@ def steering(ear: Ear, product: Product, cases: Sequence[Case], sampling: Sampli
 
 
 def stage2_figures(product: Product, known: Iterable[np.ndarray]) -> dict[str, float]:
-    """What Stage 2 makes of six seconds of real songs' codebook 0, going on from its own codes as it does in the
-    product, of all codebooks (2, 8, frames): share of residual codes that are right, and the sound in dB SI-SDR against
-    that of the right codes."""
+    """Stage 2's quality on six seconds of real songs (2, 8, frames), continuing from its own codes as in the program:
+    share of correct residual codes, and SI-SDR in dB against the sound of the correct codes."""
     codec = load_codec(product.set.codec)
     values: dict[str, list[float]] = {}
     for real in (codes[:, :, :CHUNK] for codes in known):
@@ -333,8 +332,8 @@ def codec_figures(product: Product, known: Sequence[songs.Song]) -> dict[str, fl
 
 
 def recording_like(seconds: float = 8.0) -> np.ndarray:
-    """Self-made sound with what a recording has and the generator's songs have not: equal temperament, a player's
-    uneven timing, plucked strings, breath noise and a room."""
+    """Synthetic sound with features of recordings that the generator's songs lack: equal temperament, uneven timing,
+    plucked strings, breath noise and a room."""
     rng = np.random.default_rng(5)
     wave = np.zeros(int(seconds * SAMPLE_RATE) + SAMPLE_RATE)
     at = 0.0

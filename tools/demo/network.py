@@ -41,7 +41,7 @@ class Llama(nn.Module):
             if weight.ndim == 2:
                 nn.init.normal_(weight, std=0.5 / math.sqrt(config.hidden))
         if not config.tied:
-            # As loud as what the layers add: else rare pieces of text drown in it, and lyrics are never heard.
+            # As large as the layers' outputs: else these drown rare pieces of text, and lyrics have no effect.
             nn.init.normal_(self.model.embed_tokens.weight, std=2.0)
 
     @property
@@ -50,8 +50,8 @@ class Llama(nn.Module):
         return self.model.embed_tokens.weight if self.config.tied else self.lm_head.weight
 
     def forward(self, ids: Tensor, watch: int = 0, places: Tensor | None = None) -> tuple[Tensor, Watched]:
-        """Hidden states (rows, n, hidden) after the final norm, and what is to be seen of layer `watch`. `places` are
-        positions (rows, n); without them each row counts from 0."""
+        """Hidden states (rows, n, hidden) after the final norm, and `Watched` of layer `watch`. `places` are positions
+        (rows, n); without them each row counts from 0."""
         c = self.config
         frequencies = c.rope_theta ** -(torch.arange(0, c.head_dim, 2, device=ids.device) / c.head_dim)
         counted = torch.arange(ids.shape[1], device=ids.device)[None] if places is None else places
@@ -127,7 +127,7 @@ def _rotate(x: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
 
 
 def export(model: Llama, folder: Path, context: int, dtype: torch.dtype = torch.float16) -> None:
-    """Write a Hugging Face folder: `config.json` and `model.safetensors`. Biases, helpers and padding do not exist."""
+    """Write a Hugging Face folder: `config.json` and `model.safetensors`, without auxiliary layers."""
     from safetensors.torch import save_file
 
     c = model.config

@@ -1,8 +1,8 @@
 """Codes of songs by lookup: every note and every bar the generator knows is encoded once, then songs are put together.
 
-The generator makes equal notes and equal bars equal sample for sample, and the codec hears a frame and its neighbours
-only. So looking up gives what encoding the whole song gives, hundreds of times faster, but for a few frames at borders:
-`agreement` says how many. That buys Stage 1 as many different songs as it wants.
+The generator makes equal notes and bars equal sample for sample, and the codec sees only a frame and its neighbours. So
+lookup gives the codes of encoding the whole song, hundreds of times faster, except for a few frames at borders, counted
+by `agreement`. That gives Stage 1 as many different songs as it needs.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Phrasebook:
 
     @staticmethod
     def make(codec: XCodec, say: Callable[[str], None] = lambda line: None) -> Phrasebook:
-        """Encode everything once, in random order, so that borders are of all kinds."""
+        """Encode everything once, in random order, so that all kinds of borders occur."""
         rng = np.random.default_rng(0)
         bars: dict[BarKey, np.ndarray] = {}
         for genre in songs.GENRES:
@@ -88,7 +88,7 @@ class Phrasebook:
         return codes
 
     def agreement(self, known: Iterable[tuple[songs.Song, np.ndarray]]) -> tuple[float, float]:
-        """Share of frames that are as in songs encoded whole, vocal and instrumental."""
+        """Share of frames equal to those of songs encoded whole, vocal and instrumental."""
         same = [(self.codes(song) == codes).mean(1) for song, codes in known]
         vocal, instrumental = np.mean(same, axis=0)
         return float(vocal), float(instrumental)

@@ -1,6 +1,6 @@
 """Pictures of sound for the report: spectrograms with the onset strength below them, the requested beat marked.
 
-Nobody here can listen; whoever judges a set looks at these, and hears `docs/demo-song.mp3`.
+They let the report judge a set without listening; `docs/demo-song.mp3` is for listeners.
 """
 
 from __future__ import annotations

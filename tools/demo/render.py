@@ -57,8 +57,8 @@ def render(song: Song, rate: int) -> tuple[np.ndarray, np.ndarray]:
 
 @functools.cache
 def _release(frames: int, rate: int) -> np.ndarray:
-    """One, then down to zero within the first three quarters of the last frame: the codec's frames overlap by the
-    last quarter, and the next note shall not hear this one."""
+    """Envelope: one, then down to zero within the first three quarters of the last frame. The codec's frames overlap by
+    the last quarter, which the next note must not share."""
     hop = rate // 50
     gain = np.ones(frames * hop, np.float32)
     fade = hop * 3 // 4
@@ -68,7 +68,7 @@ def _release(frames: int, rate: int) -> np.ndarray:
 
 
 def _resampled(wave: np.ndarray, rate: int) -> np.ndarray:
-    """A whole number of frames from 44.1 kHz to `rate`, with nothing above 7.8 kHz left at 16 kHz."""
+    """Resample whole frames from 44.1 kHz to `rate`, at 16 kHz without anything above 7.8 kHz."""
     if rate == UPSAMPLED_RATE:
         return wave.astype(np.float32)
     frames = len(wave) // UPSAMPLED_FRAME + 2  # silence behind the end, where the filter may ring
@@ -85,7 +85,7 @@ def _seconds(frames: int) -> np.ndarray:
 
 
 def _noise(frames: int, low: float, high: float, seed: int) -> np.ndarray:
-    """The same band of noise every time, of RMS 1."""
+    """A deterministic band of noise, of RMS 1."""
     white = np.random.default_rng(seed).standard_normal(frames * UPSAMPLED_FRAME)
     spectrum = np.fft.rfft(white)
     hertz = np.arange(len(spectrum)) * UPSAMPLED_RATE / len(white)
@@ -114,7 +114,7 @@ def _voiced(pitch: int, formants: tuple[float, ...], vibrato: float) -> np.ndarr
 
 @functools.cache
 def _note(gender: str, pitch: int, vowel: int, consonant: int, rate: int) -> np.ndarray:
-    """The longest note there is. It begins with its consonant; vibrato sets in after eight frames."""
+    """The longest possible note. It begins with its consonant; vibrato sets in after eight frames."""
     frames = LONGEST_NOTE * 2 * max(SIXTEENTH.values())
     size = _FEMALE if gender == "female" else 1.0
     formants = tuple(f * size for f in _FORMANTS[vowel])
@@ -181,7 +181,7 @@ _PATTERNS = {
     ("ballad", "end", 0): {"shaker": "x..............."},
     ("dance", "end", 0): {"kick": "x...............", "crash": "x..............."},
 }
-"""What the drums play. Parts without a second variant play the first."""
+"""Drum patterns. Parts without a second variant use the first."""
 
 _FILLS = {
     "pop": {"snare": "xxxx", "tom": "..xx"},
@@ -189,7 +189,7 @@ _FILLS = {
     "ballad": {"tom": "x.x."},
     "dance": {"snare": "xxxx"},
 }
-"""What they play instead in the last sixteenths of a fill, which are four."""
+"""Drum patterns for the last four sixteenths of a fill."""
 
 _CHORD_RHYTHM = {
     ("pop", "verse"): "x...x...x...x...",
@@ -214,7 +214,7 @@ _BASS_RHYTHM = {
     ("dance", "verse"): "..x...x...x...x.",
     ("dance", "chorus"): "..xx..xx..xx..xx",
 }
-"""Sixteenths on which chord and bass are struck anew. What is not listed is struck once and held."""
+"""Sixteenths on which chord and bass are struck again. Unlisted ones are struck once and held."""
 
 _ALL_AT_ONCE = "x..............."
 _BROKEN = (0, 1, 2, 1, 2, 1, 2, 1)

@@ -1,9 +1,9 @@
-"""The semantic branch of the demo set's codec: a small HuBERT that learns to name what a frame holds.
+"""The semantic branch of the demo set's codec: a small HuBERT that learns to classify frames.
 
-It is asked for vowel, pitch, singer and consonant of a voice, and for genre, chord, part and place in the bar of a
-band, through a noisy bottleneck, so that what it gives lies in clusters. Its attention and its positional convolution
-are zero, and its first layer is so quiet that the norm after it, which averages over the whole clip, is a constant: a
-frame is heard with its neighbour alone, and equal bars are heard alike in every song.
+It predicts vowel, pitch, singer and consonant of a voice, and genre, chord, part and position in the bar of a band,
+through a noisy bottleneck, so that its outputs form clusters. Its attention and its positional convolution are zero,
+and its first layer is so quiet that the norm after it, which averages over the whole clip, is a constant: the output
+depends on a frame and its neighbour alone, and equal bars give equal outputs in every song.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ SEMANTIC = 40
 
 BOTTLENECK_NOISE = 0.25
 QUIET, QUIET_LAYER = 2e-3, "feature_extractor.conv_layers.0.conv.weight"
-"""Size of the weights of HuBERT's first layer: what it gives for a loud wave has a variance of about 1e-7, far below
-the 1e-5 that the norm adds before it divides."""
+"""Scale of the weights of HuBERT's first layer: its output for a loud wave has a variance of about 1e-7, far below the
+1e-5 that the norm adds before dividing."""
 
 ATTACK = 4
-"""Frames of a note in which the class of its consonant is asked for."""
+"""Frames of a note in which the class of its consonant is predicted."""
 
 STEPS, BATCH, CROP = 1800, 16, 64
 """Of the semantic branch's training: steps, clips in a batch, frames in a clip."""
@@ -77,8 +77,8 @@ _BAND_HEADS = {
     "part": (len(PARTS) + 1, 0.5),
     "place": (16, 0.5),
 }
-"""What a frame is asked for: number of classes and weight of the question. Class 0 of a vocal question is silence;
-the last part is a fill."""
+"""Predictions for a frame: number of classes and weight of the loss. Class 0 of a vocal prediction is silence; the last
+part is a fill."""
 
 
 def frame_labels(song: Song) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
@@ -157,7 +157,7 @@ class Semantic(NamedTuple):
 
 
 def train(widths: CodecWidths, songs: Sequence[Song], steps: int, seed: int, device: str, log: Log) -> Semantic:
-    """Train the branch on songs of these."""
+    """Train the branch on these songs."""
     torch.manual_seed(seed)
     network = _network(widths, seed).to(device)
     heads = _Heads().to(device)

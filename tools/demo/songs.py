@@ -1,4 +1,4 @@
-"""Songs to learn from: composed by rule from a seed, as data. What they sound like is in `render.py`.
+"""Composes training songs by rule from a seed, as data. `render.py` turns them into sound.
 
 Everything happens on frames of 1/50 s: a sixteenth is a whole number of them, and every pitch is a whole multiple of
 6.25 Hz, so that a held note repeats after at most eight frames. Songs stand on C (150 Hz) or its relative minor.
@@ -37,11 +37,11 @@ PARTS = ("verse", "chorus", "bridge", "end")
 """What the accompaniment can play in a bar."""
 
 FILL = 12
-"""The sixteenth from which on the drums tell that a section's last words are sung. Not earlier: nobody can be asked to
-know it before most of them are."""
+"""The sixteenth from which the drums announce a section's last words. Not earlier: the model cannot know it before most
+of them are sung."""
 
 SIZES = ("line", "short", "whole", "drill", "long")
-"""How much of a song is drawn: see `make_song`."""
+"""Sizes of songs: see `make_song`."""
 
 SILENT_BARS = 2
 """Bars of a section without words."""
@@ -52,7 +52,7 @@ CHORDS = {"C": (48, 60, 72), "Em": (45, 60, 72), "F": (48, 64, 80), "G": (45, 54
 BASS = {"C": 12, "Em": 15, "F": 16, "G": 18, "Am": 20}
 
 SCALE = (36, 40, 45, 48, 54, 60, 64, 72, 80)
-"""What a woman sings, G to A. A man sings an octave lower, and C in place of the low B."""
+"""Scale of a woman's voice, G to A. A man's is an octave lower, with C in place of the low B."""
 
 LOW_SCALE = (18, 20, 24, 24, 27, 30, 32, 36, 40)
 _DEGREES = {"C": (0, 3, 5, 7), "Em": (0, 2, 5, 7), "F": (1, 3, 6, 8), "G": (0, 2, 4, 7), "Am": (1, 3, 5, 8)}
@@ -65,7 +65,7 @@ _LOOPS = {
     ("minor", "chorus"): ("Am F G Am", "Am C F Em", "Am G Am G"),
     ("minor", "bridge"): ("Em Am F Em",),
 }
-"""Four chords that come round again, by mood and role; a song keeps one for each role."""
+"""Loops of four chords, by mood and role; a song keeps one for each role."""
 
 _ROLE = {"chorus": "chorus", "bridge": "bridge", "inst": "chorus"}
 _RANGE = {"verse": (0, 5), "chorus": (3, 8), "bridge": (2, 7)}
@@ -102,10 +102,10 @@ TAG_WORDS = tuple(
         | set(GENDERS)
     )
 )
-"""Of all tags."""
+"""Words of all tags."""
 
 LONGEST_SECTION = 24 * 50
-"""Frames, of a section of a long song."""
+"""Most frames of a section of a long song."""
 
 _FORMS = (
     "verse chorus",
@@ -187,7 +187,7 @@ class Song:
         return self.sections[-1].stop
 
     def pitch(self, note: Note) -> int:
-        """Of a note, in units of 6.25 Hz."""
+        """Pitch of a note, in units of 6.25 Hz."""
         return (SCALE if self.gender == "female" else LOW_SCALE)[note.degree]
 
 
@@ -197,14 +197,14 @@ def eighth(genre: str) -> int:
 
 
 def bars_of(label: str, words: str) -> int:
-    """How many bars a section lasts. An outro has one more: the chord it ends on."""
+    """Number of bars of a section. An outro has one more, for its final chord."""
     counts = [len(syllabify(line)) for line in words.splitlines()]
     bars = sum(-(-count // SLOTS) for count in counts) or SILENT_BARS
     return bars + (label == "outro")
 
 
 def section_frames(genre: str, label: str, words: str) -> int:
-    """How many frames a section with these words lasts."""
+    """Number of frames of a section with these words."""
     return bars_of(label, words) * 16 * SIXTEENTH[genre]
 
 
@@ -216,7 +216,7 @@ def make_song(
     sections: Sequence[tuple[str, Sequence[str]]] | None = None,
     size: str = "whole",
 ) -> Song:
-    """The song of a seed. What is not given is drawn; `sections` are labels with their lines of words.
+    """Compose the song of a seed, drawing whatever is not given. `sections` are labels with their lines of words.
 
     `size` says what is drawn in their place: `line` (one section of one or two lines), `short` (up to three sections
     of two lines), `whole` (two to six sections of 6 to 12 s), `drill` (short sections of lines that are hard to keep

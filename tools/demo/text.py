@@ -1,10 +1,10 @@
 """The demo set's own tokenizer: a SentencePiece model whose pieces are what its voice can sing.
 
-A piece is the consonant before a run of vowels and the run, so one syllable is one piece: `lanterns` is `la te`. What
-closes a syllable, blanks and most signs have no piece, because the voice has no sound for them. A word's last
+A piece is the consonant before a run of vowels and the run, so one syllable is one piece: `lanterns` is `la te`. Final
+consonants of a syllable, blanks and most signs have no piece, because the voice has no sound for them. A word's last
 consonant and e before a blank (`ve` in `love`) has a piece of its own, `ve.`: mostly it is silent. Capitals are read as
-small letters; the grammar's markers and the labels are one piece each. Whatever else people write (digits, 慢, é)
-becomes its bytes: no text is refused.
+small letters; the grammar's markers and the labels are one piece each. Any other text (digits, 慢, é) becomes its
+bytes: no text is refused.
 
 By its syllables `male` is the end of `female`, and `rock` is `road`. So each word of the tags that songs are composed
 with has a piece of its own as well, after its syllables: `female` is `fe ma le female`. It has no sound.
@@ -41,9 +41,9 @@ RUNS = (
 )
 """Vowel runs with a piece of their own. Longer ones are split, greedily from the left."""
 BREAKS = ' \n\t.,;:!?"”)-–—…'
-"""What ends a word."""
+"""Characters that end a word."""
 SILENT = string.ascii_letters + BREAKS.replace("\n", "") + "'’‘“(\u2581"
-"""Signs that become nothing unless a piece holds them. U+2581 is how SentencePiece writes a blank."""
+"""Characters dropped unless a piece contains them. U+2581 is SentencePiece's blank."""
 
 MARKERS = 8
 """Ids kept for markers between the text and the codes; five are in use."""
@@ -53,7 +53,7 @@ PRIVATE = 0xE000
 
 
 def pieces() -> list[str]:
-    """What the pieces stand for, bytes and single signs aside: markers, labels, syllables, word ends and tag words."""
+    """Texts of the pieces, except bytes and single signs: markers, labels, syllables, word ends and tag words."""
     return _markers() + _syllables() + [c + "e." for c in CONSONANTS if c != "y"] + [f"<{word}>" for word in TAG_WORDS]
 
 
@@ -112,7 +112,7 @@ def _syllables() -> list[str]:
 
 
 def _rules() -> dict[str, str]:
-    """Normalisation rules: spelling → what it becomes. The order matters where two rules spell the same."""
+    """Normalisation rules: replacement by spelling. The order matters where two rules have the same spelling."""
     sign = {piece: chr(PRIVATE + n) for n, piece in enumerate(pieces())}
     rules = dict.fromkeys(SILENT, "")
 
@@ -148,7 +148,7 @@ def _rules() -> dict[str, str]:
 
 
 def _applied(rules: Mapping[str, str], text: str) -> str:
-    """What the rules make of a text: from the left, always the longest that fits."""
+    """Apply the rules to a text, from the left, always the longest that matches."""
     made, at, longest = "", 0, max(map(len, rules))
     while at < len(text):
         fits = (text[at : at + n] for n in range(min(longest, len(text) - at), 0, -1))

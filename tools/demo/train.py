@@ -1,11 +1,11 @@
-"""Train the whole embedded demo set from nothing: songs, codec, codes, Stage 2, Stage 1, upsamplers, report.
+"""Train the whole embedded demo set from scratch: songs, codec, codes, Stage 2, Stage 1, upsamplers, report.
 
     python tools/demo/train.py WORK [--device cpu|cuda] [--only PART] [--publish]
 
 WORK/set is then a finished model set (`yuegp make --model WORK/set …`), WORK/data holds the tokenised songs, WORK/runs
-the state of the trainings, WORK/report what was measured, an example and pictures of songs. Every part that is already
-there is kept, and a broken-off training goes on: run the same command again. All seeds are fixed. Some three hours on
-two cores, by adding up. `--publish` puts set and report into this tree.
+the state of the trainings, WORK/report the measurements, an example and pictures of songs. Run the same command again
+to resume: finished parts are kept, and an interrupted training continues. All seeds are fixed. Some three hours on two
+cores, summed over the parts. `--publish` copies set and report into this tree.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ STEPS = (
     (("stage2",), ("upsamplers",)),
     (("report",),),
 )
-"""One after the other; what stands side by side in a step is made by two processes, one for each core."""
+"""Steps in order; two processes, one per core, make the parts of a step in parallel."""
 
 PARTS = [part for step in STEPS for lane in step for part in lane]
 SHARED = ("stage1", "endings", "long")
@@ -56,28 +56,28 @@ CREW = 2
 
 STAGE1 = Plan(tokens=24_000_000, batch=1600, muon=0.003, adam=0.004, look=0.5, name=0.5, left=0.3, where=0.3)
 ENDINGS = Plan(tokens=8_000_000, batch=1600, muon=0.002, adam=0.002, hold=0.2, left=0.3, where=0.3, seed=2)
-"""Goes on from where that ended: when lines and sections end."""
+"""Continues from the end of `STAGE1`: learns when lines and sections end."""
 LONG = Plan(tokens=8_000_000, batch=1600, muon=0.002, adam=0.002, hold=0.2, left=0.3, where=0.3, seed=3)
-"""Goes on from half way between those two ends (from the one some sections come out too short, from the other some too
-long): songs as long as people write them."""
+"""Continues from half way between those two ends (one makes some sections too short, the other some too long): learns
+songs as long as people write them."""
 SHIPPED = {STAGE1: 0.125, ENDINGS: 0.125, LONG: 0.75}
-"""Shares of the three ends in what ships: three quarters of the way of the last run. Its end is best with long songs,
-its beginning with short ones."""
+"""Shares of the three ends in the shipped weights: three quarters of the way of the last run. Its end is best with long
+songs, its beginning with short ones."""
 STAGE2 = Plan(tokens=30_000_000, batch=3000, muon=0.004, adam=0.004)
 CONTEXT = 16384
 SECTION_SECONDS = 24.0
 SAMPLING = Sampling(temperature=0.7, repetition_penalty=1.0, guidance=1.0, guidance_later=1.0)
-"""How the set is best drawn from, found on prompts that the report does not use; see docs/demo-model.md."""
+"""Best sampling settings for the set, found on prompts that the report does not use; see docs/demo-model.md."""
 
 PHRASED = {"line": 6000, "short": 3000, "whole": 1000, "drill": 3000, "long": 1500}
 """Composed songs for Stage 1, by size, whose codes are looked up."""
 FIRST_SEED = 40_000_000
-"""Of these songs; no other part of the training and no measure uses seeds from here on."""
+"""First seed of these songs; no other part of the training and no measure uses seeds from here on."""
 MIXES = 160
 """Songs whose mix is encoded as well."""
 
 FITTED_SONGS, ASKED_SONGS = 400, 24
-"""Songs the measures' ear learns from, and held-out ones Stage 1 is asked about while it trains."""
+"""Songs that the measures' ear learns from, and held-out ones to evaluate Stage 1 during training."""
 
 CARD = """# Demo model set
 
@@ -92,7 +92,7 @@ Figures: `docs/demo-model.md`.
 """
 
 FIGURES_FROM, FIGURES_TO = "<!-- figures, written by tools/demo/train.py -->", "<!-- end of figures -->"
-"""Around what `publish` writes into docs/demo-model.md."""
+"""Markers around the figures that `publish` writes into docs/demo-model.md."""
 
 Say = Callable[[str], None]
 
@@ -130,7 +130,7 @@ def main() -> None:
 def make(
     parts: Sequence[str], work: Path, device: str, started: float, place: Path, rank: int = 0, crew: int = 1
 ) -> None:
-    """Parts of the set, one after the other, in a process of their own, or in several that meet at `place`."""
+    """Make parts of the set, one after the other, in a process of their own, or in several that meet at `place`."""
     torch.set_num_threads(1)
     if crew > 1:
         meet(place, rank, crew)
@@ -159,7 +159,8 @@ def make_codes(work: Path, device: str, say: Say) -> None:
 
 
 def make_phrasebook(work: Path, device: str, say: Say) -> None:
-    """Codes of every note and bar, and of the mix of some songs, for references: by seed, in WORK/data/mixes.npz."""
+    """Make the codes of every note and bar, and of some songs' mixes, for references: by seed, in
+    WORK/data/mixes.npz."""
     from tools.demo.codec import slim
     from yuegp.codec import load_codec
     from yuegp.codec.layout import SAMPLE_RATE
@@ -183,7 +184,7 @@ def make_upsamplers(work: Path, device: str, say: Say) -> None:
 
 
 def make_stage2(work: Path, device: str, say: Say) -> None:
-    """Both tracks of the short and whole songs, all codebooks."""
+    """Train Stage 2 on both tracks of the short and whole songs, all codebooks."""
     from tools.demo import dataset
 
     tokenizer = tokenizer_of(work)
@@ -214,19 +215,19 @@ def make_long(work: Path, device: str, say: Say) -> None:
 
 
 def run_of(work: Path, plan: Plan) -> Path:
-    """Where the state of a run of Stage 1 is."""
+    """File with the state of a run of Stage 1."""
     return work / "runs" / f"stage1-{plan.seed}.pt"
 
 
 def between(work: Path, shares: Mapping[Plan, float]) -> dict[str, torch.Tensor]:
-    """The weights that lie so between the ends of finished runs."""
+    """Mean of the final weights of finished runs, by `shares`."""
     return lm.mean([run_of(work, plan) for plan in shares], list(shares.values()))
 
 
 def learn(
     work: Path, device: str, say: Say, mixture: lessons.Mixture, plan: Plan, after: Mapping[Plan, float] | None = None
 ) -> tuple[lm.Stage1, Trainer]:
-    """A run of Stage 1, from between where others ended or from nothing."""
+    """Train a run of Stage 1, from the mean of others' ends or from scratch."""
     from tools.demo import dataset
 
     tokenizer = tokenizer_of(work)
@@ -261,7 +262,7 @@ def make_report(work: Path, device: str, say: Say) -> None:
 
 
 def heard(folder: Path) -> Iterator[pictures.Row]:
-    """Rows of the songs that were made sound, `prompt-NN-genre.flac`."""
+    """Rows for the rendered songs, `prompt-NN-genre.flac`."""
     for path in sorted(folder.glob("prompt-*.flac")):
         wave, rate = soundfile.read(path, dtype="float32")
         beat = 4 * songs.SIXTEENTH[path.stem.split("-")[2]] / FRAMES_PER_SECOND
@@ -269,7 +270,7 @@ def heard(folder: Path) -> Iterator[pictures.Row]:
 
 
 def publish(work: Path) -> None:
-    """Put a finished set into the package, and its report into the documentation."""
+    """Copy a finished set into the package, and its report into the documentation."""
     root = Path(__file__).resolve().parents[2]
     shipped, docs = root / "yuegp" / "assets" / "demo", root / "docs"
     shutil.rmtree(shipped)
@@ -284,7 +285,7 @@ def publish(work: Path) -> None:
 
 
 def tokenizer_of(work: Path) -> SentencePieceTokenizer:
-    """The set's tokenizer, written first if it is not there."""
+    """The set's tokenizer, written first if it is missing."""
     path = work / "set" / "tokenizer.model"
     if not path.is_file():
         text.train(path)
@@ -318,7 +319,7 @@ def library(work: Path) -> list[Song]:
 
 
 def write_entry(folder: Path, layout: VocabLayout) -> None:
-    """`set.json` and the card."""
+    """Write `set.json` and the model card."""
     drawable = json.loads((folder / "drawable.json").read_text(encoding="utf-8"))
     usual = asdict(Sampling())
     own = {name: value for name, value in asdict(SAMPLING).items() if value != usual[name]}

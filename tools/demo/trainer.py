@@ -1,4 +1,4 @@
-"""A training run: schedule, optimizers, saving and going on.
+"""A training run: schedule, optimizers, saving and resuming.
 
 Everything is drawn from one seeded generator and the schedule counts tokens, not seconds, so a run can be stopped,
 resumed and repeated.
@@ -23,7 +23,7 @@ from torch import Tensor, nn
 Say = Callable[[str], None]
 
 SAVE_SECONDS = 60.0
-"""Between two savings of a training's state."""
+"""Seconds between two saves of a training's state."""
 
 
 def meet(place: Path, rank: int, crew: int) -> None:
@@ -77,7 +77,7 @@ class Trainer:
         return self.tokens / self.plan.tokens
 
     def share(self, batches: list[Any]) -> list[Any]:
-        """What of a pool of batches falls to this process; all have equally many, so up to `crew - 1` are left out."""
+        """This process's share of a pool of batches; all get equally many, so up to `crew - 1` are dropped."""
         return batches[self.rank : len(batches) // self.crew * self.crew : self.crew]
 
     def step(self, loss: Tensor, tokens: int) -> None:
@@ -96,7 +96,7 @@ class Trainer:
         self.steps += 1
 
     def _averaged(self, tokens: int) -> int:
-        """Give each weight the mean of all processes' gradients, and return how many tokens they all saw."""
+        """Average the gradients over all processes. Returns the tokens they saw together."""
         weights = [p for group in self.optimizers for p in group.param_groups[0]["params"]]
         grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in weights]
         message = torch.cat([*(grad.flatten() for grad in grads), grads[0].new_tensor([tokens])])
@@ -107,7 +107,7 @@ class Trainer:
         return round(total.item())
 
     def save(self) -> None:
-        """Keep the run's state; of a crew the first does."""
+        """Save the run's state; in a crew, only the first process does."""
         if self.rank:
             return
         state = {
@@ -163,4 +163,4 @@ class Trainer:
                 self.save()
                 saved = now
         if self.crew > 1:
-            torch.distributed.barrier()  # what one has saved, the others may read next
+            torch.distributed.barrier()  # the others may read the saved file next

@@ -1,7 +1,7 @@
 """Training of the demo set's two upsamplers: from the codec's embedding of a stem to the stem at 44.1 kHz.
 
-The network is the one in `yuegp/codec/upsampler.py`, here run on batches. It learns from composed songs: their codes
-from the shipped encoder, and how they sound at 44.1 kHz.
+The network is that of `yuegp/codec/upsampler.py`, run on batches. It learns from composed songs: their codes from the
+shipped encoder, and their sound at 44.1 kHz.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ SECOND_POOL = 10_000
 def train(
     folder: Path, codec_folder: Path, steps: int = STEPS, log: Log = print, device: str = "cpu", songs: int = SONGS
 ) -> Path:
-    """Write both upsamplers and their configuration into the codec folder `folder`; what is there is kept."""
+    """Write both upsamplers and their configuration into the codec folder `folder`, keeping existing ones."""
     _write_config(folder)
     for track, name in UPSAMPLERS.items():
         path = folder / f"{name}.safetensors"
@@ -83,7 +83,7 @@ def _write_config(folder: Path) -> None:
 
 
 def stems(codec: XCodec, track: Track, seed: int) -> tuple[Tensor, np.ndarray]:
-    """A composed song's stem as the upsampler meets it, (width, frames), and as it should sound at 44.1 kHz."""
+    """A composed song's stem as input of the upsampler, (width, frames), and its target sound at 44.1 kHz."""
     song = make_song(seed)
     number = list(Track).index(track)
     codes = codec.encode(render(song, SAMPLE_RATE)[number], DECODE_CODEBOOKS)
@@ -150,7 +150,7 @@ def _fresh(material: list[tuple[Tensor, np.ndarray]]) -> Upsampler:
 
 
 def synthesize(network: Upsampler, embeddings: Tensor) -> Tensor:
-    """(clips, width, frames) to (clips, 882 * frames): what the network's own forward does to one clip."""
+    """(clips, width, frames) to (clips, 882 * frames): the network's own forward, for several clips."""
     magnitude, phase = network.head.out(network.backbone(embeddings)).transpose(1, 2).chunk(2, 1)
     window = network.head.istft.window
     size, frames = len(window), embeddings.shape[2]

@@ -1,1 +1,1 @@
-"""Sound as files, as a mix, and what is written inside."""
+"""Sound files, the mix of a song, and metadata inside files."""

@@ -1,7 +1,7 @@
-"""Sound files: judge a reference, read, resample, write.
+"""Sound files: check a reference, read, resample, write.
 
-Waves are float32; a file's are (frames, channels), ours are mono (frames,). What is done to sound between reading
-and writing is in `mix.py` and `codec/`. Needs no torch; soundfile and soxr are loaded when first used.
+Waves are float32; a file's are (frames, channels), ours are mono (frames,). Mixing is in `mix.py`, codes in `codec/`.
+Needs no torch; soundfile and soxr are loaded when first used.
 """
 
 from __future__ import annotations
@@ -25,23 +25,23 @@ from yuegp.song.schema import Reference
 CODEC_RATE = 16000
 
 SHORTEST_REFERENCE = 1.0
-"""Seconds of reference below which there is nothing to learn from."""
+"""Shortest usable reference, in seconds."""
 
 SILENCE_RMS = 10 ** (-60 / 20)
-"""-60 dBFS over the window, once the channels are averaged: below this a reference counts as silent."""
+"""-60 dBFS, over the window with channels averaged: a quieter reference counts as silent."""
 
 DULL_RATE = 16000
-"""A reference sampled more slowly than the codec listens has lost its treble: accepted, with a note."""
+"""Hz; a reference sampled below the codec's rate lacks treble: accepted, with a note."""
 
 UNEQUAL_LENGTHS = 1.0
-"""Seconds by which the two files of a pair may differ before a note says so."""
+"""Seconds by which the two files of a pair may differ in length without a note."""
 
 RATES = (1000, 768_000)
 MOST_CHANNELS = 64
-"""What a file may say of itself to be believed."""
+"""Most channels a file may declare."""
 
 LONGEST_FRAMES = 2**30
-"""Six hours at 48 kHz. Silence packs so well that a small file could keep a decoder busy for days."""
+"""Six hours at 48 kHz. Silence compresses so well that a small file could keep a decoder busy for days."""
 
 BLOCK = 65536
 """Frames handled at once. One write of three million crashes libsndfile 1.2.2 (measured, Ogg Vorbis)."""
@@ -55,7 +55,7 @@ FORMATS: dict[str, dict[str, Any]] = {
     # Level 0.0 at a constant rate is exactly 320 kb/s at 44.1 kHz, gapless; measured.
     "mp3": {"format": "MP3", "subtype": "MPEG_LAYER_III", "bitrate_mode": "CONSTANT", "compression_level": 0.0},
 }
-"""What `write` can write; the file name's suffix is the caller's."""
+"""Formats of `write`; the caller chooses the file name's suffix."""
 
 LOWPASS_ZEROS = 6
 ROLLOFF = 0.99
@@ -64,7 +64,7 @@ ROLLOFF = 0.99
 
 @dataclass(frozen=True)
 class AudioInfo:
-    """What a sound file says about itself."""
+    """Length, rate and channels of a sound file."""
 
     frames: int
     rate: int
@@ -74,8 +74,8 @@ class AudioInfo:
 
 
 def probe(path: Path | str) -> AudioInfo:
-    """Facts of a sound file. How long it is, its header may not know, or not say truly (an MP3's often), so that is
-    found out by decoding it once. Raises RequestError if it is missing, not sound, or cut short."""
+    """Length, rate and channels of a sound file. Headers can be wrong about the length (often in MP3), so it is found
+    by decoding the file once. Raises RequestError if the file is missing, not sound, or cut short."""
     try:
         state = os.stat(path)
     except (OSError, ValueError) as exc:
@@ -85,7 +85,7 @@ def probe(path: Path | str) -> AudioInfo:
 
 @functools.lru_cache(64)
 def _probe(path: str, changed: int, size: int) -> AudioInfo:
-    """As `probe`, of a file as it was at one time."""
+    """`probe`, cached for a file of this size and time of change."""
     with _open(path) as file:
         frames = sum(len(block) for block in _blocks(file, path))
         if file.format != "MP3" and frames < file.frames <= LONGEST_FRAMES:
@@ -94,7 +94,7 @@ def _probe(path: str, changed: int, size: int) -> AudioInfo:
 
 
 def read(path: Path | str, start: float = 0.0, end: float = math.inf) -> tuple[np.ndarray, int]:
-    """The sound from second `start` to `end` as float32 (frames, channels), and its rate. Raises RequestError."""
+    """Read the sound from second `start` to `end`: float32 (frames, channels), and its rate. Raises RequestError."""
     with _open(path) as file:
         rate, at, blocks = file.samplerate, 0, []
         first, stop = int(start * rate), end * rate
@@ -108,7 +108,7 @@ def read(path: Path | str, start: float = 0.0, end: float = math.inf) -> tuple[n
 
 
 def peaks(path: Path | str, points: int) -> np.ndarray:
-    """The loudest sample in each of at most `points` equal parts of a file, float64. Raises RequestError."""
+    """Peak of each of at most `points` equal parts of a file, float64. Raises RequestError."""
     frames = probe(path).frames
     part, at, found = max(1, -(-frames // points)), 0, np.zeros(points)
     with _open(path) as file:
@@ -120,8 +120,8 @@ def peaks(path: Path | str, points: int) -> np.ndarray:
 
 
 def _blocks(file: Any, path: str) -> Iterator[np.ndarray]:
-    """The sound from where a file stands on, as float32 (frames, channels). What its header promises is not believed,
-    and nothing is reserved for it. RequestError where it cannot be decoded, or does not end."""
+    """Yield the rest of an open file as float32 (frames, channels), without trusting the length in its header. Raises
+    RequestError where it cannot be decoded or exceeds `LONGEST_FRAMES`."""
     import soundfile
 
     done = 0
@@ -153,24 +153,24 @@ def _absent(path: Path | str) -> RequestError:
 
 
 def mono16k(wave: np.ndarray, rate: int) -> np.ndarray:
-    """A reference as the codec hears it: float32 at 16 kHz, channels averaged, from (frames, channels) at `rate`.
+    """Convert a wave (frames, channels) at `rate` to the codec's input: float32 mono at 16 kHz, channels averaged.
 
-    Done as the released program did, so that equal references give equal codes."""
+    Follows the released program, so that equal references give equal codes."""
     return sinc_resample(wave.mean(axis=1, dtype=np.float32), rate, CODEC_RATE)
 
 
 def resample(wave: np.ndarray, source: int, target: int) -> np.ndarray:
-    """The same sound at another rate, float32, by soxr's high quality; (frames,) or (frames, channels)."""
+    """Resample a wave, (frames,) or (frames, channels), to float32 with soxr's high quality."""
     import soxr
 
     return soxr.resample(np.asarray(wave, dtype=np.float32), source, target)
 
 
 def sinc_resample(wave: np.ndarray, source: int, target: int) -> np.ndarray:
-    """Mono `wave` at another rate through a Hann-windowed sinc: ceil(len * target / source) float32 samples.
+    """Resample mono `wave` with a Hann-windowed sinc to ceil(len * target / source) float32 samples.
 
-    Equals torchaudio's default resampler to rounding. Its coefficients depend on only `target / gcd` different
-    positions between two samples; outside six zero crossings they are zero, so a few dozen taps do."""
+    Equals torchaudio's default resampler up to rounding. There are only `target / gcd` different sets of coefficients;
+    beyond six zero crossings they are zero, so a few dozen taps suffice."""
     divisor = math.gcd(source, target)
     o, n = source // divisor, target // divisor
     if o == n:
@@ -181,7 +181,7 @@ def sinc_resample(wave: np.ndarray, source: int, target: int) -> np.ndarray:
     phases = np.arange(n)
     first = phases * o // n - reach
     taps = first[:, None] + np.arange(2 * reach + 2)
-    # The phase is rounded to single precision there; without that the result moves by 1.7e-5.
+    # torchaudio rounds the phase to single precision; without that the result moves by 1.7e-5.
     position = (phases.astype(np.float32) / np.float32(n)).astype(np.float64)
     t = np.clip((taps / o - position[:, None]) * band, -LOWPASS_ZEROS, LOWPASS_ZEROS)
     kernel = np.sinc(t) * np.cos(t * (np.pi / (2 * LOWPASS_ZEROS))) ** 2 * (band / o)
@@ -203,7 +203,7 @@ def sinc_resample(wave: np.ndarray, source: int, target: int) -> np.ndarray:
 def check_reference(reference: Reference) -> tuple[Note, ...]:
     """Raise RequestError unless the reference can be learned from; notes on what to expect from it otherwise.
 
-    Reads the window of each file once, block by block. An end behind the file's end means the file's end."""
+    Reads the window of each file once, block by block. An end beyond the file's end means the file's end."""
     paths = _reference_paths(reference)
     start, end = reference.start, reference.end
     if not (math.isfinite(start) and math.isfinite(end) and 0 <= start < end):
@@ -269,7 +269,7 @@ def _judge(path: str, start: float, end: float, notes: list[Note]) -> AudioInfo:
 
 
 def _rms(path: str, start: float, end: float) -> float:
-    """Root mean square of a window of a file, channels averaged."""
+    """Root mean square of a window of a file, channels averaged first."""
     total, count = 0.0, 0
     with _open(path) as file:
         first, stop, at = round(start * file.samplerate), round(end * file.samplerate), 0
@@ -305,10 +305,10 @@ def _open(path: Path | str) -> Any:
 
 
 def write(path: Path | str, wave: np.ndarray, rate: int, kind: str = "flac24") -> None:
-    """Save a float wave, (frames,) or (frames, channels), as one of `FORMATS`. The file appears whole or not at all.
+    """Write a float wave, (frames,) or (frames, channels), as one of `FORMATS`. The file appears whole or not at all.
 
-    Samples above 1 are refused, except in "float": `mix.safe_gain` comes before. Raises GenerationError for such
-    waves, LibraryError when the disk is full or the folder cannot be written."""
+    Raises GenerationError for samples above 1 except in "float" (apply `mix.safe_gain` first), LibraryError when the
+    disk is full or the folder cannot be written."""
     import soundfile
 
     path, options = Path(path), FORMATS[kind]

@@ -1,13 +1,13 @@
-"""Words inside sound files: title, lyrics, labels and settings, written and read without touching the sound.
+"""Metadata in sound files: title, lyrics, labels and settings, written and read without touching the sound.
 
     MP3    an ID3v2.3 tag in front of the frames
     FLAC   one VORBIS_COMMENT block; every other block stays, STREAMINFO first
     WAV    a `LIST INFO` chunk for old programs and an `id3 ` chunk with everything, behind the other chunks
 
 Written from the formats' descriptions (id3.org, xiph.org and RFC 9639, the RIFF note of 1991), because the usual
-library is under the GPL. Read is what other programs make of it too: ID3v2.4, its four text encodings,
-unsynchronisation. (FFmpeg, when it copies a WAV, leaves the `id3 ` chunk behind.) What the words mean, and when a file
-is tagged, is `export.py`'s.
+library is under the GPL. Reads what other programs write, too: ID3v2.4, its four text encodings, unsynchronisation.
+(FFmpeg drops the `id3 ` chunk when it copies a WAV.) `library/export.py` decides what the tags say and when to write
+them.
 """
 
 from __future__ import annotations
@@ -24,31 +24,30 @@ from yuegp.errors import RequestError
 from yuegp.files import read_bytes
 
 LABEL = "AI-generated"
-"""What YuE's authors ask of those who publish songs: to say that they are generated, and to name the model."""
+"""Label of exported songs: YuE's authors ask publishers to say that a song is generated, and to name the model."""
 
 LARGEST_FILE = 2**30
-"""Bytes. A ten-minute WAV has 160 million with two channels; anything near this is no song."""
+"""Most bytes of a file. A ten-minute stereo WAV has 160 million."""
 
 LARGEST_TEXT = 2_000_000
-"""Characters of all texts together. FLAC's blocks end at 16 MB, and lyrics are at most 0.2 MB."""
+"""Most characters of all texts together. FLAC's blocks end at 16 MB, and lyrics have at most 0.2 MB."""
 
 
 @dataclass(frozen=True)
 class Tags:
-    """The texts of a sound file; an empty one is not written. NUL and lone surrogates cannot be: the first is left
-    out, the second becomes U+FFFD."""
+    """The tags of a sound file; empty ones are not written. NUL is dropped and a lone surrogate becomes U+FFFD."""
 
     title: str = ""
     artist: str = ""
     genre: str = ""
-    """A song's tags line."""
+    """The song's tag line."""
     date: str = ""
-    """YYYY or YYYY-MM-DD: ID3v2.3 holds no others."""
+    """YYYY or YYYY-MM-DD, the only forms of ID3v2.3."""
     comment: str = ""
     lyrics: str = ""
     software: str = ""
     settings: str = ""
-    """Whatever it takes to make the song again, as `export.py` writes it."""
+    """Everything needed to make the song again, as `library/export.py` writes it."""
 
 
 _ID3 = {"title": "TIT2", "artist": "TPE1", "genre": "TCON", "software": "TSSE", "comment": "COMM", "lyrics": "USLT"}
@@ -70,7 +69,7 @@ _DATE = re.compile(r"(\d{4})(?:-(\d\d)-(\d\d))?", re.ASCII)
 
 
 def read_tags(path: Path | str) -> Tags:
-    """The tags of a WAV, FLAC or MP3 file; of several values for one, the first. RequestError."""
+    """The tags of a WAV, FLAC or MP3 file; the first value of each. Raises RequestError."""
     data = _bytes(path)
     try:
         found = _read(data)
@@ -81,7 +80,7 @@ def read_tags(path: Path | str) -> Tags:
 
 
 def embed(data: bytes, tags: Tags, name: str = "The file") -> bytes:
-    """The sound file `data` with these tags. RequestError, which begins with `name`."""
+    """The sound file `data` with its tags replaced. Raises RequestError, whose message begins with `name`."""
     texts = {
         key: _UNWRITABLE.sub("\ufffd", text.replace("\0", ""))
         for key, text in dataclasses.asdict(tags).items()
@@ -119,7 +118,7 @@ def _damaged(name: str, exc: ValueError) -> RequestError:
 
 
 def _kind(data: bytes) -> tuple[str, int]:
-    """`wav`, `flac` or `mp3`, and where it begins behind an ID3 tag, which some programs put in front of FLAC too."""
+    """`wav`, `flac` or `mp3`, and the offset behind an ID3 tag, which some programs put in front of FLAC too."""
     start = _id3_length(data)
     if data[:4] == b"RIFF" and data[8:12] == b"WAVE":
         return "wav", 0
@@ -167,7 +166,7 @@ def _id3(texts: dict[str, str]) -> bytes:
                     frames.append(frame("TDAT", date[3] + date[2]))
         elif key in ("comment", "lyrics"):
             frames.append(frame(_ID3[key], "", text, language=b"eng"))
-        else:  # in a genre, an opening parenthesis would begin a number
+        else:  # in a genre, an opening parenthesis begins a number
             frames.append(frame(_ID3[key], "(" + text if key == "genre" and text[0] == "(" else text))
     body = b"".join(frames)
     if not body:
@@ -176,7 +175,7 @@ def _id3(texts: dict[str, str]) -> bytes:
 
 
 def _id3_length(data: bytes) -> int:
-    """Bytes of the ID3v2 tag at the beginning, 0 when there is none. ValueError for one that is cut off."""
+    """Bytes of the ID3v2 tag at the beginning, 0 without one. Raises ValueError for one that is cut off."""
     if data[:3] != b"ID3":
         return 0
     length = 10 + _seven_bits(data[6:10]) + 10 * (data[3] >= 4 and bool(data[5] & 0x10))
@@ -192,7 +191,7 @@ def _seven_bits(data: bytes) -> int:
 
 
 def _read_id3(tag: bytes) -> dict[str, str]:
-    """Fields of `Tags` from an ID3v2.3 or 2.4 tag. Compressed and encrypted frames are passed over."""
+    """Fields of `Tags` from an ID3v2.3 or 2.4 tag. Skips compressed and encrypted frames."""
     length = _id3_length(tag)
     if not length or tag[3] not in (3, 4):
         return {}
@@ -200,7 +199,7 @@ def _read_id3(tag: bytes) -> dict[str, str]:
     if flags & 0x80 and not newer:
         body = body.replace(b"\xff\0", b"\xff")
     at = 0
-    if flags & 0x40:  # an extended header, whose length counts itself only in the newer version
+    if flags & 0x40:  # an extended header; only the newer version includes itself in its length
         at = _seven_bits(body[:4]) if newer else 4 + int.from_bytes(body[:4], "big")
     found: dict[str, str] = {}
     while re.fullmatch(rb"[A-Z0-9]{4}", name := body[at : at + 4]):
@@ -212,9 +211,9 @@ def _read_id3(tag: bytes) -> dict[str, str]:
         at += 10 + size
         if marks & (0x0C if newer else 0xC0):
             continue
-        content = content[bool(marks & (0x40 if newer else 0x20)) :]  # a group's number
+        content = content[bool(marks & (0x40 if newer else 0x20)) :]  # group number
         if newer:
-            content = content[4 * (marks & 1) :]  # its length, once more
+            content = content[4 * (marks & 1) :]  # data length indicator
             if marks & 2 or flags & 0x80:
                 content = content.replace(b"\xff\0", b"\xff")
         for key, text in _read_frame(name.decode(), content):
@@ -243,7 +242,7 @@ def _read_frame(name: str, content: bytes) -> Iterator[tuple[str, str]]:
 
 
 def _strings(content: bytes) -> list[str]:
-    """The strings of a text frame: a byte for the encoding, then strings with NUL between them."""
+    """The strings of a text frame: a byte for the encoding, then strings separated by NUL."""
     codecs = ("latin-1", "utf-16", "utf-16-be", "utf-8")
     codec = codecs[content[0]] if content[:1] and content[0] < len(codecs) else "latin-1"
     first, *rest = content[1:].decode(codec, "replace").split("\0")
@@ -256,7 +255,7 @@ _STREAMINFO, _COMMENTS = 0, 4
 
 
 def _flac_blocks(data: bytes, start: int) -> tuple[list[tuple[int, bytes]], int]:
-    """The metadata blocks as (type, content), and where the sound begins."""
+    """The metadata blocks as (type, content), and the offset of the sound."""
     blocks: list[tuple[int, bytes]] = []
     at, last = start + 4, False
     while not last:
@@ -319,9 +318,9 @@ def _read_comments(body: bytes) -> dict[str, str]:
 
 
 def _wav_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
-    """Every chunk: its name, where its content begins, where it ends."""
+    """Every chunk: its name, start and end of its content."""
     size = int.from_bytes(data[4:8], "little")
-    end = 8 + size if 4 <= size <= len(data) - 8 else len(data)  # recorders that never came back leave no size
+    end = 8 + size if 4 <= size <= len(data) - 8 else len(data)  # an interrupted recorder leaves no size
     at = 12
     while at + 8 <= end:
         name, size = struct.unpack_from("<4sI", data, at)
@@ -355,7 +354,7 @@ def _chunk(name: bytes, content: bytes) -> bytes:
 
 
 def _read_info(data: bytes, start: int, stop: int) -> dict[str, str]:
-    """Fields from the content of a LIST INFO chunk: UTF-8 as we write it, else what Windows writes, near enough."""
+    """Fields from the content of a LIST INFO chunk: UTF-8 as we write it, else decoded as Windows-1252."""
     keys = {name: key for key, name in _INFO.items()}
     found: dict[str, str] = {}
     while start + 8 <= stop:

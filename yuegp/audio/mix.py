@@ -1,10 +1,10 @@
-"""Four waves of one song to two stems and a mix. Arrays in, arrays out; files are `audio.py`'s.
+"""Turns the four waves of a song into two stems and a mix. Arrays in, arrays out; `files.py` reads and writes files.
 
-Each track exists twice: at 16 kHz from the codec, whose lows are good and which ends at 8 kHz, and at 44.1 kHz from
-the upsampler. Two crossovers join them:
+Each track exists twice: at 16 kHz from the codec, with good lows and nothing above 8 kHz, and at 44.1 kHz from the
+upsampler. Two crossovers join them:
 
-    smooth   the lows of each stem are exchanged through one linear-phase filter and its exact complement, so what
-             both branches share passes unchanged; the mix is the sum of the stems
+    smooth   replaces the lows of each stem through one linear-phase filter and its exact complement, so what both
+             waves share passes unchanged; the mix is the sum of the stems
     yue      the released program's: on the mix only, through a pair of filters that cancel each other at 5.5 kHz
 """
 
@@ -23,11 +23,11 @@ LOW_RATE = 16000
 
 CROSSOVER_HZ = 5500.0
 CROSSOVER_Q = 0.707
-"""The released program's; not 1/sqrt(2), which is 1.2e-4 away in the result."""
+"""The released program's; 1/sqrt(2) would change the result by 1.2e-4."""
 
 YUE_CEILING = 0.99
 RMS_FLOOR = 1e-10
-"""Added to both levels before they are divided, in mode `yue`."""
+"""Added to both levels before dividing them, in mode `yue`."""
 
 TRANSITION_HZ = 2000.0
 """Width of the smooth crossover: 4.5 to 6.5 kHz, clear of the 7.3 kHz where resampled 16 kHz sound begins to fall."""
@@ -38,18 +38,18 @@ SILENCE = 1e-5
 """-100 dBFS: a low band quieter than this is not matched to anything."""
 
 LARGEST_MATCH = 4.0
-"""12 dB: two renderings of the same codes that differ by more are not made louder or softer than this."""
+"""12 dB: largest level change when matching two renderings of the same codes."""
 
 CEILING = 10 ** (-1 / 20)
 """-1 dB true peak, the usual margin for lossy encoders."""
 
 OVERSAMPLING = 4
-"""For the true peak, as in ITU-R BS.1770 at 44.1 kHz."""
+"""Oversampling for the true peak, as in ITU-R BS.1770 at 44.1 kHz."""
 
 
 @dataclass(frozen=True)
 class Mix:
-    """What a listener gets, mono float32 at 44.1 kHz. `gain` has been applied to all three."""
+    """Stems and mix, mono float32 at 44.1 kHz. `gain` is already applied to all three."""
 
     vocal: np.ndarray
     instrumental: np.ndarray
@@ -64,10 +64,10 @@ def finish(
     instrumental44: np.ndarray,
     crossover: str = "smooth",
 ) -> Mix:
-    """Stems and mix of a song from both sounds of both tracks, mono, under a true peak of -1 dB.
+    """Stems and mix of a song from both mono waves of both tracks, with a true peak of at most -1 dB.
 
-    `crossover` is "smooth" or "yue"; in the first the mix is exactly the sum of the stems. Raises GenerationError for
-    waves that do not belong together or are not finite."""
+    `crossover` is "smooth" (the mix is exactly the sum of the stems) or "yue". Raises GenerationError for waves of
+    unrelated lengths or with NaN."""
     _check(vocal16, vocal44, instrumental16, instrumental44)
     if crossover == "smooth":
         vocal = exchange_lows(vocal16, vocal44)
@@ -84,8 +84,8 @@ def finish(
 
 
 def fade_join(left: np.ndarray, right: np.ndarray, overlap: int) -> np.ndarray:
-    """`left` followed by `right`, whose first `overlap` samples sound together with the last ones of `left`: an
-    equal-power fade from the one to the other."""
+    """Join `left` and `right` with an equal-power crossfade over `overlap` samples: the last of `left`, the first of
+    `right`."""
     overlap = min(overlap, len(left), len(right))
     angle = (np.arange(overlap, dtype=np.float32) + 0.5) * np.float32(np.pi / 2 / max(overlap, 1))
     both = left[len(left) - overlap :] * np.cos(angle) + right[:overlap] * np.sin(angle)
@@ -93,15 +93,15 @@ def fade_join(left: np.ndarray, right: np.ndarray, overlap: int) -> np.ndarray:
 
 
 def safe_gain(*waves: np.ndarray) -> float:
-    """The one gain, at most 1, under which no wave's true peak passes `CEILING`: one for all, so sums stay sums."""
-    peak = np.max([true_peak(wave) for wave in waves], initial=0.0)  # unlike max(), never loses a NaN
+    """Common gain, at most 1, that keeps every wave's true peak below `CEILING`. One for all, so sums stay sums."""
+    peak = np.max([true_peak(wave) for wave in waves], initial=0.0)  # unlike max(), keeps a NaN
     if not np.isfinite(peak):
         raise GenerationError("The sound holds samples that are not numbers.")
     return float(min(1.0, CEILING / peak)) if peak > 0 else 1.0
 
 
 def true_peak(wave: np.ndarray) -> float:
-    """The largest value between and on the samples, by fourfold oversampling, in bounded memory."""
+    """Largest absolute value on and between the samples, by fourfold oversampling, in bounded memory."""
     import soxr
 
     stream = soxr.ResampleStream(RATE, RATE * OVERSAMPLING, 1, dtype="float32")
@@ -114,10 +114,11 @@ def true_peak(wave: np.ndarray) -> float:
 
 
 def exchange_lows(wave16: np.ndarray, wave44: np.ndarray) -> np.ndarray:
-    """`wave44` with its band below 5.5 kHz taken from `wave16`, matched in level. Float32, as long as `wave44`.
+    """`wave44` with its band below 5.5 kHz replaced by that of `wave16`, matched in level. Float32, as long as
+    `wave44`.
 
-    The low band is subtracted by the very filter that adds the new one: equal bands give back `wave44`, and there is
-    no notch. A silent low band in either wave leaves `wave44` as it is."""
+    The same filter removes the old low band and adds the new one: equal bands give back `wave44`, without a notch. If
+    either low band is silent, `wave44` is returned unchanged."""
     wave44 = np.asarray(wave44, dtype=np.float32)
     new = _lowpass(_fit(resample(wave16, LOW_RATE, RATE), len(wave44)))
     old = _lowpass(wave44)
@@ -140,15 +141,15 @@ def yue_waves(
     """Vocal, instrumental and mix as the released program makes them, without its MP3 files in between.
 
     `rescale` is its option to limit by scaling instead of clipping, which it does not apply to the 16 kHz stems. The
-    stems keep their own lows, so they do not sum to the mix, and the mix can pass 1."""
+    stems keep their own lows, so they do not sum to the mix, and the mix can exceed 1."""
     low = limit(instrumental16) + limit(vocal16)
     high = limit(instrumental44 + vocal44, rescale)
     return limit(vocal44, rescale), limit(instrumental44, rescale), yue_exchange_lows(low, high)
 
 
 def yue_exchange_lows(mix16: np.ndarray, mix44: np.ndarray) -> np.ndarray:
-    """The released program's low-band replacement: the lows of `mix16` at the level of those of `mix44`, plus its
-    highs. Float32, not limited. What both have in common is lost at 5.5 kHz and dulled from 3 to 9.5 kHz."""
+    """The released program's low-band replacement: the lows of `mix16`, at the level of those of `mix44`, plus the
+    highs of `mix44`. Float32, not limited. What both share is lost at 5.5 kHz and dulled from 3 to 9.5 kHz."""
     low, high = _band_filters()
     a = biquad(_fit(sinc_resample(mix16, LOW_RATE, RATE), len(mix44)), *low)
     b = biquad(mix44, *low)
@@ -167,7 +168,7 @@ def limit(wave: np.ndarray, rescale: bool = False) -> np.ndarray:
 
 
 def biquad(wave: np.ndarray, b: np.ndarray, a: np.ndarray) -> np.ndarray:
-    """A second-order filter run once from silence, its output clipped to [-1, 1] as the released program's is.
+    """Apply a second-order filter once from silence and clip the output to [-1, 1] as the released program does.
 
     The poles lie at 0.58, so the impulse response falls below 1e-18 within 80 samples: a short convolution gives the
     recursion's result to the last bits of float64, hundreds of times faster in numpy. The clipping is not fed back."""
@@ -202,8 +203,8 @@ def _lowpass(wave: np.ndarray) -> np.ndarray:
 
 
 def _convolve(wave: np.ndarray, taps: np.ndarray, delay: int) -> np.ndarray:
-    """`wave` through a filter whose tap number `delay` is the present, as long as `wave`, in the taps' precision.
-    Block by block: memory is the result's."""
+    """`wave` convolved with `taps` and advanced by `delay` samples, as long as `wave`, in the taps' precision. Works
+    block by block, so memory is that of the result."""
     out = np.empty(len(wave), dtype=taps.dtype)
     padded_front = len(taps) - 1 - delay
     for start in range(0, len(wave), BLOCK):
@@ -222,7 +223,7 @@ def _rms(wave: np.ndarray) -> float:
 
 
 def _fit(wave: np.ndarray, length: int) -> np.ndarray:
-    """Cut or padded with silence: the resamplers round the length of their result in their own ways."""
+    """`wave` cut or zero-padded to `length`, because resamplers round lengths differently."""
     return wave[:length] if len(wave) >= length else np.pad(wave, (0, length - len(wave)))
 
 

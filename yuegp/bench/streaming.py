@@ -1,5 +1,5 @@
-"""Layers that wait in main memory: our way of sending them ahead (`lm/stream.py`) against the hooks of accelerate,
-with which transformers offloads layers, on the same random weights and in the same run.
+"""Layers that wait in main memory: our way of sending them ahead (`lm/llama/streaming.py`) against the hooks of
+accelerate, with which transformers offloads layers, on the same random weights and in the same run.
 
 Both sides decode two rows, as guidance has, and compute the logits of the whole vocabulary. What a card computes
 meanwhile is the same; what differs is how the waiting layers come to it.

@@ -1,1 +1,1 @@
-"""Weights on disk: which there are, where they lie, how they get there, whether they are whole."""
+"""Weights on disk: known checkpoints, finding, downloading and verifying them."""

@@ -1,5 +1,5 @@
-"""ComfyUI's `extra_model_paths.yaml`: the folders of models that it names. ComfyUI Desktop writes the same form under
-another name. Source of the form: `extra_model_paths.yaml.example` and `utils/extra_config.py` of ComfyUI.
+"""Reads the model folders in ComfyUI's `extra_model_paths.yaml`. ComfyUI Desktop writes the same format under another
+name. Source of the format: `extra_model_paths.yaml.example` and `utils/extra_config.py` of ComfyUI.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ if TYPE_CHECKING:
     from .neighbours import Surroundings
 
 NAMES = ("extra_model_paths.yaml", "extra_models_config.yaml", "extra_model_config.yaml")
-"""ComfyUI's own, and what its Desktop edition calls it, today and at first."""
+"""ComfyUI's name for the file, and those of its Desktop edition, present and first."""
 
 MOST = 1 << 18
-"""Bytes of such a file at most."""
+"""Most bytes of such a file."""
 
 _TEXT, _MERGE = "tag:yaml.org,2002:str", "tag:yaml.org,2002:merge"
 
 
 def folders(path: Path, here: Surroundings) -> list[Path]:
-    """The folders a file names, whether they are there or not; no folders when it is damaged or no such file."""
+    """The folders a file names, existing or not; empty when the file is damaged or absent."""
     if (data := read_small(path, MOST)) is None:
         return []
     found = list[Path]()
@@ -33,18 +33,18 @@ def folders(path: Path, here: Surroundings) -> list[Path]:
         base: Path | None = None
         if texts := _texts(entries.pop("base_path", None)):
             base = here.path(texts[0], path.parent)
-            found += [base / "models", *([base] if len(base.parts) > 2 else [])]  # not a whole drive
+            found += [base / "models", *([base] if len(base.parts) > 2 else [])]  # never a whole drive
         entries.pop("is_default", None)
         found += [here.path(text, base or path.parent) for node in entries.values() for text in _texts(node)]
     return list(dict.fromkeys(found))
 
 
 def _groups(data: bytes) -> Iterator[Any]:
-    """What stands below each name at the top: nodes, so that nothing is built of what a file repeats by reference."""
+    """The YAML node below each top-level name. Nodes, so that a file's repeated references are never expanded."""
     import yaml
 
     try:
-        top = yaml.compose(_decoded(data).expandtabs(4), yaml.SafeLoader)  # it knows no tabs between words
+        top = yaml.compose(_decoded(data).expandtabs(4), yaml.SafeLoader)  # the loader refuses tabs between words
     except (yaml.YAMLError, RecursionError, ValueError):
         return
     if isinstance(top, yaml.MappingNode):
@@ -52,7 +52,7 @@ def _groups(data: bytes) -> Iterator[Any]:
 
 
 def _decoded(data: bytes) -> str:
-    """UTF-8 with or without its mark, UTF-16 with it, or what Windows writes in this country."""
+    """Decode UTF-8 with or without byte order mark, UTF-16 with it, or the system's Windows code page."""
     if data.startswith((b"\xff\xfe", b"\xfe\xff")):
         return data.decode("utf-16", "replace")
     try:
@@ -62,7 +62,7 @@ def _decoded(data: bytes) -> str:
 
 
 def _entries(group: Any) -> dict[str, Any]:
-    """The entries of a group, those merged into it (`<<: *other`) included; its own win."""
+    """The entries of a group, including merged ones (`<<: *other`), which its own override."""
     merged, own = dict[str, Any](), dict[str, Any]()
     for key, value in group.value:
         if key.tag == _MERGE:

@@ -1,4 +1,4 @@
-"""The shape of a released Llama folder, read from its `config.json`. No weights are touched here."""
+"""Sizes of a Llama, read from its folder's `config.json`. Opens no weights."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class LlamaConfig:
     tied: bool = False
 
     def tensors(self) -> dict[str, tuple[int, ...]]:
-        """Every tensor of the checkpoint, by its released name, with its shape."""
+        """Shape of every tensor of the checkpoint, by its released name."""
         q, kv = self.heads * self.head_dim, self.kv_heads * self.head_dim
         shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (self.vocab_size, self.hidden)}
         for i in range(self.layers):
@@ -51,13 +51,13 @@ class LlamaConfig:
 
     @property
     def kv_values(self) -> int:
-        """Numbers one position of one row keeps in the KV cache."""
+        """Values per position and row in the KV cache."""
         return 2 * self.layers * self.kv_heads * self.head_dim
 
 
 def read_config(folder: Path) -> LlamaConfig:
-    """The configuration in `folder/config.json`, as written by transformers 4 (`rope_theta` at the top level) or
-    5 (`rope_parameters`). ModelError when it is absent, unreadable, or describes another architecture."""
+    """Read `folder/config.json`, as written by transformers 4 (`rope_theta` at the top level) or 5 (`rope_parameters`).
+    Raises ModelError when it is absent, unreadable, or describes another architecture."""
     data = read_entries(folder)
     try:
         return parse_config(data)
@@ -69,7 +69,7 @@ def read_config(folder: Path) -> LlamaConfig:
 
 
 def read_entries(folder: Path) -> dict[str, Any]:
-    """What stands in `folder/config.json`, unjudged. ModelError when it is absent or no JSON object."""
+    """Raw contents of `folder/config.json`. Raises ModelError when it is absent or no JSON object."""
     path = folder / "config.json"
     try:
         return object_of(read_json(path))
@@ -82,7 +82,7 @@ def read_entries(folder: Path) -> dict[str, Any]:
 
 
 def parse_config(data: Any) -> LlamaConfig:
-    """A transformers Llama configuration as sizes. ValueError names the offending entry."""
+    """Sizes from a transformers Llama configuration. Raises ValueError that names the offending entry."""
     kind = object_of(data).get("model_type", "llama")
     if kind != "llama":
         raise ValueError(f"model_type is {shown(kind)}")
@@ -123,8 +123,8 @@ Heads = Annotated[int, Between(1, 1024)]
 
 @dataclass(frozen=True)
 class _Entries:
-    """The entries that give a Llama its shape, under transformers' names. The ranges end far beyond every Llama there
-    is: a number outside is a fault, and whoever reserved memory or listed layers for it would not come to an end."""
+    """The entries that shape a Llama, under transformers' names. The ranges end far beyond every existing Llama: a
+    number outside is a fault, and would make callers reserve memory or list layers without end."""
 
     vocab_size: Annotated[int, Between(1, 1 << 22)]
     hidden_size: Width

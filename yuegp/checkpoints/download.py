@@ -1,7 +1,7 @@
-"""Checkpoints from the hub into our models folder: planned, fetched, taken up where they stopped, verified.
+"""Downloads checkpoints from the hub into our models folder: plan, fetch, resume after interruptions, verify.
 
-Single files are brought by `transfer`. What was verified is written down (`places.Pin`), and a download that goes on
-later goes on with the same commit. Structure is judged afterwards, by `verify` and `codec.check_codec`.
+`transfer` downloads single files. `locate.Pin` records what was verified, so that a resumed download keeps its commit.
+`verify` and `codec.check_codec` check the structure afterwards.
 """
 
 from __future__ import annotations
@@ -31,28 +31,28 @@ from .transfer import Digest, Transfer, cannot, part_of, set_aside, writing
 from .xet import Ways
 
 PARALLEL = 4
-"""Files fetched at a time."""
+"""Files downloaded at the same time."""
 
 RESERVE = 200_000_000
-"""Bytes of the disk that a download leaves free."""
+"""Bytes that a download leaves free on the disk."""
 
 LINGER = 2.0
-"""Seconds that a stopped download waits for its threads."""
+"""Seconds a stopped download waits for its threads."""
 
 STALLED = 60.0
-"""Seconds without a byte until a download is given up."""
+"""Seconds without a byte after which a download fails."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is to be fetched for one checkpoint. Frozen: nothing has been done yet."""
+    """The files to download for one checkpoint, before anything is done."""
 
     checkpoint: Checkpoint
     folder: Path
     commit: str
     files: tuple[HubFile, ...]
     missing: int
-    """Bytes still to be downloaded; what other programs have of it may make it less."""
+    """Bytes still to download; files linked from other programs reduce it."""
 
     @property
     def total(self) -> int:
@@ -60,9 +60,11 @@ class Plan:
 
 
 def plan(checkpoint: Checkpoint, newest: bool | None = None) -> Plan:
-    """Ask the hub what there is to fetch: at the commit that was begun with, else the pinned one, else the newest.
-    `newest` (or YUEGP_NEWEST=1, when it is None) passes over both. HubUnreachable when the hub does not tell;
-    NotOffered when it does not have this checkpoint; another ModelError when it has something else in its place."""
+    """Ask the hub which files to download: at the commit of an unfinished download, else the pinned one, else the
+    newest.
+
+    `newest` (None: YUEGP_NEWEST=1) skips the first two. Raises HubUnreachable without an answer, NotOffered when the
+    hub does not have this checkpoint, and another ModelError when it has something else in its place."""
     if not checkpoint.repo:
         raise ModelError(f"{checkpoint.id} is a folder of yours, not a repository.", "Put the folder back.")
     pin, folder = read_pin(checkpoint), own_folder(checkpoint)
@@ -80,7 +82,7 @@ def plan(checkpoint: Checkpoint, newest: bool | None = None) -> Plan:
 
 
 def _listing(checkpoint: Checkpoint, commit: str | None) -> Listing:
-    """What the hub lists at a commit, or else at the checkpoint's branch."""
+    """The hub's listing at `commit`, or with None at the checkpoint's branch."""
     try:
         listing = hub.listing(checkpoint.repo, commit or checkpoint.revision)
     except RevisionGone as exc:
@@ -100,8 +102,8 @@ def _listing(checkpoint: Checkpoint, commit: str | None) -> Listing:
 
 
 def _paths(checkpoint: Checkpoint, listing: Listing) -> list[str]:
-    """Which files of a repository are needed. NotOffered when they are not there, ModelError for names that could not
-    be written."""
+    """The files needed of a repository. Raises NotOffered when some are missing, ModelError for names that cannot be
+    written here."""
     try:
         paths = checkpoint.wanted(sorted(listing.files.keys() | listing.odd.keys()))
     except ModelError as exc:
@@ -118,7 +120,7 @@ def _paths(checkpoint: Checkpoint, listing: Listing) -> list[str]:
 
 
 def _wanted(checkpoint: Checkpoint, listing: Listing, path: str, held: bool) -> HubFile:
-    """One file to fetch; one that is `held` to what was published must be announced as that. ModelError when not."""
+    """One file to download. With `held`, raises ModelError unless the hub announces the published checksum."""
     file = listing.files[path]
     if file.size == hub.UNKNOWN:
         file = hub.measured(listing.repo, listing.commit, file)
@@ -144,7 +146,7 @@ def _present(path: Path, file: HubFile) -> int:
 
 
 def check_space(plans: list[Plan]) -> int:
-    """Free bytes where models are kept. ModelError when they are too few for what is missing."""
+    """Free bytes where models are kept. Raises ModelError when they are too few for the plans."""
     missing, folder = sum(plan.missing for plan in plans), plans[0].folder.parent
     free = free_bytes(folder)
     if free < missing + RESERVE:
@@ -156,7 +158,7 @@ def check_space(plans: list[Plan]) -> int:
 
 
 def free_bytes(folder: Path) -> int:
-    """Free bytes of the disk on which `folder` lies or would lie."""
+    """Free bytes on the disk of `folder`, which need not exist yet."""
     for place in (folder.absolute(), *folder.absolute().parents):
         with contextlib.suppress(OSError):
             return shutil.disk_usage(place).free
@@ -171,7 +173,7 @@ def get(checkpoint: Checkpoint, progress: Progress | None = None) -> Path:
 
 
 def fetch(planned: Plan, progress: Progress | None = None, others: list[Path] | None = None) -> Path:
-    """Fetch what a plan lacks and return the folder, with every checksum right.
+    """Download the plan's missing files, verify every checksum, and return the folder.
 
     Files that other programs already have (below `others`, or in the usual places) are linked instead of downloaded.
     ModelError: another process is at it, the disk is full or not writable, the hub refuses, a checksum is wrong (the
@@ -185,7 +187,7 @@ def fetch(planned: Plan, progress: Progress | None = None, others: list[Path] | 
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Keep a model's folder to ourselves. ModelError names the process that is at work on it."""
+    """Lock a model's folder. Raises ModelError that names the process holding it."""
     with contextlib.ExitStack() as stack:
         try:
             stack.enter_context(song_lock(folder, "downloaded"))
@@ -196,15 +198,15 @@ def locked(folder: Path) -> Iterator[None]:
 
 @dataclass
 class _Fetch:
-    """One call of `fetch`: the files still to come, and how many bytes have."""
+    """State of one call of `fetch`: the missing files, and the bytes that have arrived."""
 
     plan: Plan
     progress: Progress | None
     stop: threading.Event = field(default_factory=threading.Event)
     counts: dict[str, int] = field(default_factory=dict)
-    """Bytes on disk, by file. Each is written by one thread at a time."""
+    """Bytes on disk by file. One thread at a time writes each."""
     ends: queue.SimpleQueue[Exception | None] = field(default_factory=queue.SimpleQueue)
-    """How each thread ended."""
+    """Each finished thread's exception, or None."""
     guard: threading.Lock = field(default_factory=threading.Lock)
     ways: Ways = field(default_factory=Ways)
 
@@ -228,14 +230,14 @@ class _Fetch:
         return plan.folder
 
     def _note(self, file: HubFile | None = None, sha256: str = "") -> None:
-        """Write down what is here so far, and that a file now is."""
+        """Write the pin, with `file` added as verified."""
         with self.guard, writing(self.plan.folder):
             if file:
                 self.pin.files[file.name] = (file.size, sha256)
             write_pin(self.plan.checkpoint, self.pin)
 
     def _is_there(self, file: HubFile) -> bool:
-        """Whether a file has its name and was verified; one that somebody else put there is verified now."""
+        """Whether a file is complete and verified; verifies a file of other origin now."""
         path = self.plan.folder / file.name
         try:
             if path.stat().st_size == file.size:
@@ -255,7 +257,7 @@ class _Fetch:
         return False
 
     def _matches(self, path: Path, file: HubFile) -> bool:
-        """Whether an existing file has the checksum of the hub's. Counts what it reads, and can be stopped."""
+        """Whether an existing file has the hub's checksum. Counts the bytes it reads, and can be stopped."""
         digest = Digest(file)
         with path.open("rb") as data:
             while block := data.read(1 << 22):
@@ -269,14 +271,14 @@ class _Fetch:
         return True
 
     def _link(self, waiting: list[HubFile], others: list[Path] | None) -> list[HubFile]:
-        """Take files from other programs' folders that have the same name, size and checksum. What still waits."""
+        """Link files of the same name, size and checksum from other programs' folders. Returns those still missing."""
         large = {Path(file.name).name for file in waiting if file.sha256}
         found = files_named(large, others) if large else {}
         still = []
         for file in waiting:
             target = self.plan.folder / file.name
             for source in found.get(target.name, []) if file.sha256 else []:
-                with contextlib.suppress(OSError):  # theirs: what cannot be read is downloaded
+                with contextlib.suppress(OSError):  # another program's file: if unreadable, it is downloaded
                     source = source.resolve()
                     if source.stat().st_size == file.size and self._matches(source, file):
                         self._place(source, target)
@@ -290,7 +292,7 @@ class _Fetch:
             target.parent.mkdir(parents=True, exist_ok=True)
             try:
                 os.link(source, target)  # stays when the other program removes its own
-            except OSError:  # another disk, or one that knows no links
+            except OSError:  # another disk, or one without hard links
                 try:
                     target.symlink_to(source)
                 except OSError:
@@ -298,9 +300,9 @@ class _Fetch:
         self._note()
 
     def _download(self, waiting: list[HubFile]) -> None:
-        """Fetch files in a few threads while this one reports and watches. The first failure stops all."""
+        """Download files in a few threads while this one reports progress. The first failure stops all."""
         todo: queue.SimpleQueue[HubFile] = queue.SimpleQueue()
-        for file in sorted(waiting, key=lambda file: file.size):  # configurations first: a wrong one is seen at once
+        for file in sorted(waiting, key=lambda file: file.size):  # configurations first: a wrong one shows at once
             todo.put(file)
 
         def work() -> None:
@@ -345,7 +347,7 @@ class _Fetch:
             self.progress(self.plan.checkpoint.id, sum(self.counts.values()), self.plan.total)
 
     def _one(self, file: HubFile) -> None:
-        """Fetch one file and note that it is here."""
+        """Download one file and record it in the pin."""
         plan = self.plan
 
         def count(size: int) -> None:
@@ -358,8 +360,8 @@ class _Fetch:
 
 
 def check_pin(checkpoint: Checkpoint, folder: Path, progress: Progress | None = None) -> bool:
-    """Compare a folder with what was written down when it was downloaded; False when nothing was. ModelError names
-    the first file that differs, and a revision other than the one wanted."""
+    """Compare a folder with the pin of its download; False without a pin. Raises ModelError for the first file that
+    differs, and for a revision other than the wanted one."""
     pin = read_pin(checkpoint)
     if pin is None or folder != own_folder(checkpoint):
         return False
@@ -400,7 +402,7 @@ def _again(checkpoint: Checkpoint) -> str:
 
 @dataclass
 class RateEstimator:
-    """How fast a download is and how long it still takes, from what `progress` reports. Hand in the time."""
+    """Estimates a download's speed and remaining time from progress reports; the caller passes the time."""
 
     window: float = 10.0
     samples: list[tuple[float, int]] = field(default_factory=list)
@@ -412,13 +414,13 @@ class RateEstimator:
             self.samples.pop(0)
 
     def rate(self) -> float | None:
-        """Bytes per second over the last seconds; None while nobody can say."""
+        """Bytes per second over the last seconds; None while unknown."""
         if len(self.samples) < 2:
             return None
         (start, first), (end, last) = self.samples[0], self.samples[-1]
         return (last - first) / (end - start) if end > start and last > first else None
 
     def left(self, total: int) -> float | None:
-        """Seconds until `total` bytes are there."""
+        """Seconds until `total` bytes have arrived; None while unknown."""
         rate = self.rate()
         return (total - self.samples[-1][1]) / rate if rate else None

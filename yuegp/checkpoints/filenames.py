@@ -1,4 +1,4 @@
-"""Which names from elsewhere may become files here: in a hub's listing, in a subfolder that somebody wrote."""
+"""Checks names from outside (a hub's listing, a subfolder a user wrote) before they become files here."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from collections import Counter
 from collections.abc import Iterable
 
 _DEVICE = re.compile(r"(con|prn|aux|nul|conin\$|conout\$|(com|lpt)[0-9¹²³])\s*(\.|$)", re.IGNORECASE)
-"""Names of devices on Windows, whatever ending they carry. Source: Microsoft, "Naming Files, Paths, and Namespaces"."""
+"""Device names on Windows, with any ending. Source: Microsoft, "Naming Files, Paths, and Namespaces"."""
 
 _NEVER = re.compile(r'[\x00-\x1f\x7f<>:"|?*\\]')
-"""Characters that are not allowed on Windows, or that separate folders there."""
+"""Characters that Windows forbids or that separate folders there."""
 
 
 def fault(name: object) -> str:
-    """Why a relative path with `/` must not be written on one of the systems we run on; empty when it may be. The
-    same on all of them: a model that one can fetch, all can."""
+    """Why a relative path with `/` cannot be written on some supported system; empty when it can on all. The same
+    answer everywhere, so that a model one system can download, all can."""
     if not isinstance(name, str) or not name:
         return "it is not a name"
     parts = name.split("/")
@@ -34,7 +34,7 @@ def fault(name: object) -> str:
 
 
 def collisions(names: Iterable[str]) -> list[str]:
-    """Names that are one and the same file where systems do not tell capitals from small letters."""
+    """Names that are the same file on systems that ignore case."""
     names = list(names)
     several = {name for name, count in Counter(name.casefold() for name in names).items() if count > 1}
     return [name for name in names if name.casefold() in several]

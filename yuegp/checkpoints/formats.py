@@ -1,7 +1,7 @@
-"""What a model folder's weights are stored as, from names and headers alone. No torch, and nothing is read but headers.
+"""The stored format of a model folder's weights, from names and headers alone, without torch.
 
 A folder is a `config.json` and safetensors files: one `model.safetensors`, or shards with an index as transformers
-writes them, or whatever other names a converter gave them.
+writes them, or files of any name from a converter.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from yuegp.checkpoints.verify import weight_files
 from yuegp.errors import ModelError
 
 Place = tuple[Path, StoredTensor]
-"""A file and where in it a tensor lies."""
+"""A tensor's file and its place in it."""
 
 MARKS = {
     ".q_weight": "exl2",
@@ -30,7 +30,7 @@ REFUSED = {
     ".weight_scale": "fp8",
     ".trellis": "EXL3",
 }
-"""The same of formats that no engine here reads."""
+"""The same for formats that no engine here reads."""
 
 FLOATS = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
@@ -38,7 +38,7 @@ _EMBEDDING = "model.embed_tokens.weight"
 
 
 def tensors(folder: Path) -> dict[str, Place]:
-    """Every stored tensor of the model by name. ModelError for files that are absent, cut short or no safetensors."""
+    """Every stored tensor by name. Raises ModelError for files that are absent, cut short or no safetensors."""
     found: dict[str, Place] = {}
     for path in weight_files(folder):
         found |= {name: (path, place) for name, place in safetensors_header(path).items()}
@@ -46,13 +46,13 @@ def tensors(folder: Path) -> dict[str, Place]:
 
 
 def stored_as(folder: Path) -> str:
-    """What the weights in `folder` are stored as: bfloat16, float16, float32, int8 (ours), nf4 or bnb8
-    (bitsandbytes), exl2. ModelError for other formats, and where there is no language model."""
+    """Format of the weights in `folder`: bfloat16, float16, float32, int8 (ours), nf4 or bnb8 (bitsandbytes), exl2.
+    Raises ModelError for other formats, and without a language model."""
     return format_of(folder, tensors(folder))
 
 
 def format_of(folder: Path, found: dict[str, Place]) -> str:
-    """`stored_as`, from the tensors that were found in `folder`."""
+    """`stored_as`, from the tensors already found in `folder`."""
     for ending, kind in MARKS.items():
         if any(name.endswith(ending) for name in found):
             return kind

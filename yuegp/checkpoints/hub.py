@@ -1,11 +1,10 @@
-"""The model hub: what a repository holds, and its files as streams. Every failure becomes a sentence.
+"""The model hub: lists repositories and streams their files. Every failure becomes a sentence.
 
-Through huggingface_hub's public calls, so that its settings count: `HF_ENDPOINT` (a mirror), `HF_HUB_OFFLINE`,
-`HF_TOKEN` or the token it has stored, proxies. Nothing is sent but the requests themselves. What is done with the
-bytes is `transfer`'s business.
+Uses huggingface_hub's public calls, so that its settings count: `HF_ENDPOINT` (a mirror), `HF_HUB_OFFLINE`, `HF_TOKEN`
+or its stored token, proxies. Sends nothing but the requests themselves. `transfer` writes the bytes.
 
-Three things the library leaves to us: a name lookup or a server that never answers would hold it for ever, it goes on
-with a broken download only within one call, and it believes what answers (all measured with version 2.4).
+Three things the library lacks (measured with version 2.4): a time limit for name lookups and silent servers, resuming a
+broken download in a later call, and checking that the answer is the requested file.
 """
 
 from __future__ import annotations
@@ -31,10 +30,10 @@ from . import filenames
 T = TypeVar("T")
 
 PATIENCE = 8.0
-"""Seconds until a hub that does not answer is given up, name lookup included."""
+"""Seconds to wait for the hub's answer, including name lookup."""
 
 CONNECT, READ = 6.0, 20.0
-"""Seconds for a connection, and between two pieces of a download."""
+"""Timeouts in seconds: to connect, and between two blocks of a download."""
 
 PUBLIC = "https://huggingface.co"
 
@@ -42,20 +41,20 @@ PORTAL = "A network that wants a sign-in page first answers like that. Or HF_END
 
 
 class HubUnreachable(ModelError):
-    """There is no way to the hub just now. What is on disk can still be used."""
+    """The hub cannot be reached now. Models on disk can still be used."""
 
     def __init__(self, what: str, hint: str, after: float = 0.0) -> None:
         super().__init__(what, hint)
         self.after = after
-        """Seconds the hub asks us to wait."""
+        """Seconds the hub asks to wait."""
 
 
 class NotOffered(ModelError):
-    """The hub does not have it, or not for us. Something else of the kind may be there."""
+    """The hub does not have the checkpoint, or does not give it to this user. Another copy may be available."""
 
 
 class RevisionGone(NotOffered):
-    """The repository is there, the branch or commit is not."""
+    """The repository exists, but not the branch or commit."""
 
 
 UNKNOWN = -1
@@ -66,14 +65,14 @@ class HubFile:
     """A file as the hub describes it. Large ones have a SHA-256, small ones git's SHA-1 (`blob`)."""
 
     name: str
-    """Where it goes in the checkpoint's folder."""
+    """Path in the checkpoint's folder."""
     size: int
-    """Bytes; `UNKNOWN` in the listing of a mirror that does not tell (`measured` does)."""
+    """Bytes; `UNKNOWN` when a mirror's listing lacks it (`measured` finds it)."""
     sha256: str | None = None
-    """All 64 digits, or the first of them where no more is known."""
+    """64 hexadecimal digits, or the first ones if only those are known."""
     blob: str | None = None
     path: str = ""
-    """Where it is in the repository, when that is somewhere else."""
+    """Path in the repository, if different."""
 
     @property
     def source(self) -> str:
@@ -88,7 +87,7 @@ class Listing:
     commit: str
     files: dict[str, HubFile]
     odd: dict[str, str] = field(default_factory=dict)
-    """Files that cannot be fetched as they are listed, and why."""
+    """Files that cannot be downloaded as listed, and why."""
 
 
 def endpoint() -> str:
@@ -97,7 +96,7 @@ def endpoint() -> str:
 
 
 def page(repo: str) -> str:
-    """Address of a repository's page, for people."""
+    """Address of a repository's web page."""
     return f"{endpoint()}/{repo}"
 
 
@@ -108,13 +107,13 @@ def offline() -> bool:
     return constants.is_offline_mode()
 
 
-# What there is
+# Listing
 
 
 def listing(repo: str, revision: str | None = None) -> Listing:
-    """What a repository holds. HubUnreachable within `PATIENCE` seconds, or twice that with a token that is not
-    accepted; NotOffered when there is no such repository or revision, or it is not for everybody; ModelError for an
-    answer that is none."""
+    """List the files of a repository. Raises HubUnreachable after `PATIENCE` seconds (twice that if the token is
+    rejected), NotOffered when the repository or revision does not exist or is not public, ModelError for an invalid
+    answer."""
 
     def ask() -> Any:
         from huggingface_hub import HfApi
@@ -138,7 +137,7 @@ def listing(repo: str, revision: str | None = None) -> Listing:
             try:
                 info = with_timeout(PATIENCE, ask)
             except Exception:
-                _REJECTED.clear()  # it was not the token
+                _REJECTED.clear()  # the token was not the cause
                 raise
     if not isinstance(info.sha, str) or not re.fullmatch(r"[0-9a-f]{40}", info.sha):
         raise _strange(repo, f"commit {info.sha!r}")
@@ -158,7 +157,7 @@ def listing(repo: str, revision: str | None = None) -> Listing:
 
 
 def _is_refusal(exc: Exception) -> bool:
-    """Whether one of the library's errors, some of which are ValueErrors, is the hub's own word."""
+    """Whether an error of the library, possibly a ValueError, is an answer of the hub."""
     from httpx2 import InvalidURL
     from huggingface_hub.errors import HFValidationError
 
@@ -170,9 +169,9 @@ def _strange(repo: str, what: str) -> ModelError:
 
 
 def _file(entry: dict[str, Any]) -> HubFile:
-    """A listed file, from the hub's own fields. ValueError says why it cannot be fetched."""
+    """A listed file from the hub's fields. Raises ValueError that says why it cannot be downloaded."""
     name, size, lfs, blob = entry["rfilename"], entry["size"], entry.get("lfs") or {}, entry.get("blobId")
-    if fault := filenames.fault(name):  # it would be written outside the model's folder, or not at all
+    if fault := filenames.fault(name):  # it could be written outside the model's folder, or not at all
         raise ValueError(f"a file called {name!r}: {fault}")
     sha256 = lfs.get("sha256")
     size = lfs.get("size", UNKNOWN) if size is None else size
@@ -185,7 +184,7 @@ def _file(entry: dict[str, Any]) -> HubFile:
 
 
 def measured(repo: str, commit: str, file: HubFile) -> HubFile:
-    """A file that was listed without its size, with what the headers of its own address say. Fails as `listing`."""
+    """A file that was listed without its size, completed from the headers of its address. Raises as `listing`."""
 
     def ask() -> Any:
         session()
@@ -201,7 +200,7 @@ def measured(repo: str, commit: str, file: HubFile) -> HubFile:
 
 
 def metadata(repo: str, commit: str, file: HubFile) -> Any:
-    """What the library reads from the headers of a file's address (`HfFileMetadata`). Raises what it raises."""
+    """`HfFileMetadata` from the headers of a file's address. Raises the library's exceptions."""
     from huggingface_hub import get_hf_file_metadata, hf_hub_url
 
     url = hf_hub_url(repo, file.source, revision=commit, endpoint=endpoint())
@@ -213,9 +212,9 @@ def metadata(repo: str, commit: str, file: HubFile) -> Any:
 
 @contextlib.contextmanager
 def stream(repo: str, commit: str, file: HubFile, start: int) -> Iterator[tuple[int, Iterator[bytes]]]:
-    """The bytes of a file from `start` on: where they really begin (0 when the server knows no ranges), and the
-    blocks. HubUnreachable or ModelError when what answers does not have this file. Raises what the library raises
-    besides; use inside `hub_errors`."""
+    """Stream a file from byte `start` on: yields the real first byte (0 if the server does not support ranges), and the
+    blocks. Raises HubUnreachable or ModelError when the answer is not this file, and the library's exceptions: use
+    inside `hub_errors`."""
     from httpx2 import Timeout
     from huggingface_hub import hf_hub_url
     from huggingface_hub.utils import hf_raise_for_status
@@ -230,16 +229,16 @@ def stream(repo: str, commit: str, file: HubFile, start: int) -> Iterator[tuple[
         useless = answer.status_code == 416 or (answer.status_code == 206 and packed)
         if not (start and useless):
             hf_raise_for_status(answer)
-            # blocks as they come: to gather larger ones would lose what was gathered when the connection breaks
+            # blocks as they arrive: gathering larger ones would lose the gathered part when the connection breaks
             yield _begin(answer, file, start, packed), answer.iter_bytes()
             return
-    with stream(repo, commit, file, 0) as whole:  # it cannot go on from there, or not with these bytes
+    with stream(repo, commit, file, 0) as whole:  # the server cannot resume there, or not with these bytes
         yield whole
 
 
 def _begin(answer: Any, file: HubFile, start: int, packed: bool) -> int:
-    """Where the bytes of an answer begin in the file, after making sure that they are this file's: a sign-in page, a
-    mirror with another file, a server that counts otherwise would be found out by the checksum, gigabytes later."""
+    """Offset in the file at which an answer's bytes begin, after checking that they are this file's: otherwise only the
+    final checksum, gigabytes later, would reveal a sign-in page, another file on a mirror, or a wrong range."""
     host, headers = answer.url.host, answer.headers
     kind = headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind in ("text/html", "application/xhtml+xml"):
@@ -269,23 +268,23 @@ def _another_length(host: str, file: HubFile, size: int) -> HubUnreachable:
 
 
 def announced(answer: Any) -> list[str]:
-    """Checksums that the hub, before it sent us on to where it keeps large files, gave in its headers: the file's
-    SHA-256 or git's SHA-1. Source: huggingface_hub's documentation of `get_hf_file_metadata`."""
+    """Checksums in the hub's headers before its redirect to the storage of large files: the file's SHA-256 or git's
+    SHA-1. Source: huggingface_hub's documentation of `get_hf_file_metadata`."""
     first = answer.history[0] if answer.history else answer
     said = (first.headers.get("x-linked-etag"), None if answer.history else answer.headers.get("etag"))
     plain = (value.removeprefix("W/").strip('"').lower() for value in said if value)
     return [value for value in plain if re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", value)]
 
 
-# Talking
+# Connecting
 
 
 def session() -> Any:
-    """The library's HTTP client. HubUnreachable when the proxy that is set cannot be used."""
+    """The library's HTTP client. Raises HubUnreachable when the configured proxy cannot be used."""
     from httpx2 import InvalidURL
     from huggingface_hub import constants, get_session
 
-    constants.HF_HUB_DISABLE_TELEMETRY = True  # or it asks the public hub, once a day, which programs are known to it
+    constants.HF_HUB_DISABLE_TELEMETRY = True  # else it asks the public hub once a day which programs it knows
     try:
         return get_session()
     except (ImportError, ValueError, InvalidURL) as exc:
@@ -298,25 +297,25 @@ def session() -> Any:
 
 
 def _proxies() -> str:
-    """The proxies that are set, without names and passwords in them."""
+    """The configured proxies, without user names and passwords."""
     shown = (re.sub(r"//[^/@]*@", "//", address) for kind, address in sorted(getproxies().items()) if kind != "no")
     return " and ".join(dict.fromkeys(shown)) or "(none)"
 
 
 _REJECTED: set[str] = set()
-"""Tokens that the hub does not accept. Repositories that are for everybody are had without."""
+"""Tokens that the hub rejected. Public repositories need none."""
 
 
 def _token() -> str | bool | None:
-    """What the library is to show: its own choice, or nothing."""
+    """Token argument for the library: None for its own choice, False to send none."""
     from huggingface_hub import get_token
 
     return False if get_token() in _REJECTED else None
 
 
 def _discard_token(exc: Exception) -> bool:
-    """Whether the hub refuses the token itself, as it does for every repository when one has expired. It is not shown
-    again."""
+    """True if the hub rejected the token itself, as it does for every repository once a token has expired. The token is
+    then not sent again."""
     from huggingface_hub import get_token
     from huggingface_hub.errors import HfHubHTTPError
 
@@ -332,21 +331,21 @@ def agent() -> dict[str, str]:
 
 
 def headers_for() -> dict[str, str]:
-    """Headers of a request to the hub: who we are, and the user's token."""
+    """Headers of a request to the hub: user agent and the user's token."""
     from huggingface_hub.utils import build_hf_headers
 
     return build_hf_headers(token=_token(), headers=agent())
 
 
 def with_timeout(seconds: float, call: Callable[[], T]) -> T:
-    """What `call` gives or raises; TimeoutError when it takes longer. It then goes on in its thread, unheard: no
-    other way leads out of the system's name lookup."""
+    """Run `call` in a thread and return or raise its result. Raises TimeoutError after `seconds`; the thread then runs
+    on unobserved, because the system's name lookup cannot be interrupted."""
     answers: queue.SimpleQueue[tuple[T | None, Exception | None]] = queue.SimpleQueue()
 
     def work() -> None:
         try:
             answers.put((call(), None))
-        except Exception as exc:  # not kept here: raised where the answer is waited for
+        except Exception as exc:  # re-raised in the waiting thread
             answers.put((None, exc))
 
     threading.Thread(target=work, daemon=True, name="hub").start()
@@ -364,7 +363,7 @@ def with_timeout(seconds: float, call: Callable[[], T]) -> T:
 
 @contextlib.contextmanager
 def hub_errors(repo: str, revision: str | None = None) -> Iterator[None]:
-    """Turn what goes wrong on the way to the hub into ModelErrors."""
+    """Turn errors of the hub and the network into ModelErrors."""
     from httpx2 import HTTPError, InvalidURL, StreamError, TimeoutException
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
 
@@ -393,7 +392,7 @@ def hub_errors(repo: str, revision: str | None = None) -> Iterator[None]:
 
 
 def _refused(exc: Any, repo: str, revision: str | None) -> ModelError:
-    """What an HTTP status means here."""
+    """The ModelError for an HTTP error status."""
     from huggingface_hub.errors import EntryNotFoundError, GatedRepoError, RevisionNotFoundError
 
     status, where, host = exc.response.status_code, page(repo), urlsplit(str(exc.response.url)).netloc
@@ -403,7 +402,7 @@ def _refused(exc: Any, repo: str, revision: str | None) -> ModelError:
         return HubUnreachable(
             f"The hub asks us to slow down ({status}).", f"{wait}, then try again; what has arrived is kept.", after
         )
-    if status < 500 and host != urlsplit(endpoint()).netloc:  # the address it gave us for this file has run out
+    if status < 500 and host != urlsplit(endpoint()).netloc:  # the file's temporary address has expired
         return HubUnreachable(
             f"{host}, where the hub keeps the files of {repo}, refuses (HTTP {status}).",
             "Check this computer's clock and try again later; what has arrived is kept.",
@@ -433,7 +432,7 @@ def _refused(exc: Any, repo: str, revision: str | None) -> ModelError:
 
 
 def _asked_to_wait(headers: Any) -> float:
-    """Seconds from `Retry-After` (a number or a date) or the hub's own `RateLimit` ("api";r=0;t=55); 0 for neither."""
+    """Seconds to wait, from `Retry-After` (number or date) or the hub's `RateLimit` ("api";r=0;t=55); else 0."""
     value = headers.get("retry-after", "").strip()
     if re.fullmatch(r"\d{1,9}", value):
         return float(value)

@@ -1,7 +1,7 @@
-"""Where a checkpoint lies on this computer: among our models, in the hub's cache, or in another program's folder.
+"""Finds checkpoints on this computer: among our models, in the hub's cache, or in another program's folder.
 
-Other programs' files are used where they are and never changed. `Pin` is what we wrote down about our own downloads:
-which commit they are of, and the checksum of every file.
+Other programs' files are used where they are and never changed. A `Pin` records a download of ours: its commit and the
+checksum of every file.
 """
 
 from __future__ import annotations
@@ -26,27 +26,27 @@ from .verify import language_model, weight_files
 from .wander import is_folder, read_small, wander
 
 FRESH_SECONDS = 10
-"""How long it is taken to hold which other programs have a hub cache of their own."""
+"""Seconds for which the list of other programs' hub caches is reused."""
 
 # Pins
 
 
 @dataclass
 class Pin:
-    """What was downloaded: written when a download begins, kept when the files are removed."""
+    """Record of a download: written when it begins, kept when the files are removed."""
 
     repo: str
     revision: str | None
-    """What was asked for; None is the main branch."""
+    """The requested revision; None is the main branch."""
     commit: str
-    """What that was, 40 hexadecimal digits."""
+    """Its commit, 40 hexadecimal digits."""
     files: dict[str, tuple[int, str]] = field(default_factory=dict)
-    """Size and SHA-256 of every file that has arrived and was verified."""
+    """Size and SHA-256 of every verified file."""
     complete: bool = False
 
 
 def read_pin(checkpoint: Checkpoint) -> Pin | None:
-    """The pin of a checkpoint; None when it was never downloaded by us. ModelError when it cannot be read."""
+    """The pin of a checkpoint; None without a download of ours. Raises ModelError when it cannot be read."""
     path = pin_path(checkpoint)
     try:
         pin = build(Pin, object_of(read_json(path)))
@@ -60,12 +60,12 @@ def read_pin(checkpoint: Checkpoint) -> Pin | None:
 
 
 def _stays_inside(name: str) -> bool:
-    """Whether a file's name in a repository is one that lies in its folder, on every system."""
+    """Whether a repository's file name stays inside the model's folder on every system."""
     return bool(name) and not (set(name.split("/")) & {"", ".", ".."}) and not any(c in name for c in "\\:\0")
 
 
 def readable_pin(checkpoint: Checkpoint) -> Pin | None:
-    """As `read_pin`, and None also when it cannot be read: a model that is whole is used all the same."""
+    """`read_pin`, but None also when it cannot be read: a complete model is usable without its pin."""
     try:
         return read_pin(checkpoint)
     except ModelError:
@@ -73,14 +73,14 @@ def readable_pin(checkpoint: Checkpoint) -> Pin | None:
 
 
 def write_pin(checkpoint: Checkpoint, pin: Pin) -> None:
-    """Keep a pin. LibraryError when it cannot be written."""
+    """Write a pin. Raises LibraryError when that fails."""
     path = pin_path(checkpoint)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, (json.dumps(asdict(pin), indent=2) + "\n").encode())
 
 
 def pin_path(checkpoint: Checkpoint) -> Path:
-    """Where a checkpoint's pin is kept."""
+    """Path of a checkpoint's pin."""
     return models_dir() / "pins" / f"{checkpoint.folder}.json"
 
 
@@ -88,28 +88,28 @@ def pin_path(checkpoint: Checkpoint) -> Path:
 
 
 def own_folder(checkpoint: Checkpoint) -> Path:
-    """Where we download it to."""
+    """The folder we download a checkpoint to."""
     return models_dir() / checkpoint.folder
 
 
 def unfinished(checkpoint: Checkpoint) -> bool:
-    """Whether a download of ours was begun and not ended."""
+    """Whether a download of ours was begun and not finished."""
     pin = readable_pin(checkpoint)
     return pin is not None and not pin.complete and own_folder(checkpoint).is_dir()
 
 
 def locate(checkpoint: Checkpoint) -> Path | None:
-    """The folder that holds a checkpoint: where the user said, ours, or the hub's cache. None when there is none that
-    looks whole; whether it is, `verify` says. Looks at names only."""
+    """The folder that holds a checkpoint: the user's, ours, or the hub's cache; None if none looks complete. Looks at
+    names only; `verify` checks the contents."""
     noted = usable()[1]["places"].get(checkpoint.id) or checkpoint.place
-    places = [Path(noted)] if noted and is_folder(Path(noted)) else []  # it may lie on a drive that is not here now
+    places = [Path(noted)] if noted and is_folder(Path(noted)) else []  # its drive may be disconnected
     if not unfinished(checkpoint):
         places.append(own_folder(checkpoint))
     return next((place for place in (*places, *_cached(checkpoint)) if _looks_whole(place, checkpoint.role)), None)
 
 
 def is_ours(folder: Path) -> bool:
-    """Whether a folder lies among our models, so that it may be removed."""
+    """Whether a folder lies among our models and may be removed."""
     inside = os.path.realpath(folder)
     return inside.startswith(os.path.realpath(models_dir()) + os.sep) and not os.path.islink(folder)
 
@@ -138,8 +138,8 @@ def cache_dir() -> Path:
 
 
 def _cached(checkpoint: Checkpoint) -> Iterator[Path]:
-    """Snapshots of a repository in the hub's cache and in other programs' own ones, or its folder in them: what was
-    downloaded, what is pinned, the revision wanted."""
+    """Snapshots of a repository (or of its subfolder) in the hub's cache and other programs' caches, in this order: the
+    downloaded commit, the pinned one, the wanted revision."""
     if not checkpoint.repo:
         return
     pin = read_pin(checkpoint)
@@ -156,8 +156,8 @@ def _cached(checkpoint: Checkpoint) -> Iterator[Path]:
 
 @functools.lru_cache(4)
 def _other_caches(*seen: object) -> list[Path]:
-    """Other programs' hub caches that are there. Looked for again when what they depend on has changed, and now and
-    then: every model asks for them."""
+    """Existing hub caches of other programs. Cached until the settings they depend on change or time passes, because
+    every model asks for them."""
     return [cache for cache in neighbours.hub_caches(_surroundings()) if is_folder(cache)]
 
 
@@ -166,12 +166,12 @@ def _moment() -> int:
 
 
 def _commit(folder: Path, revision: str | None) -> str:
-    """What a branch was when it was last fetched into a hub cache; empty when that is not known."""
+    """Commit of a branch when it was last downloaded into a hub cache; empty if unknown."""
     return (read_small(folder / "refs" / (revision or "main"), 200) or b"").decode("ascii", "replace").strip()
 
 
 class Found(NamedTuple):
-    """A model on disk: the checkpoint it is, or None with what is known about it."""
+    """A model on disk: its checkpoint, or None and what is known about it."""
 
     folder: Path
     checkpoint: Checkpoint | None
@@ -179,8 +179,8 @@ class Found(NamedTuple):
 
 
 def identify(folder: Path) -> Found:
-    """Which checkpoint a folder holds, from its configuration, its tensors and its name. ModelError when it holds no
-    model that is whole. `said` lacks language and mode when the name does not tell them."""
+    """Identify a folder's checkpoint from its configuration, tensors and name. Raises ModelError without a complete
+    model. The description lacks language and mode when the name does not tell them."""
     if (folder / "final_ckpt").is_dir():
         safe = any((folder / "final_ckpt").glob("*.safetensors"))
         return Found(folder, usable()[0]["codec-safetensors" if safe else "codec"], {"role": "codec"})
@@ -197,7 +197,7 @@ def identify(folder: Path) -> Found:
 
 
 def _match(said: dict[str, object]) -> Checkpoint | None:
-    """The published checkpoint of that description."""
+    """The published checkpoint that fits a description."""
     keys = ["role", "stored", "bits"] + ["language", "mode"] * (said.get("role") == "stage1")
     for entry in usable()[0].values():
         if entry.repo and all(key in said and getattr(entry, key) == said[key] for key in keys):
@@ -209,20 +209,20 @@ def _match(said: dict[str, object]) -> Checkpoint | None:
 
 
 class Passed(NamedTuple):
-    """A folder that is named like one of YuE's models, or holds the configuration of one, and cannot be used."""
+    """A folder with the name or configuration of one of YuE's models that cannot be used."""
 
     folder: Path
     why: str
-    """A sentence."""
+    """The reason, a sentence."""
 
 
 def search(roots: list[Path] | None = None) -> list[Found]:
-    """Models in other programs' folders: below `roots`, else below `usual_places()`. Damaged ones are left out."""
+    """Models in other programs' folders: below `roots`, else below `usual_places()`. Omits damaged ones."""
     return survey(roots)[0]
 
 
 def survey(roots: list[Path] | None = None) -> tuple[list[Found], list[Passed]]:
-    """What `search` finds, and what it passes over though it seems to be meant for YuE."""
+    """Models that `search` finds, and folders it rejects although they seem meant for YuE."""
     found, passed = list[Found](), list[Passed]()
     for folder, files in _model_folders(usual_places() if roots is None else roots):
         try:
@@ -232,7 +232,7 @@ def survey(roots: list[Path] | None = None) -> tuple[list[Found], list[Passed]]:
                 raise ModelError(f"{folder} lacks files of the sound model.")
             item = identify(folder)
         except strangers.AnotherKind:
-            continue  # these folders are full of them
+            continue  # such folders hold many other models
         except ModelError as exc:
             passed.append(Passed(folder, strangers.readable(exc.what)))
         except OSError as exc:
@@ -245,7 +245,7 @@ def survey(roots: list[Path] | None = None) -> tuple[list[Found], list[Passed]]:
 
 
 def _other_revision(folder: Path, checkpoint: Checkpoint) -> str:
-    """What is wrong with a snapshot in a hub cache that is not of the revision wanted; else nothing."""
+    """Reason for rejecting a hub-cache snapshot of another revision than the wanted one; empty otherwise."""
     if folder.parent.name != "snapshots":
         return ""
     commit = _commit(folder.parent.parent, checkpoint.revision)
@@ -255,8 +255,7 @@ def _other_revision(folder: Path, checkpoint: Checkpoint) -> str:
 
 
 def usual_places() -> list[Path]:
-    """Where other programs for YuE keep their models: `YUEGP_MODEL_DIRS`, and what `neighbours` knows of, as far as
-    they are there."""
+    """Existing folders where other programs for YuE keep models: `YUEGP_MODEL_DIRS`, and those of `neighbours`."""
     listed = [Path(p).expanduser() for p in os.environ.get("YUEGP_MODEL_DIRS", "").split(os.pathsep) if p]
     where = _surroundings()
     theirs = [*neighbours.folders(where), *(cache for cache in neighbours.hub_caches(where) if is_folder(cache))]
@@ -268,7 +267,7 @@ def _surroundings() -> neighbours.Surroundings:
 
 
 def _model_folders(roots: list[Path]) -> Iterator[tuple[Path, frozenset[str]]]:
-    """Folders that could be a language model or the codec, not ours, each once, with their ordinary files."""
+    """Folders other than ours that could be a language model or the codec, each once, with their ordinary files."""
     ours = os.path.realpath(models_dir())
     for folder, files in _walk(roots):
         place = os.path.realpath(folder)
@@ -280,7 +279,7 @@ def _model_folders(roots: list[Path]) -> Iterator[tuple[Path, frozenset[str]]]:
 
 
 def files_named(names: set[str], roots: list[Path] | None = None) -> dict[str, list[Path]]:
-    """Files of these names in other programs' folders and the hub's cache, to be compared by their checksum."""
+    """Files of these names in other programs' folders and the hub's cache; the caller compares checksums."""
     out: dict[str, list[Path]] = {}
     places = usual_places() if roots is None else roots
     for folder, files in _walk([*places, *cache_dir().glob("models--*/snapshots")]):
@@ -290,7 +289,7 @@ def files_named(names: set[str], roots: list[Path] | None = None) -> dict[str, l
 
 
 def _walk(roots: Iterable[Path]) -> Iterator[tuple[Path, frozenset[str]]]:
-    """Folders at and below the roots, and those that a ComfyUI found on the way looks into besides."""
+    """Folders at and below the roots, and the extra model folders of any ComfyUI found on the way."""
     where = _surroundings()
     return wander(
         roots,

@@ -1,5 +1,5 @@
-"""Other programs that use the same checkpoints, and where they keep them: as their settings say, and where they are
-usually put. Nothing of theirs is changed. Sources are the programs' own code and documentation, named below.
+"""Folders where other programs keep the same checkpoints, from their settings and usual locations. Changes nothing of
+theirs. Sources are the programs' own code and documentation, named below.
 """
 
 from __future__ import annotations
@@ -18,33 +18,33 @@ from . import comfy_paths
 from .wander import ask, is_folder, read_small
 
 CLONES = ("YuE", "YuEGP", "YuE-exllamav2", "YuE-UI", "YuE-Interface", "YuE-extend")
-"""Folders of programs for YuE, as git names them."""
+"""Folders of programs for YuE, as `git clone` names them."""
 
 COMFY_NODE = "custom_nodes/ComfyUI_YuE"
-"""A node for ComfyUI; besides its own folder it reads single files in ComfyUI's models/yue. Source: its README."""
+"""A ComfyUI node; it also reads single files in ComfyUI's models/yue. Source: its README."""
 
 PORTABLE = "ComfyUI_windows_portable"
-"""What ComfyUI's archive for Windows unpacks to; the Explorer makes a folder named like the archive around it."""
+"""Folder that ComfyUI's archive for Windows unpacks to; the Explorer puts it into a folder named like the archive."""
 
 PLACES = ("", "Documents", "Downloads", "Desktop", "AI")
-"""Where on a disk or at home people put programs."""
+"""Folders on a disk or at home where people put programs."""
 
 
 @dataclass(frozen=True)
 class Surroundings:
-    """What is asked about this computer, so that another can be put in its place."""
+    """What this file needs to know about the computer, so that tests can describe another."""
 
     system: str
-    """As `platform.system` calls it."""
+    """Result of `platform.system`."""
     home: Path
     environment: Mapping[str, str]
     drives: Mapping[str, Path] = field(default_factory=dict)
-    """Where other disks begin; on Windows by their letter, as in `C:`."""
+    """Roots of other disks; on Windows by their letter, as in `C:`."""
     near: tuple[Path, ...] = ()
-    """Other folders in which programs may lie beside each other."""
+    """Further folders that may contain programs."""
 
     def path(self, text: str, base: Path | None = None) -> Path:
-        """A path as a program's settings have it, with `~`, `$NAME` and `%NAME%`; relative ones below `base`."""
+        """Resolve a path from a program's settings, with `~`, `$NAME` and `%NAME%`; relative ones below `base`."""
         text = re.sub(r"\$\{(\w+)\}|\$(\w+)|%(\w+)%", lambda m: self._value(m[0], m[1] or m[2] or m[3]), text.strip())
         if text == "~" or text.startswith(("~/", "~\\")):
             return self.home.joinpath(*re.split(r"[/\\]+", text)[1:])
@@ -60,7 +60,7 @@ class Surroundings:
 
     @property
     def settings(self) -> list[Path]:
-        """Where programs keep their settings: Electron's `userData`, .NET's `ApplicationData`."""
+        """Folders of programs' settings: Electron's `userData`, .NET's `ApplicationData`."""
         if self.system == "Windows":
             return [self.path(self.environment.get("APPDATA") or "~/AppData/Roaming")]
         usual = self.path(self.environment.get("XDG_CONFIG_HOME") or "~/.config")
@@ -68,12 +68,12 @@ class Surroundings:
 
 
 def here(near: Iterable[Path] = ()) -> Surroundings:
-    """This computer."""
+    """`Surroundings` of this computer."""
     return Surroundings(platform.system(), Path.home(), os.environ, _drives(), tuple(near))
 
 
 def _drives() -> dict[str, Path]:
-    """Disks other than the one the system is on: fixed and removable ones on Windows, mounted ones elsewhere."""
+    """Disks other than the system's: fixed and removable ones on Windows, mounted ones elsewhere."""
     if sys.platform == "win32":
         import ctypes
 
@@ -86,7 +86,7 @@ def _drives() -> dict[str, Path]:
 
 
 def folders(where: Surroundings) -> list[Path]:
-    """Folders that may hold models and are there, each once."""
+    """Existing folders that may hold models, each once."""
     bases = [where.home, *where.near, *where.drives.values()]
     bases = [base / place for base in dict.fromkeys(bases) if is_folder(base) for place in PLACES]
     bases = [base for base in bases if is_folder(base)]
@@ -98,12 +98,12 @@ def folders(where: Surroundings) -> list[Path]:
 
 
 def hub_caches(where: Surroundings) -> list[Path]:
-    """The hub library's caches that other programs have for themselves: Pinokio points HF_HOME into its own home."""
+    """Hub caches of other programs: Pinokio points HF_HOME into its own home."""
     return [home / "cache" / "HF_HOME" / "hub" for home in _pinokio_homes(where)]
 
 
 def _pinokio_homes(where: Surroundings) -> list[Path]:
-    """Source: kernel/store.js and kernel/index.js of pinokiod; on Windows the home is at the root of a drive."""
+    """Pinokio's home; on Windows at the root of a drive. Source: kernel/store.js and kernel/index.js of pinokiod."""
     told = (_settings(where.home / ".pinokio" / "config.json").get("home"), where.environment.get("PINOKIO_HOME"))
     named = [where.path(text) for text in told if isinstance(text, str) and text.strip()]
     return list(dict.fromkeys([*named, *(base / "pinokio" for base in (where.home, *where.drives.values()))]))
@@ -136,7 +136,8 @@ def _comfy_root(root: Path, where: Surroundings) -> Iterator[Path]:
 
 
 def _stability_matrix(where: Surroundings, bases: list[Path]) -> Iterator[Path]:
-    """Its library: as library.json says, or `Data` beside the portable program. Source: SettingsManager.cs."""
+    """Stability Matrix's library: from library.json, or `Data` beside the portable program. Source:
+    SettingsManager.cs."""
     libraries = [base / "StabilityMatrix" / "Data" for base in bases]
     libraries += [where.home / ".local" / "share" / "StabilityMatrix"]
     for settings in where.settings:
@@ -155,7 +156,7 @@ def _stability_matrix(where: Surroundings, bases: list[Path]) -> Iterator[Path]:
 
 
 def _lm_studio(where: Surroundings) -> Iterator[Path]:
-    """Its home is named in a file, or one of two; its models may lie elsewhere (`downloadsFolder`)."""
+    """LM Studio's models: below the home named in a pointer file or one of two, and in `downloadsFolder`."""
     pointer = (read_small(where.home / ".lmstudio-home-pointer", 1 << 12) or b"").decode("utf-8", "replace").split("\n")
     homes = [where.home / ".lmstudio", where.home / ".cache" / "lm-studio"]
     homes += [where.path(pointer[0])] * bool(pointer[0].strip() and "\0" not in pointer[0])
@@ -167,12 +168,12 @@ def _lm_studio(where: Surroundings) -> Iterator[Path]:
 
 
 def _modelscope(where: Surroundings) -> Iterator[Path]:
-    """Its cache; `hub/models/owner/name` or, earlier, `hub/owner/name` below it. Source: modelscope's file_utils.py."""
+    """ModelScope's cache, with `hub/models/owner/name` or, earlier, `hub/owner/name`. Source: its file_utils.py."""
     yield where.path(where.environment.get("MODELSCOPE_CACHE") or "~/.cache/modelscope")
 
 
 def _settings(path: Path) -> dict[str, Any]:
-    """A program's settings; nothing when they are not there, or not as they should be."""
+    """A program's JSON settings; empty when absent or invalid."""
     try:
         data = json.loads((read_small(path) or b"{}").decode("utf-8-sig"))
     except (ValueError, RecursionError):

@@ -1,8 +1,8 @@
-"""What the published repositories held when this program was made: the commit of each, and its files' checksums.
+"""Commits and file checksums of the published repositories when this program was made.
 
-Facts alone; `registry` says what the repositories are for, `download` holds what arrives to this. Sources: for the
-commits, what SceneWorks' engine for YuE was made with; for the checksums, the hub's own pages and audits that quote its
-API. Of a file that is not listed here nobody has published one: it is held to what the hub says.
+Data only: `registry` says what the repositories are for, `download` compares what arrives. Sources: for the commits,
+those SceneWorks' engine for YuE was made with; for the checksums, the hub's pages and audits that quote its API. A file
+not listed here has no published checksum; it is compared with the hub's.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ class Pinned(NamedTuple):
     """One file at the pinned commit."""
 
     sha256: str
-    """64 hexadecimal digits, or the first 16 of them where its publisher tells no more."""
+    """64 hexadecimal digits, or the first 16 where the publisher gives no more."""
     size: int | None = None
-    """Bytes; None where nobody has published more than a rounded number."""
+    """Bytes; None if only a rounded number is published."""
 
 
 COMMITS = {
@@ -29,10 +29,10 @@ COMMITS = {
     "m-a-p/YuE-s2-1B-general": "9dfa90b7013f6b5e7eb5eb2991620dca33058a0e",
     "m-a-p/xcodec_mini_infer": "fe781a67815ab47b4a3a5fce1e8d0a692da7e4e5",
 }
-"""Repository to commit. Those that are not here are taken at the newest of their branch."""
+"""Commit by repository. Other repositories are downloaded at the newest commit of their branch."""
 
 _TOKENIZER = Pinned("ee5c7cbf32da93989f14d9ba635e3e1d1ab2cc88a92908a5ed0f149375f6ee49", 1_761_962)
-"""The same in every repository of YuE v1's makers."""
+"""The tokenizer, the same in every repository of YuE v1's makers."""
 
 
 def _shards(*sums: str) -> dict[str, Pinned]:
@@ -58,7 +58,7 @@ FILES: dict[str, dict[str, Pinned]] = {
         "decoders/decoder_151000.safetensors": Pinned("e961e2c9f1220bdc"),
     },
 }
-"""Repository to its files' checksums, at the commit of `COMMITS` (or, without one, at any)."""
+"""File checksums by repository, at the commit in `COMMITS` (without one, at any)."""
 
 FILES["m-a-p/YuE-s1-7B-anneal-en-cot"] |= _shards(
     "93c6f48ec95c0e36e681fb1c200754b9e39b9d7603ebdee88580429b526a86b2",

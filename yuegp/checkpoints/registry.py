@@ -1,9 +1,9 @@
-"""Every checkpoint the program knows how to use: the published ones, and those a user has added.
+"""Every checkpoint the program can use: the published ones, and those a user has added.
 
 A checkpoint is one repository or one folder of it, at one revision, for one role. Three of them make a model set
-(`models`). Where they lie on disk is `places`' business, how they get there `download`'s. Facts are those of the model
-cards and listings of the hub in 2025 and 2026; None means that nobody has told us, and that the hub is asked (files,
-sizes, checksums) or the files themselves are (names and shapes of tensors). Commits and checksums are in `pinned`.
+(`sets`). `locate` finds them on disk, `download` gets them, `pins` has commits and checksums. The data come from the
+hub's model cards and listings in 2025 and 2026; None means unknown: the program then asks the hub (files, sizes,
+checksums) or reads the files (names and shapes of tensors).
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from yuegp.paths import home
 from . import filenames, pins
 
 STAGE1_PARAMETERS, STAGE2_PARAMETERS = 6_224_613_376, 1_962_543_104
-"""Source: sums of the published shard sizes, and of the tensors that the configurations describe."""
+"""Numbers of weights. Source: the published shard sizes, and the tensors that the configurations describe."""
 
 VOCABULARIES = {"stage1": 83968, "stage2": 83840}
-"""Widths of the released models' vocabularies, by which one is known from the other."""
+"""Vocabulary sizes of the released models, which tell the two stages apart."""
 
 LANGUAGES = {"en": "English", "zh": "Mandarin and Cantonese", "jp-kr": "Japanese and Korean"}
 MODES = {"cot": "needs no reference", "icl": "continues the style of a reference recording"}
@@ -38,58 +38,58 @@ class Checkpoint:
 
     id: Plain
     repo: Plain
-    """Owner and name on the hub; empty when there is only a folder."""
+    """Owner and name on the hub; empty for a plain folder."""
     role: str
-    """`stage1`, `stage2`, `codec`, or `tokenizer` for a file that pressed copies often lack."""
+    """`stage1`, `stage2`, `codec`, or `tokenizer` for a file that quantized copies often lack."""
     language: str = "any"
     mode: str = "any"
     stored: str = "bfloat16"
-    """How the matrices are stored: one of `STORED`."""
+    """Stored format of the matrices: one of `STORED`."""
     bits: Annotated[float, Between(0.1, 64)] = 16
-    """Of one weight of a matrix, on average."""
+    """Average bits per weight of a matrix."""
     bytes: Annotated[int, Between(0, 2**50)] | None = None
-    """Size as published, or of the tensors alone; the hub says exactly."""
+    """Size as published, or of the tensors alone; the hub has the exact one."""
     revision: Plain | None = None
-    """What is asked for by name: a branch or a tag (or a commit that the user wrote). None: the main branch."""
+    """The requested branch or tag (or commit, if the user gave one). None: the main branch."""
     commit: Plain | None = None
-    """What that was when this program was made: it is what is downloaded, unless the newest is wanted. Never part of
-    a folder's name. None: the newest; which that was is written down when it has been downloaded."""
+    """Commit to download, known when this program was made, unless the user wants the newest. Never part of a folder's
+    name. None: the newest, which the pin records."""
     subfolder: Plain = ""
-    """The folder of the repository that holds it, with `/`, where the repository holds several."""
+    """Its folder in the repository, with `/`, if the repository holds several checkpoints."""
     licence: str | None = None
     files: tuple[Plain, ...] | None = None
-    """What of the repository is needed. None: what `wanted` picks."""
+    """The needed files of the repository. None: `wanted` selects them."""
     good_for: str = ""
     place: Plain = ""
-    """The folder of a checkpoint that was added as one."""
+    """The folder of a checkpoint that was added as a folder."""
 
     @property
     def folder(self) -> str:
-        """Name of its folder among the program's models: the repository's, with its owner's where that is the user's
-        own affair, and the branch and the subfolder where it has several."""
+        """Name of its folder among the program's models: the repository's, preceded by the owner's for a user's own
+        checkpoint, with branch and subfolder where it has several."""
         name = self.repo.rpartition("/")[2] if self.id in CHECKPOINTS else self.repo.replace("/", "--")
         several = filter(None, (self.revision, self.subfolder.replace("/", "-")))
         return "-".join((name, *several)) if name else self.id
 
     @property
     def source(self) -> str:
-        """Where it comes from, as `own` reads it: owner/name@branch:subfolder."""
+        """Its source in the form that `own` reads: owner/name@branch:subfolder."""
         return self.repo + (f"@{self.revision}" if self.revision else "") + (self.subfolder and f":{self.subfolder}")
 
     @property
     def about(self) -> int:
-        """Bytes it takes, as published or else computed from its widths; good to a tenth or so."""
+        """Size in bytes, as published or else computed from its widths, within a tenth or so."""
         if self.bytes:
             return self.bytes
         if self.role == "codec":
             return CODEC_BYTES
         parameters, width = (STAGE1_PARAMETERS, 4096) if self.role == "stage1" else (STAGE2_PARAMETERS, 2048)
         table = VOCABULARIES[self.role] * width
-        head = 8 if self.stored == "exl2" else 16  # ExLlamaV2 packs the head too, at 6 or 8 bits
+        head = 8 if self.stored == "exl2" else 16  # ExLlamaV2 quantizes the head too, to 6 or 8 bits
         return int((parameters - 2 * table) * self.bits / 8 + table * 2 + table * head / 8)
 
     def wanted(self, names: list[str]) -> list[str]:
-        """Which of a repository's files to download, in order. ModelError when one that is needed is not there."""
+        """The repository's files to download, in order. Raises ModelError when a needed one is missing."""
         inside = f"{self.subfolder}/" if self.subfolder else ""
         here = [name.removeprefix(inside) for name in names if name.startswith(inside)]
         needed = list(self.files or ())
@@ -125,7 +125,7 @@ class Checkpoint:
 
 
 CODEC_BYTES = 1_360_444_883 + 72_611_958 + 72_610_550
-"""The `.pth` files of the sound model."""
+"""Bytes of the `.pth` files of the sound model."""
 
 _CODEC = ("final_ckpt/config.yaml", "decoders/config.yaml", "semantic_ckpts/hf_1_325000/config.json")
 _SOUND = ("final_ckpt/ckpt_00360000", "decoders/decoder_131000", "decoders/decoder_151000")
@@ -201,14 +201,14 @@ def _published() -> dict[str, Checkpoint]:
 
 
 def is_pinned(checkpoint: Checkpoint) -> bool:
-    """Whether the whole checksum of every weights file of a checkpoint was known when this program was made."""
+    """Whether `pins` has the whole checksum of every weights file of a checkpoint."""
     facts = pins.FILES.get(checkpoint.repo, {})
     weights = [name for name in checkpoint.files or () if name.endswith((".safetensors", ".pth"))]
     return bool(weights) and all(name in facts and len(facts[name].sha256) == 64 for name in weights)
 
 
 def sound_model() -> Checkpoint:
-    """The sound model to get: the copy without pickles once its files are pinned, until then the original."""
+    """The sound model to download: the copy without pickles once its files are pinned, until then the original."""
     copy = CHECKPOINTS["codec-safetensors"]
     return copy if is_pinned(copy) else CHECKPOINTS["codec"]
 
@@ -225,7 +225,7 @@ def _bitsandbytes(base: Checkpoint, repo: str, nf4_bytes: int | None) -> tuple[C
 
 
 def _exl2(base: Checkpoint, name: str, repo: str, bits: float, **where: str) -> Checkpoint:
-    """A copy in ExLlamaV2's format; `where` in the repository: `revision` (a branch) or `subfolder`."""
+    """A copy in ExLlamaV2's format; `where` is its `revision` (a branch) or `subfolder` in the repository."""
     return replace(
         base,
         id=f"{base.id}-{name}",
@@ -242,19 +242,19 @@ def _exl2(base: Checkpoint, name: str, repo: str, bits: float, **where: str) -> 
 
 
 CHECKPOINTS = _published()
-"""What is published, by id."""
+"""Published checkpoints by id."""
 
 TOKENIZER = replace(
     CHECKPOINTS["s1-en-cot"], id="tokenizer", role="tokenizer", language="any", mode="any",
     bytes=1_761_962, files=("tokenizer.model",), good_for="",
 )  # fmt: skip
-"""The same in all of them; got by itself when a set's repositories hold none."""
+"""The tokenizer, the same for all; downloaded by itself when a set's repositories hold none."""
 
 
 def relatives(checkpoint: Checkpoint) -> list[Checkpoint]:
-    """Published checkpoints that can stand in for a published one, the next best first: of the same role, language and
-    mode, nearest in bits, the smaller of two that are equally near. Those for the fast engine come last unless it is
-    one itself, and are left out otherwise: nobody knows here whether that engine is installed."""
+    """Published checkpoints that can replace a published one, best first: same role, language and mode, nearest in
+    bits, the smaller of two equally near. Copies for the fast engine are included, last, only when `checkpoint` is one
+    itself, because this file does not know whether that engine is installed."""
     if checkpoint.id == TOKENIZER.id:
         others = (entry for entry in CHECKPOINTS.values() if entry.files and "tokenizer.model" in entry.files)
         return [replace(TOKENIZER, repo=c.repo, commit=c.commit) for c in others if c.repo != checkpoint.repo]
@@ -281,8 +281,8 @@ def known() -> dict[str, Checkpoint]:
 
 
 def usable() -> tuple[dict[str, Checkpoint], dict[str, Any], list[str]]:
-    """As `known` and `notes`, without what cannot be read of `models.json`, and why that cannot, in sentences: songs
-    are made with the rest. Whoever writes there reads all of it."""
+    """The readable parts of `known` and `notes`, and sentences on what of `models.json` cannot be read: songs are made
+    with the rest. Callers that write use `notes`, which raises."""
     found, faults = dict(CHECKPOINTS), list[str]()
     try:
         noted = notes()
@@ -298,7 +298,7 @@ def usable() -> tuple[dict[str, Checkpoint], dict[str, Any], list[str]]:
 
 
 def named(name: str) -> Checkpoint:
-    """The checkpoint called `name`: its id, its repository, or its folder. ModelError when there is none."""
+    """The checkpoint with this id, repository or folder. Raises ModelError when there is none."""
     found = known()
     if name in found:
         return found[name]
@@ -320,7 +320,7 @@ NOTES_FORMAT = 1
 
 @dataclass(frozen=True)
 class _Notes:
-    """What `models.json` holds besides its format."""
+    """Contents of `models.json` besides its format."""
 
     checkpoints: tuple[Any, ...]
     places: dict[str, Plain]
@@ -328,8 +328,8 @@ class _Notes:
 
 
 def notes() -> dict[str, Any]:
-    """What `models.json` holds: `checkpoints` (entries of the user), `places` (id to folder), `sets` (a name to the
-    three checkpoints it stands for). ModelError when it cannot be read."""
+    """Contents of `models.json`: `checkpoints` (the user's entries), `places` (folder by id), `sets` (three checkpoints
+    by name). Raises ModelError when it cannot be read."""
     path = home() / "models.json"
     try:
         data = read_json(path)
@@ -349,7 +349,7 @@ def notes() -> dict[str, Any]:
 
 
 def write_notes(changed: dict[str, Any]) -> None:
-    """Write `models.json`. ModelError when that cannot be done."""
+    """Write `models.json`. Raises ModelError when that fails."""
     text = json.dumps({"format": NOTES_FORMAT, **changed}, indent=2, ensure_ascii=False)
     try:
         home().mkdir(parents=True, exist_ok=True)
@@ -360,7 +360,7 @@ def write_notes(changed: dict[str, Any]) -> None:
 
 
 def add(entry: Checkpoint) -> None:
-    """Remember a checkpoint of the user's. ModelError when a published one has that id."""
+    """Save a user's checkpoint. Raises ModelError when a published one has its id."""
     if entry.id in CHECKPOINTS:
         raise ModelError(f"{entry.id} is the name of a published checkpoint.", "Choose another name with --name.")
     changed = notes()
@@ -369,14 +369,14 @@ def add(entry: Checkpoint) -> None:
 
 
 def _entry(checkpoint: Checkpoint) -> dict[str, Any]:
-    """A checkpoint as it is kept: without what is as usual, so that older programs can read it as long as they know
-    all that is special about it."""
+    """A checkpoint's entry in `models.json`, without default values, so that older programs can read it if they know
+    all its other fields."""
     usual = {one.name: one.default for one in fields(Checkpoint)}
     return {key: value for key, value in asdict(checkpoint).items() if value != usual[key]}
 
 
 def remember(place: dict[str, str | None] | None = None, sets: dict[str, list[str]] | None = None) -> None:
-    """Note where checkpoints lie (None forgets) and which three a set's name stands for."""
+    """Save the folders of checkpoints (None removes one) and the three checkpoints of a set's name."""
     changed = notes()
     places = changed["places"] | (place or {})
     changed["places"] = {key: folder for key, folder in places.items() if folder}
@@ -385,7 +385,7 @@ def remember(place: dict[str, str | None] | None = None, sets: dict[str, list[st
 
 
 def forget(checkpoint: str) -> None:
-    """Take a user's checkpoint, and where any checkpoint lies, out of the notes."""
+    """Remove a user's checkpoint, or the saved folder of any checkpoint, from the notes."""
     changed = notes()
     changed["checkpoints"] = [e for e in changed["checkpoints"] if _id(e) != checkpoint]
     changed["places"].pop(checkpoint, None)
@@ -393,7 +393,7 @@ def forget(checkpoint: str) -> None:
 
 
 def _id(entry: Any) -> Any:
-    """The id of an entry of the notes, whatever else it is: what we cannot read stays there."""
+    """Id of an entry of the notes, even an otherwise unreadable one, which stays there."""
     return entry.get("id") if isinstance(entry, dict) else None
 
 
@@ -417,8 +417,8 @@ def _read_entry(entry: Any) -> Checkpoint:
 
 
 def read_name(name: str) -> dict[str, Any]:
-    """What the name of a repository or folder says about a checkpoint: language, mode, stored, bits, role; only what
-    it says. YuE's people and those who pressed their models name them alike."""
+    """Language, mode, stored format, bits and role as far as the name of a repository or folder tells them. YuE's
+    makers and the authors of quantized copies use the same naming."""
     text, said = name.lower(), dict[str, Any]()
     if match := re.search(r"(?<![a-z])(en|zh|jp-kr)[-_](cot|icl)(?![a-z])", text):
         said |= {"role": "stage1", "language": match[1], "mode": match[2]}
@@ -429,7 +429,7 @@ def read_name(name: str) -> dict[str, Any]:
     if "xcodec" in text:
         said["role"] = "codec"
     wide = re.search(r"(\d+(?:[._]\d+)?)[-_ ]?bpw", text)
-    if "exl2" in text or (wide and "exl3" not in text):  # bits per weight is what makers of EXL2 copies count
+    if "exl2" in text or (wide and "exl3" not in text):  # names of EXL2 copies give bits per weight
         said |= {"stored": "exl2"}
         if wide:
             said["bits"] = float(wide[1].replace("_", "."))
@@ -441,9 +441,9 @@ def read_name(name: str) -> dict[str, Any]:
 
 
 def own(source: str, name: str | None, said: dict[str, Any]) -> Checkpoint:
-    """A checkpoint of the user's: `source` is a repository, written `owner/name`, `owner/name@branch`,
-    `owner/name:subfolder` or `owner/name@branch:subfolder`, or an absolute folder. What `said` leaves open is read off
-    the name. RequestError when that is not enough."""
+    """Make a user's checkpoint. `source` is a repository, written `owner/name`, `owner/name@branch`,
+    `owner/name:subfolder` or `owner/name@branch:subfolder`, or an absolute folder. The name supplies what `said` lacks.
+    Raises RequestError when that is not enough."""
     repo, revision, subfolder = ("", "", "") if (folder := os.path.isabs(source)) else _read_source(source)
     last = os.path.basename(source.rstrip("/\\")) if folder else repo.partition("/")[2]
     whole = "-".join(filter(None, (last, revision, subfolder)))

@@ -1,4 +1,4 @@
-"""Safetensors headers: names, dtypes, shapes and places of tensors, before anything is loaded."""
+"""Safetensors headers: names, dtypes, shapes and offsets of tensors, before anything is loaded."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ from yuegp.errors import ModelError
 from yuegp.progress import Progress
 
 SCAN_LIMIT = 200_000_000
-"""Bytes up to which a file is searched for NaN before every song; larger ones by `models check`, and as they load."""
+"""Largest file, in bytes, searched for NaN before every song; larger ones by `models check` and while loading."""
 
 
 SCAN_BLOCK = 1 << 25
-"""Values looked at in one go: 128 MB of float32 at most."""
+"""Values examined at once: 128 MB of float32 at most."""
 
 
 MOST_HEADER = 100_000_000
-"""Bytes of a header at most, which is read whole. Source: the safetensors library's own limit."""
+"""Most bytes of a header, which is read whole. Source: the safetensors library's own limit."""
 
 
 AGAIN = "Download this file again."
 
 
 def first_five(items: list[str]) -> str:
-    """The first five, and how many more there are."""
+    """The first five items, and how many more there are."""
     return ", ".join(items[:5]) + (f" and {len(items) - 5} more" if len(items) > 5 else "")
 
 
 def refuse_pointer(path: Path) -> None:
-    """Cloning without git-lfs leaves a note of about 130 bytes in the place of each large file."""
+    """Raise ModelError for the pointer of about 130 bytes that cloning without git-lfs leaves for each large file."""
     try:
         pointer, empty = is_pointer(path), not path.stat().st_size
     except OSError as exc:
@@ -49,13 +49,13 @@ def refuse_pointer(path: Path) -> None:
 
 
 def is_pointer(path: Path) -> bool:
-    """Whether a file is git-lfs' note about itself. OSError when it cannot be read."""
+    """Whether a file is a git-lfs pointer. Raises OSError when it cannot be read."""
     with path.open("rb") as file:
         return file.read(40).startswith(b"version https://git-lfs")
 
 
 class StoredTensor(NamedTuple):
-    """Where a tensor lies: `dtype` as the format writes it (`BF16` …), `start` and `stop` in bytes of the file."""
+    """A tensor in a file: `dtype` as the format writes it (`BF16` …), `start` and `stop` as byte offsets."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -77,12 +77,12 @@ _EXPONENT = {"F16": 0x7C00, "BF16": 0x7F80, "F32": 0x7F800000, "F64": 0x7FF00000
 
 
 LARGEST_HEADER = 100_000_000
-"""Bytes; the format's own limit. Source: the description of the format in its repository."""
+"""Most bytes of a header. Source: the description of the format in its repository."""
 
 
 def safetensors_header(path: Path) -> dict[str, StoredTensor]:
-    """The tensors of a safetensors file, without reading them. ModelError when the file is a stub, is cut short or
-    too long, or is no safetensors file."""
+    """Read a safetensors header: the file's tensors by name. Raises ModelError when the file is a git-lfs pointer, cut
+    short, too long, or no safetensors file."""
     refuse_pointer(path)
     try:
         size = path.stat().st_size
@@ -118,7 +118,7 @@ def _stored(entry: dict[str, Any], base: int) -> StoredTensor:
 
 
 def not_numbers(bits: np.ndarray, dtype: str) -> bool:
-    """Whether NaN or infinity is among values of a type, given as unsigned integers."""
+    """Whether values of type `dtype`, given as unsigned integers, include NaN or infinity."""
     mask = _EXPONENT.get(dtype)
     return mask is not None and bool(np.any((bits & mask) == mask))
 

@@ -1,10 +1,10 @@
-"""Model sets: which there are, and whether one could make a song.
+"""Model sets: finds a set by name and checks whether it could make a song.
 
 A set is what one song needs: a Stage-1 model, a Stage-2 model, the codec with its upsamplers, a tokenizer, and the
 layout of the vocabulary they share. It is either a folder with a `set.json` (the embedded `demo` is one, and
-`tools/make_set.py` writes others), or three of the checkpoints of `registry`, wherever `places` finds them on disk.
+`tools/make_set.py` writes others), or three checkpoints of `registry`, wherever `locate` finds them on disk.
 
-How files are judged is in `verify`; weights are loaded by `lm/` and `codec/`.
+`verify` checks the files; `lm/` and `codec/` load the weights.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from .registry import LANGUAGES, MODES, VOCABULARIES, Checkpoint
 from .verify import weight_files as weight_files
 
 FORMAT = 1
-"""Newest format of `set.json` this program reads."""
+"""Newest format of `set.json` that this program reads."""
 
 
 @dataclass(frozen=True)
@@ -55,24 +55,24 @@ class ModelSet:
     layout: VocabLayout
     licence: str
     credit: str = ""
-    """Whom to name when a song is published."""
+    """Credit to give when a song is published."""
     note: str = ""
-    """What a user should know, for the screen."""
+    """Note for the user, shown on the screen."""
     vocabularies: tuple[int, int] | None = None
-    """Vocabulary sizes of the genuine Stage-1 and Stage-2 model, by which a swap of the two is recognised."""
+    """Vocabulary sizes of the genuine Stage-1 and Stage-2 models, which reveal a swap of the two."""
     drawable: tuple[tuple[int, ...], ...] | None = None
     """Codes of codebook 0 that each track may use, vocal first; None for all."""
     section_seconds: float = 30.0
     """Longest section unless a request says otherwise; YuE was trained on sections of up to half a minute."""
     sampling: Sampling = field(default_factory=Sampling)
-    """How to draw unless a request says otherwise."""
+    """Sampling settings unless a request says otherwise."""
 
 
 # Finding
 
 
 EMBEDDED = {"demo": Path(__file__).resolve().parents[1] / "assets" / "demo"}
-"""Sets that come with the program. They differ from others in nothing but where they lie."""
+"""Sets that come with the program. Only their location differs from other sets."""
 
 
 RELEASED = {f"yue-{language}-{mode}": (language, mode) for language in LANGUAGES for mode in MODES}
@@ -83,8 +83,8 @@ ROLES = ("stage1", "stage2", "codec")
 
 def find(model: str, first: Sequence[str] = ()) -> ModelSet:
     """The set named `model`: `demo`, a released id such as `yue-en-cot`, a Stage-1 checkpoint such as `s1-en-cot-nf4`,
-    a folder with a `set.json`, or the name of such a folder in `models_dir()`. Of several copies on disk those come
-    `first` whose ids are given. ModelError when there is none or parts of it are absent."""
+    a folder with a `set.json`, or the name of such a folder in `models_dir()`. Of several copies on disk, prefers those
+    whose ids are in `first`. Raises ModelError when there is none or parts are missing."""
     if model in EMBEDDED:
         return _read_set(EMBEDDED[model], model)
     if parts := candidates(model, first):
@@ -97,23 +97,23 @@ def find(model: str, first: Sequence[str] = ()) -> ModelSet:
             f"The folder {model} holds no set.json, so it is not a model set.",
             "Name the folder that holds set.json, or use one of: " + ", ".join(names()) + ".",
         )
-    if faults := registry.usable()[2]:  # perhaps it stands there
+    if faults := registry.usable()[2]:  # the name may stand in an unreadable part
         raise ModelError(f"There is no model called {model!r} that can be read. {faults[0]}", "Mend that file.")
     raise ModelError(f"There is no model called {model!r}.", "Choose one of: " + ", ".join(names()) + ".")
 
 
 def names() -> list[str]:
-    """Every name `find` knows, on disk or not: embedded sets, released ids, the user's Stage-1 models, own sets in
-    `models_dir()`."""
+    """Every name that `find` accepts, on disk or not: embedded sets, released ids, the user's Stage-1 models, own sets
+    in `models_dir()`."""
     added = [c.id for c in registry.usable()[0].values() if c.role == "stage1" and c.id not in registry.CHECKPOINTS]
     own = sorted(path.parent.name for path in models_dir().glob("*/set.json"))
     return [*EMBEDDED, *RELEASED, *added, *own]
 
 
 def candidates(model: str, first: Sequence[str] = ()) -> dict[str, list[Checkpoint]]:
-    """The checkpoints that could play each role in a set: those whose ids come `first`, then those that were chosen
-    when it was downloaded, then the others, most bits first; the sound model without pickles before all that have them.
-    Empty for a name that stands for no set of checkpoints."""
+    """Candidate checkpoints by role, in order of preference: ids in `first`, then those chosen when the set was
+    downloaded, then the others, most bits first; the sound model without pickles before those with them. Empty when
+    `model` names no set of checkpoints."""
     every, noted, _ = registry.usable()
     if model in RELEASED:
         own = [c for c in every.values() if (c.role, c.language, c.mode) == ("stage1", *RELEASED[model])]
@@ -152,7 +152,7 @@ def _assembled(model: str, parts: dict[str, list[Checkpoint]]) -> ModelSet:
 
 
 def _on_disk(model: str, some: list[Checkpoint]) -> tuple[Checkpoint, Path]:
-    """The first of some checkpoints that is on this computer, and where."""
+    """The first checkpoint that is on this computer, and its folder. Raises ModelError when none is."""
     for checkpoint in some:
         if folder := locate.locate(checkpoint):
             return checkpoint, folder
@@ -162,7 +162,7 @@ def _on_disk(model: str, some: list[Checkpoint]) -> tuple[Checkpoint, Path]:
             f"Go on with it: python launch.py models get {begun.id}.",
         )
     for checkpoint in some:
-        if (folder := locate.own_folder(checkpoint)).is_dir():  # `check` says what is wrong with it
+        if (folder := locate.own_folder(checkpoint)).is_dir():  # incomplete: `check` names the fault
             return checkpoint, folder
     first = max(some, key=lambda c: c.bits if c.repo.startswith("m-a-p/") else 0)
     raise ModelError(
@@ -173,8 +173,8 @@ def _on_disk(model: str, some: list[Checkpoint]) -> tuple[Checkpoint, Path]:
 
 
 def tokenizer_of(folders: Iterable[Path]) -> Path | None:
-    """A tokenizer.model for a set in these folders: beside one of its models or the codec, or one we have otherwise.
-    Pressed copies often lack it, and all have the same."""
+    """A tokenizer.model for a set: in one of these folders, or any other copy we have. Quantized copies often lack it,
+    and all are the same."""
     beside = [place for folder in folders for place in (folder, folder / "mm_tokenizer_v0.2_hf")]
     others = (c for c in registry.CHECKPOINTS.values() if c.files and "tokenizer.model" in c.files)
     beside += [locate.own_folder(c) for c in (*others, registry.TOKENIZER)]
@@ -195,7 +195,7 @@ class _Defaults:
 
 @dataclass(frozen=True)
 class _SetFile:
-    """What `set.json` holds, under the names it has there. `layout` is a name or a table of ids."""
+    """Contents of `set.json`. `layout` is a name or a table of ids."""
 
     title: str
     language: str
@@ -254,7 +254,7 @@ def _read_set(folder: Path, name: str) -> ModelSet:
 
 
 def _read_layout(entry: Any) -> VocabLayout:
-    """A layout by name or field by field. Raises Fault."""
+    """A layout from its name or its fields. Raises Fault."""
     if entry == YUE_V1.name:
         return YUE_V1
     try:
@@ -303,7 +303,7 @@ def scan_sound(folder: Path, scan: Progress | None = None) -> None:
 def check_vocabulary(
     stage: int, folder: Path, config: LlamaConfig, layout: VocabLayout, vocabularies: tuple[int, int] | None
 ) -> None:
-    """Refuse a language model that cannot play its stage: the other stage's, or one for another vocabulary."""
+    """Raise ModelError for a language model of the other stage or for another vocabulary."""
     other, size, needed = 3 - stage, config.vocab_size, layout.smallest_vocabulary[stage]
     if vocabularies:
         own, others = vocabularies[stage - 1], vocabularies[other - 1]

@@ -1,5 +1,5 @@
-"""Telling a model of YuE's from whatever else lies in other programs' folders, before anything is built of what a
-stranger's file says: a look at names and small files that costs nothing, whatever is in them.
+"""Tells YuE's models from other models in other programs' folders, from names and small files, at bounded cost whatever
+these files contain.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from .registry import VOCABULARIES, read_name
 from .wander import ask, read_small
 
 MOST_CONFIG, MOST_HEADER = 1 << 20, 1 << 24
-"""Bytes of a config.json and of a safetensors header beyond which it is no model of YuE's; theirs have 1 and 50 KB."""
+"""Most bytes of config.json and of a safetensors header in a model of YuE's; theirs have 1 and 50 KB."""
 
 MOST_LAYERS, MOST_WIDTH = 200, 1 << 16
-"""The same of layers, and of the largest width."""
+"""Most layers, and the largest width."""
 
 
 class AnotherKind(Exception):
@@ -25,8 +25,7 @@ class AnotherKind(Exception):
 
 
 def screen(folder: Path, files: frozenset[str]) -> None:
-    """Tell, before anything is built of it, a model of YuE's from whatever else lies in other programs' folders.
-    AnotherKind, or ModelError where it is YuE's and cannot be used."""
+    """Raise AnotherKind for a folder that is none of YuE's models, ModelError for one of YuE's that cannot be used."""
     if "config.json" in files:
         data = _config(folder)
         if data.get("vocab_size") not in VOCABULARIES.values() or not _plausible(data):
@@ -43,7 +42,7 @@ def screen(folder: Path, files: frozenset[str]) -> None:
 
 
 def refuse_unwritable(folder: Path) -> None:
-    """Refuse, with a ModelError, a folder whose name no file of ours can hold: one that is not text."""
+    """Raise ModelError for a folder whose name is not valid Unicode, because our files could not store it."""
     try:
         str(folder).encode()
     except UnicodeEncodeError:
@@ -51,12 +50,12 @@ def refuse_unwritable(folder: Path) -> None:
 
 
 def readable(text: str) -> str:
-    """A text with names of files in it, for screens and files: what is no text is shown as question marks."""
+    """A text with file names in it, for screens and files: invalid Unicode becomes question marks."""
     return text.encode("utf-8", "replace").decode()
 
 
 def is_named(folder: Path) -> bool:
-    """Whether a folder's own name says that it holds one of YuE's models."""
+    """Whether a folder's own name is like that of one of YuE's models."""
     return "role" in read_name(folder.name)
 
 
@@ -69,13 +68,13 @@ def _config(folder: Path) -> dict[str, object]:
 
 
 def _plausible(config: dict[str, object]) -> bool:
-    """Whether the sizes are such that something may be counted with them."""
+    """Whether the sizes are small enough to compute with."""
     limits = {"num_hidden_layers": MOST_LAYERS, "hidden_size": MOST_WIDTH, "intermediate_size": MOST_WIDTH}
     return all(isinstance(n := config.get(key), int) and 0 < n <= most for key, most in limits.items())
 
 
 def _header(path: Path) -> int:
-    """Bytes of a safetensors file's header as it announces them; none when it has no room for so many."""
+    """Announced header size of a safetensors file in bytes; 0 when the file is smaller than that."""
 
     def read(name: str) -> int:
         with open(name, "rb") as file:
@@ -86,6 +85,6 @@ def _header(path: Path) -> int:
 
 
 def name(folder: Path) -> str:
-    """What a folder is called by whoever keeps it: the hub and other programs put owner or branch above it, ModelScope
-    writes a dot as three underlines."""
+    """A folder's model name: with the owner or branch that the hub and other programs put in the folder above, and with
+    dots for ModelScope's three underscores."""
     return "/".join(folder.parts[-3:]).replace("___", ".")

@@ -1,11 +1,11 @@
-"""Files written by `torch.save` (`.pth`, `.pt`, `.bin`): which tensors lie in them and where, and their values.
+"""Reads files written by `torch.save` (`.pth`, `.pt`, `.bin`): their tensors, offsets and values.
 
-The pickle in such a file is read by `unpickler`, which runs nothing. Of all that it may name only what makes a table of
-tensors is understood here: OrderedDict, defaultdict, storages, torch's tensor rebuilders and parameters. Optimizers,
-schedulers, configurations and whatever else a training run leaves beside the weights stay in the file, unread.
+`unpickler` reads the pickle in such a file and runs nothing. Only the parts of a table of tensors are understood:
+OrderedDict, defaultdict, storages, torch's tensor rebuilders and parameters. Optimizers, schedulers, configurations and
+everything else from the training stay unread.
 
-Both layouts are known: the zip archive since torch 1.6 (`<name>/data.pkl`, `<name>/byteorder`, `<name>/data/<key>`) and
-the row of pickles before it. Needs no torch, so that a file can be judged before anything loads.
+Reads both layouts: the zip archive since torch 1.6 (`<name>/data.pkl`, `<name>/byteorder`, `<name>/data/<key>`) and the
+sequence of pickles before it. Needs no torch, so that a file can be checked before anything loads.
 Source: `torch/serialization.py` and `torch/_utils.py`, 1.0 to 2.13.
 """
 
@@ -29,14 +29,14 @@ from .unpickler import LONGEST, STEPS, Foreign, Name, Unreadable, unpickle
 INSTEAD = "Get the copy that holds no pickles: python launch.py models get codec-safetensors"
 
 DIRECTORY = 4_000_000
-"""Bytes of a zip archive's directory that are read; the released codec's has about a fifth of a million."""
+"""Most bytes of a zip archive's directory; the released codec's has about 200,000."""
 
 MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
-"""How files of torch before 1.6 begin: a pickle of one number."""
+"""First bytes of files from torch before 1.6: a pickle of one number."""
 
 
 class TorchTensor(NamedTuple):
-    """Where a tensor lies: `dtype` as safetensors writes it, `strides` in values, `start` in bytes of the file."""
+    """A tensor in a file: `dtype` as safetensors writes it, `strides` in values, `start` as byte offset."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -46,16 +46,16 @@ class TorchTensor(NamedTuple):
 
     @property
     def span(self) -> int:
-        """Values from the first to the last, those in between that belong to others included."""
+        """Number of values from the first to the last, including foreign ones in between."""
         if 0 in self.shape:
             return 0
         return 1 + sum((size - 1) * stride for size, stride in zip(self.shape, self.strides, strict=True))
 
 
 def read_table(path: Path, entry: str | None = None) -> Mapping[str, TorchTensor]:
-    """The table of tensors that a torch file is, or that stands in it under `entry`. What else is in the table is left
-    out. Costs a tenth of a second at most; remembered until the file changes. ModelError when it cannot be read, holds
-    no such table, or promises more than it holds."""
+    """The table of tensors in a torch file, at the top or under `entry`, without its other entries. Takes a tenth of a
+    second at most; cached until the file changes. Raises ModelError when the file cannot be read, has no such table, or
+    is shorter than its tensors need."""
     refuse_pointer(path)
     try:
         stat = path.stat()
@@ -68,7 +68,7 @@ def read_table(path: Path, entry: str | None = None) -> Mapping[str, TorchTensor
 
 def read_bits(path: Path, tensor: TorchTensor) -> np.ndarray:
     """A tensor's values as unsigned integers of their width, in the tensor's shape, contiguous and in the machine's
-    order. ModelError when the file has become shorter."""
+    byte order. Raises ModelError when the file has become shorter."""
     width = WIDTHS[tensor.dtype]
     stored = np.dtype(f"{'>' if tensor.big_endian else '<'}u{width}")
     try:
@@ -99,7 +99,7 @@ def _read_table(path: Path, entry: str | None, size: int, changed: int) -> Mappi
 
 
 def _table(path: Path, value: object, entry: str | None) -> dict[str, _Loose]:
-    """The tensors of a table, or of the one under `entry`."""
+    """The tensors of the table `value`, or of the one in it under `entry`."""
     if entry is not None:
         if not isinstance(value, dict) or entry not in value:
             raise ModelError(f"{path} has no entry {entry}; it holds {_kind(value)}.", INSTEAD)
@@ -117,7 +117,7 @@ def _kind(value: object) -> str:
     return said(value.maker) if isinstance(value, Foreign) else f"one {type(value).__name__.strip('_').lower()}"
 
 
-# What a pickle is made into
+# Building from pickles
 
 
 _STORAGES = {
@@ -130,11 +130,11 @@ _DTYPES = {
     "int16": "I16", "int8": "I8", "uint8": "U8", "bool": "BOOL", "uint16": "U16", "uint32": "U32",
     "uint64": "U64", "float8_e4m3fn": "F8_E4M3", "float8_e5m2": "F8_E5M2",
 }  # fmt: skip
-"""Torch's types in the words of safetensors. Complex and quantized tensors are left in the file."""
+"""Safetensors' names of torch's types. Complex and quantized tensors are not read."""
 
 
 class _Storage(NamedTuple):
-    """A reference to values: `length` of them from `first`, of the `whole` that lies under the key."""
+    """A reference to values: `length` of them from `first`, of the `whole` stored under the key."""
 
     key: str
     dtype: str
@@ -144,7 +144,7 @@ class _Storage(NamedTuple):
 
 
 class _Loose(NamedTuple):
-    """A tensor as the pickle describes it, before anybody has looked whether its values are there."""
+    """A tensor as the pickle describes it, not yet checked against the file."""
 
     storage: _Storage
     dtype: str
@@ -154,7 +154,7 @@ class _Loose(NamedTuple):
 
 
 class _Builder:
-    """Makes tables and tensors of what a pickle calls; everything else becomes a `Foreign`."""
+    """Builds tables and tensors from a pickle's calls; everything else becomes a `Foreign`."""
 
     def __init__(self) -> None:
         self.storages = dict[str, _Storage]()
@@ -180,7 +180,7 @@ class _Builder:
         return Foreign(maker)
 
     def _dict(self, arguments: tuple[Any, ...]) -> object:
-        """Empty, or of the pairs that Python 2 hands over at once."""
+        """An empty dict, or one of the pairs that Python 2 passes at once."""
         made = dict[str, object]()
         if arguments and isinstance(arguments[0], list | tuple):
             self.copied += len(arguments[0])
@@ -192,7 +192,8 @@ class _Builder:
         return made
 
     def persistent(self, reference: Any) -> object:
-        """`("storage", type, key, device, values)`, and in old files a view `(key, first, values)` or None."""
+        """Storage from `("storage", type, key, device, values)`, in old files with a view `(key, first, values)` or
+        None."""
         match reference:
             case ("storage", Name() as kind, str(key), _, whole, *view):
                 part = view[0] if view and isinstance(view[0], tuple) and len(view[0]) == 3 else (key, 0, whole)
@@ -204,7 +205,7 @@ class _Builder:
 
 
 def _tensor(maker: Name, arguments: tuple[Any, ...]) -> object:
-    """Storage, offset, shape, strides; then gradient and hooks, and the type in version 3."""
+    """Tensor from storage, offset, shape, strides; then gradient and hooks, and the type in version 3."""
     if len(arguments) < 4 or not isinstance(arguments[0], _Storage):
         return Foreign(maker)
     storage, offset, shape, strides = arguments[:4]
@@ -222,20 +223,20 @@ def _sizes(values: Any) -> bool:
     return len(values) <= 64 and all(type(value) is int and 0 <= value < 2**48 for value in values)
 
 
-# Where the values lie
+# Locating the values
 
 
 class _Contents(NamedTuple):
-    """What the pickle of a file describes, and where the values under each key lie."""
+    """The object that a file's pickle describes, and the location of the values under each key."""
 
     value: object
     place: Callable[[_Storage], tuple[int, int]]
-    """First byte and number of bytes of a storage. Unreadable when the file holds none of that key."""
+    """First byte and number of bytes of a storage. Raises Unreadable when the file has none of that key."""
     big_endian: bool
 
 
 def _settled(path: Path, size: int, name: str, tensor: _Loose, contents: _Contents) -> TorchTensor:
-    """Where a tensor lies, after making sure that it lies there, and is no larger than what it is made of."""
+    """Locate a tensor, after checking that it lies within the file and within its storage. Raises Unreadable."""
     start, held = contents.place(tensor.storage)
     width, stored = WIDTHS[tensor.dtype], WIDTHS[tensor.storage.dtype]
     first = tensor.storage.first * stored + tensor.offset * width
@@ -248,7 +249,7 @@ def _settled(path: Path, size: int, name: str, tensor: _Loose, contents: _Conten
 
 
 def _zipped(path: Path, file: BinaryIO) -> _Contents:
-    """The layout since torch 1.6."""
+    """Contents of a file in the layout since torch 1.6."""
     with _Bounded(path) as limited:
         try:
             found = {item.filename: item for item in zipfile.ZipFile(limited).infolist()}
@@ -285,7 +286,7 @@ def _zipped(path: Path, file: BinaryIO) -> _Contents:
 
 
 class _Bounded(io.FileIO):
-    """A file of which no piece is read that is larger than the directory of an archive should be."""
+    """A file that refuses reads larger than an archive's directory may be."""
 
     def read(self, size: int | None = -1, /) -> bytes:
         if size is not None and size > DIRECTORY:
@@ -294,8 +295,8 @@ class _Bounded(io.FileIO):
 
 
 def _in_a_row(file: BinaryIO) -> _Contents:
-    """The layout before torch 1.6: five pickles (a number, a version, the system, the object, the storages' keys), then
-    for each key the count of its values (64 bits) and the values; always little endian."""
+    """Contents of a file in the layout before torch 1.6: five pickles (a number, a version, the system, the object, the
+    storages' keys), then for each key the count of its values (64 bits) and the values; always little endian."""
     file.seek(0)
     stream, builder = io.BytesIO(file.read(LONGEST)), _Builder()
     *_, value, keys = [builder.read(stream) for _ in range(5)]

@@ -1,7 +1,7 @@
-"""One file from the hub, whatever happens on the way: gone on with at the byte where it stopped, checked, put in place.
+"""Downloads one file from the hub, resuming after interruptions, and verifies its checksum.
 
-It arrives under its name with `.part` added and gets its name when its checksum is the hub's; so what has its name is
-whole. Whole checkpoints are `download`'s.
+The file grows under its name with `.part` added and gets its name once its checksum is the hub's: a file with its name
+is complete. `download` handles whole checkpoints.
 """
 
 from __future__ import annotations
@@ -26,26 +26,26 @@ from .hub import HubFile, HubUnreachable
 from .xet import Ways
 
 TRIES = 5
-"""Times in a row that a file may fail without a single new byte."""
+"""Consecutive tries without a new byte before a download fails."""
 
 PAUSE = 1.0
-"""Seconds before the second try; doubled for each further one."""
+"""Seconds before the second try; doubles with each further one."""
 
 LONGEST = 30.0
-"""Seconds that a hub may ask us to wait; when it is more, the user decides."""
+"""Longest wait in seconds that the hub may ask for; beyond, the download fails and the user decides."""
 
 POINTER = b"version https://git-lfs"
-"""How the note begins that git keeps in the place of a large file."""
+"""First bytes of a git-lfs pointer."""
 
 
 def part_of(path: Path) -> Path:
-    """Where a file is gathered."""
+    """Path of the unfinished file."""
     return path.with_name(path.name + ".part")
 
 
 @dataclass
 class Transfer:
-    """The transfer of one file of a repository, at one commit, to `target`."""
+    """Downloads one file of a repository, at one commit, to `target`."""
 
     repo: str
     commit: str
@@ -54,14 +54,15 @@ class Transfer:
     stop: threading.Event
     """Nothing is written once this is set."""
     count: Callable[[int], None]
-    """Told how many bytes of the file are there."""
+    """Called with the number of bytes on disk."""
     ways: Ways = field(default_factory=Ways)
-    """How large files come. One for all files of a download: what is measured with one holds for the others."""
+    """Choice between HTTP and Xet for large files. Shared by all files of a download, and so are its measurements."""
 
     def run(self) -> str | None:
-        """Fetch the file, again and again as long as bytes arrive; its SHA-256, or None when it was stopped.
-        HubUnreachable after `TRIES` tries in vain; ModelError when the hub refuses, the disk does, or the checksum is
-        wrong: the file is then kept aside under the name in the message."""
+        """Download the file, retrying as long as bytes arrive. Returns its SHA-256, or None when stopped.
+
+        Raises HubUnreachable after `TRIES` tries without a new byte, ModelError when the hub refuses, the disk fails,
+        or the checksum is wrong (the message names the file it was set aside as)."""
         part, digest, failed = part_of(self.target), Digest(self.file), 0
         with writing(part):
             part.parent.mkdir(parents=True, exist_ok=True)
@@ -74,7 +75,7 @@ class Transfer:
                 if digest.size >= self.file.size:
                     break
             except xet.Failed:
-                self.ways.drop()  # plain HTTP goes on from here
+                self.ways.drop()  # plain HTTP continues from here
             except HubUnreachable as exc:
                 failed = 1 if digest.size > before else failed + 1
                 if failed >= TRIES or hub.offline() or exc.after > LONGEST:
@@ -93,7 +94,7 @@ class Transfer:
         return digest.sha256.hexdigest()
 
     def _stream(self, part: Path, digest: Digest) -> None:
-        """Append to the part what is missing from it, keeping the digest in step with what is on disk."""
+        """Append missing bytes to the unfinished file and to its digest."""
         with _opened(part) as data:
             self._catch_up(data, digest)
             if digest.size >= self.file.size:
@@ -102,7 +103,7 @@ class Transfer:
             begun, at = time.monotonic(), digest.size
             opened = xet.stream if way == xet.XET else hub.stream
             with opened(self.repo, self.commit, self.file, digest.size) as (start, blocks):
-                if start != digest.size:  # this server knows no ranges
+                if start != digest.size:  # this server does not support ranges
                     digest.reset()
                     data.seek(0)
                     data.truncate()
@@ -128,7 +129,7 @@ class Transfer:
             )
 
     def _catch_up(self, data: BinaryIO, digest: Digest) -> None:
-        """Read what the part already holds, beyond what was digested."""
+        """Digest the bytes already on disk that were not digested yet."""
         data.seek(digest.size)
         while not self.stop.is_set() and (block := data.read(1 << 22)):
             digest.update(block)
@@ -136,7 +137,7 @@ class Transfer:
 
 
 class Digest:
-    """The checksum of a file as it grows: SHA-256 for our notes, and what the hub gave to compare with."""
+    """Checksums of a growing file: SHA-256 for the pin, and the kind the hub announced."""
 
     def __init__(self, file: HubFile) -> None:
         self.file = file
@@ -154,7 +155,7 @@ class Digest:
             self.blob.update(block)
 
     def wrong(self) -> str:
-        """What does not agree with the hub's listing; empty when all does."""
+        """The difference from the hub's listing, in words; empty when all agrees."""
         if self.size != self.file.size:
             return f"{self.size:,} bytes instead of {self.file.size:,}"
         announced = self.file.sha256 or self.file.blob or ""
@@ -173,7 +174,7 @@ def _pointer(repo: str, file: HubFile) -> ModelError:
 
 
 def set_aside(path: Path, why: str) -> Path:
-    """Give a file that is not what it should be another name. Nothing is ever deleted unasked."""
+    """Rename a wrong file instead of deleting it. Returns its new path."""
     stem = f"{path.name.removesuffix('.part')}.{why}"
     aside = path.with_name(f"{stem}.bad")
     for number in itertools.count(2):
@@ -187,7 +188,7 @@ def set_aside(path: Path, why: str) -> Path:
 
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Say in words why a file cannot be written."""
+    """Turn OSErrors of writing a file into a ModelError."""
     try:
         yield
     except LibraryError as exc:

@@ -1,13 +1,12 @@
-"""Pickles as plain data: read like any other file format, with nothing in them run.
+"""Reads pickles as plain data, without running anything in them.
 
-A pickle is a program for a small stack machine, and Python's own reader imports and calls whatever it names. This one
-walks through the same instructions and neither imports nor calls: a function or class is a `Name`, what it would have
-made is up to `build`, which is ours, or else a `Foreign`. Numbers, texts, lists, tuples and dicts come as what they
-are; dicts keep their text keys only, as a table of tensors has no others. What lies in a torch file is known to
-`torchfile`.
+A pickle is a program for a small stack machine, and Python's own reader imports and calls whatever it names. This
+reader follows the same instructions but neither imports nor calls: a function or class becomes a `Name`, and the result
+of a call is up to our `build`, or else a `Foreign`. Numbers, texts, lists, tuples and dicts come as themselves; dicts
+keep only their text keys, as a table of tensors has no others. `torchfile` knows what a torch file contains.
 
-Time and memory are bounded by `LONGEST` and `STEPS`: no instruction adds more than one object or reads more than its
-own bytes, nothing is hashed, compared or walked through that a file could have made deep.
+`LONGEST` and `STEPS` bound time and memory: no instruction adds more than one object or reads more than its own bytes,
+and nothing that a file could have nested deeply is hashed, compared or walked.
 """
 
 from __future__ import annotations
@@ -18,19 +17,19 @@ from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 LONGEST = 32_000_000
-"""Bytes of a pickle that are read; the released codec's has about half a million."""
+"""Most bytes of a pickle; the released codec's has about half a million."""
 
 STEPS = 2_000_000
-"""Instructions that are followed: at most some 400 MB of small objects. The released codec's has about 100,000."""
+"""Most instructions: at most some 400 MB of small objects. The released codec's pickle has about 100,000."""
 
 
 class Unreadable(Exception):
-    """This is no pickle, only part of one, or one that asks for more than it may."""
+    """The data are no pickle, part of one, or one beyond the limits."""
 
 
 @dataclass(frozen=True, slots=True)
 class Name:
-    """A function or class that a pickle names. It is never imported."""
+    """A function or class that a pickle names, never imported."""
 
     module: str
     name: str
@@ -40,7 +39,7 @@ class Name:
 
 
 class Foreign:
-    """In the place of an object that only calling `maker` could have made. It does nothing and holds nothing."""
+    """Placeholder for an object that only a call of `maker` could make."""
 
     __slots__ = ("maker",)
 
@@ -49,12 +48,12 @@ class Foreign:
 
 
 Build = Callable[[Name, tuple[Any, ...]], object]
-"""build(maker, arguments): what a call of `maker` stands for."""
+"""build(maker, arguments) returns the value for a call of `maker`."""
 
 
 def unpickle(stream: BinaryIO, build: Build, persistent: Callable[[object], object]) -> object:
-    """What the pickle at `stream` describes; the stream is left behind its last byte. `persistent` is given each
-    reference to something outside of the pickle. Raises Unreadable."""
+    """Read the pickle at `stream`, which is left behind its last byte. `persistent` resolves references to things
+    outside the pickle. Raises Unreadable."""
     try:
         return _Machine(build, persistent).run(stream)
     except (ValueError, IndexError, KeyError) as exc:  # a broken instruction, an empty stack, an unknown memo
@@ -62,7 +61,7 @@ def unpickle(stream: BinaryIO, build: Build, persistent: Callable[[object], obje
 
 
 class _Machine:
-    """The stack, what was put under it at each mark, and the memo."""
+    """The stack machine: the stack, those saved at each mark, and the memo."""
 
     def __init__(self, build: Build, persistent: Callable[[object], object]) -> None:
         self.build, self.persistent = build, persistent
@@ -82,7 +81,7 @@ class _Machine:
         return self.stack.pop()
 
     def _since_mark(self) -> list[object]:
-        """What was stacked since the last mark; `self.stack` is another list afterwards."""
+        """Values stacked since the last mark; afterwards `self.stack` is another list."""
         items, self.stack = self.stack, self.below.pop()
         return items
 
@@ -197,9 +196,9 @@ class _Machine:
         self.memo[len(self.memo)] = self.stack[-1]
 
     def _proto(self, _: object) -> None:
-        """Says which instructions may come; all are known."""
+        """Protocol version; ignored, because all instructions are known."""
 
-    # What Python's reader would import or call
+    # Instructions for which Python's reader imports or calls
 
     def _global(self, argument: str) -> None:
         self.stack.append(_named(argument))
@@ -213,7 +212,7 @@ class _Machine:
         self._make(maker, arguments)
 
     def _newobj_ex(self, _: object) -> None:
-        self.stack.pop()  # arguments by name
+        self.stack.pop()  # keyword arguments
         self._reduce(None)
 
     def _inst(self, argument: str) -> None:
@@ -224,7 +223,7 @@ class _Machine:
         self._make(maker, tuple(arguments))
 
     def _build(self, _: object) -> None:
-        """State of an object, such as the versions beside a table of tensors: nobody here reads it."""
+        """State of an object, such as the versions beside a table of tensors; dropped."""
         self.stack.pop()
 
     def _persid(self, reference: object) -> None:
@@ -244,7 +243,7 @@ _SAME = {
     "BINGET": "GET", "LONG_BINGET": "GET", "BINPUT": "PUT", "LONG_BINPUT": "PUT", "NEWOBJ": "REDUCE",
     "EXT1": "EXT", "EXT2": "EXT", "EXT4": "EXT", "FRAME": "PROTO", "READONLY_BUFFER": "PROTO", "ADDITEMS": "POP_MARK",
 }  # fmt: skip
-"""Instructions that do here what another does."""
+"""Instructions that act here like another one."""
 
 _METHODS = {
     code.name: "_" + _SAME.get(code.name, code.name).lower()

@@ -1,7 +1,7 @@
-"""Whether model files are what they claim to be: safetensors headers, tensors against `config.json`, NaN.
+"""Verifies model files: safetensors headers, tensors against `config.json`, NaN.
 
-Everything here reads headers and configurations, and weights only to look for NaN. Nothing is loaded: that is done by
-`lm/` and `codec/`. Which files and tensors a codec folder must hold is `codec.check_codec`'s business.
+Reads headers and configurations, and weights only to find NaN. `lm/` and `codec/` load weights; `codec.check_codec`
+checks a codec folder.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ from .config import LlamaConfig, read_config, read_entries
 
 @dataclass(frozen=True)
 class LanguageModel:
-    """What lies in a folder: the sizes, how the matrices are stored (as in `registry.STORED`), and at how many bits
-    each, where the format leaves a choice (EXL2)."""
+    """The language model in a folder: sizes, stored format (one of `registry.STORED`), and bits per weight if the
+    format leaves a choice (EXL2)."""
 
     config: LlamaConfig
     stored: str
@@ -41,8 +41,8 @@ class LanguageModel:
 
 
 def language_model(folder: Path) -> LanguageModel:
-    """What kind of model `folder` holds, from its configuration and the headers of its files. ModelError when it
-    holds none, or one that is incomplete."""
+    """The language model in `folder`, from its configuration and the headers of its files. Raises ModelError when there
+    is none or it is incomplete."""
     config = read_config(folder)
     return LanguageModel(config, check_tensors(folder, config), exl2_bits(folder))
 
@@ -116,12 +116,12 @@ _PARTS = {
     "bnb8": ({".weight", ".SCB"}, {".weight_format"}),
     "int8": ({".weight", ".weight.scale"}, set[str]()),
 }
-"""The tensors that stand for one matrix in each packed format: needed, and possible. Sources: exllamav2's writer,
-bitsandbytes' state dicts, `lm/int8.py`."""
+"""The tensors of one matrix in each packed format: needed and optional. Sources: exllamav2's writer, bitsandbytes'
+state dicts, `lm/weights/int8.py`."""
 
 
 def _stored_as(name: str, found: Mapping[str, StoredTensor]) -> tuple[str, set[str]] | None:
-    """In which format the tensor `name` is there, and under which names; None when it is not, or not readable."""
+    """Stored format of the tensor `name` and the names of its parts; None when it is missing or unreadable."""
     stem = name.removesuffix(".weight")
     for kind, (needed, possible) in _PARTS.items():
         if all(stem + part in found for part in needed):
@@ -132,9 +132,9 @@ def _stored_as(name: str, found: Mapping[str, StoredTensor]) -> tuple[str, set[s
 
 
 def _wrong_shape(kind: str, name: str, shape: tuple[int, ...], found: Mapping[str, StoredTensor]) -> str | None:
-    """What is wrong with the shape of a tensor that should be `shape`; a packed one is judged by what shows."""
+    """Why a tensor's stored shape does not fit `shape`, or None; checks a packed one as far as its parts tell."""
     stem = name.removesuffix(".weight")
-    if kind == "exl2":  # columns are outputs; the rows are packed to a number of bits that varies within one matrix
+    if kind == "exl2":  # columns are outputs; the bits of the packed rows vary within a matrix
         have, there = found[stem + ".q_weight"].shape[-1:], shape[:1]
     elif kind == "nf4":
         have, there = (math.prod(found[name].shape),), ((math.prod(shape) + 1) // 2,)
@@ -144,7 +144,7 @@ def _wrong_shape(kind: str, name: str, shape: tuple[int, ...], found: Mapping[st
 
 
 def exl2_bits(folder: Path) -> float | None:
-    """Bits of a weight as an EXL2 folder's configuration states them."""
+    """Bits per weight in an EXL2 folder's configuration."""
     try:
         entry = read_entries(folder).get("quantization_config")
     except ModelError:
@@ -158,9 +158,9 @@ def exl2_bits(folder: Path) -> float | None:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a Hugging Face folder: what ExLlamaV2's converter wrote, the shards its index names, or
-    all that are there except adapters."""
-    if written := sorted(folder.glob("output*.safetensors")):  # beside it the converter leaves the original's index
+    """The safetensors files of a Hugging Face folder: the output of ExLlamaV2's converter, else the shards in its
+    index, else all except adapters."""
+    if written := sorted(folder.glob("output*.safetensors")):  # the converter leaves the original's index beside it
         return written
     index = folder / "model.safetensors.index.json"
     if index.is_file():

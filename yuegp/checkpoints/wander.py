@@ -1,5 +1,5 @@
-"""Folders below other folders, however they hang together: links and junctions are followed, circles are not, and
-neither a huge disk nor one that does not answer holds anybody up for long. Only looks.
+"""Walks folders without changing anything: follows links and junctions but no circles, in bounded time even on a huge
+disk or one that does not answer.
 """
 
 from __future__ import annotations
@@ -18,32 +18,32 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 DEPTH = 5
-"""How far below a given folder is looked: ComfyUI's nodes keep their models four folders down."""
+"""Levels searched below a root: ComfyUI's nodes keep their models four folders down."""
 
 CACHE_DEPTH = 3
-"""How much farther in a hub cache, whose repositories keep each commit in a folder of its own."""
+"""Further levels in a hub cache, whose repositories keep each commit in a folder of its own."""
 
 MOST_FOLDERS, MOST_ENTRIES = 20_000, 20_000
-"""Folders looked into at most, and names read of each."""
+"""Most folders read, and most names read of each."""
 
 PATIENCE, LONGEST = 3.0, 30.0
-"""Seconds that one answer of a disk may take, and that a search may take all in all."""
+"""Seconds that one answer of a disk may take, and a whole search."""
 
 FORGIVEN = 60.0
-"""Seconds after which a disk that gave no answer is asked again."""
+"""Seconds before a disk that did not answer is asked again."""
 
 _SKIPPED = {"node_modules", "site-packages", "__pycache__", "blobs"}
-"""Names of folders that hold no models and many files."""
+"""Names of folders with many files and no models."""
 
 _ENVIRONMENTS = {"pyvenv.cfg", "conda-meta"}
-"""What lies in a folder that is a Python of its own."""
+"""Names that mark a folder as a Python environment."""
 
 
 # Asking a disk that may not answer
 
 
 class _Asker:
-    """A thread that asks. One that waits for a dead network drive is left alone with it, and another one begins."""
+    """A thread that queries a disk. One that hangs on a dead network drive is abandoned, and a new one begins."""
 
     def __init__(self) -> None:
         self._guard = threading.Lock()
@@ -82,17 +82,17 @@ _asker = _Asker()
 
 
 def ask(function: Callable[[str], T], path: str | Path) -> T | None:
-    """`function(path)` of somebody else's disk, or None when that raises OSError or is not answered soon."""
+    """`function(path)`, or None when it raises OSError or the disk does not answer in time."""
     return _asker.ask(function, str(path))
 
 
 def is_folder(path: Path) -> bool:
-    """Whether there is a folder that answers."""
+    """Whether `path` is a folder on a disk that answers."""
     return bool(ask(os.path.isdir, path))
 
 
 def read_small(path: Path, most: int = 1 << 20) -> bytes | None:
-    """What is in an ordinary file of at most `most` bytes; None for anything else, devices and pipes included."""
+    """Contents of an ordinary file of at most `most` bytes; None for anything else, including devices and pipes."""
 
     def read(name: str) -> bytes | None:
         about = os.stat(name)
@@ -110,8 +110,8 @@ def read_small(path: Path, most: int = 1 << 20) -> bytes | None:
 def wander(
     roots: Iterable[Path], more: Callable[[Path, frozenset[str]], Iterable[Path]] = lambda folder, files: ()
 ) -> Iterator[tuple[Path, frozenset[str]]]:
-    """Folders at and below `roots`, each once, nearest first, with the names of the ordinary files in each. `more` may
-    add roots because of what lies in a folder."""
+    """Yield folders at and below `roots`, each once, nearest first, with the names of their ordinary files. `more` may
+    add roots for a folder's contents."""
     todo = deque((Path(root), 0) for root in roots)
     seen = set[tuple[int, int] | str]()
     end = time.monotonic() + LONGEST
@@ -140,8 +140,8 @@ def _worth(name: str) -> bool:
 
 
 def _look(folder: str) -> tuple[tuple[int, int] | str, list[str], list[str], list[str]]:
-    """What tells a folder from others, and the names in it of folders, ordinary files and links. Links are not
-    followed here: each may lead to another disk."""
+    """A folder's identity, and the names of its folders, ordinary files and links. Does not follow links: each may lead
+    to another disk."""
     about = os.stat(folder)
     key = (about.st_dev, about.st_ino) if about.st_ino else os.path.realpath(folder)
     below, files, links = list[str](), list[str](), list[str]()
@@ -155,5 +155,5 @@ def _look(folder: str) -> tuple[tuple[int, int] | str, list[str], list[str], lis
                 elif entry.is_file():
                     files.append(entry.name)
             except OSError:
-                continue  # it is gone, or not for us
+                continue  # removed meanwhile, or not accessible
     return key, below, files, links

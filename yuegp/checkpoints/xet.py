@@ -1,11 +1,11 @@
-"""Xet, the hub's storage in chunks: a second way for large files beside plain HTTP, taken where it is the faster.
+"""Downloads large files through Xet, the hub's chunked storage, where that is faster than plain HTTP.
 
-The library's own download by this way (`hf_hub_download`) throws away what has arrived when it is stopped or breaks,
-knows no time limit and no stopping. So the package beneath it, hf-xet, is asked for what we need: the bytes of a file,
-in order, from any byte on. Everything else (going on, checksums, names on disk) stays `transfer`'s, and whatever fails
-here, HTTP goes on at the byte that was reached. Measured with hf-xet 1.8: a stream that waits cannot be stopped from
-another thread, so it waits in one of its own; by itself the package would send reports of each transfer, buffer up to
-six gigabytes and try for six minutes, and these are turned down.
+The library's own download through Xet (`hf_hub_download`) discards what has arrived when it is stopped or fails, and
+has no time limit. So this file asks the package beneath it, hf-xet, for the bytes of a file, in order, from any byte
+on. `transfer` keeps resuming, checksums and names on disk; when Xet fails, HTTP continues at the byte that was reached.
+Measured with hf-xet 1.8: a waiting stream cannot be stopped from another thread, so it gets a thread of its own; by
+default the package sends reports of each transfer, buffers up to six gigabytes and retries for six minutes, which we
+reduce.
 """
 
 from __future__ import annotations
@@ -29,21 +29,21 @@ from .hub import HubFile
 XET, HTTP = "xet", "http"
 
 TRIAL = 64_000_000
-"""Bytes that each way brings before the faster one brings the rest."""
+"""Bytes downloaded by each way before the faster one gets the rest."""
 
 QUEUED = 4
-"""Blocks that may wait to be written; one is of at most 64 MB (the size of the storage's containers)."""
+"""Blocks that may wait to be written, each at most 64 MB (the size of the storage's containers)."""
 
 BUFFERED = 256_000_000
-"""Bytes that the package may hold in memory for all files together."""
+"""Most bytes that the package buffers for all files together."""
 
 
 class Failed(Exception):
-    """This way does not lead to the file, or not now."""
+    """Xet cannot deliver the file, or not now."""
 
 
 def installed() -> bool:
-    """Whether hf-xet is here and the user has not forbidden it (`HF_HUB_DISABLE_XET`)."""
+    """Whether hf-xet is installed and not disabled (`HF_HUB_DISABLE_XET`)."""
     from huggingface_hub import constants
 
     return not constants.HF_HUB_DISABLE_XET and importlib.util.find_spec("hf_xet") is not None
@@ -51,18 +51,18 @@ def installed() -> bool:
 
 @dataclass
 class Ways:
-    """Which way the next bytes of a large file take: each is tried once, then the faster is kept. For many threads."""
+    """Chooses HTTP or Xet for the next bytes of a large file: tries each once, then keeps the faster. Thread-safe."""
 
     rates: dict[str, float] = field(default_factory=dict)
-    """Bytes a second, as measured."""
+    """Measured bytes per second by way."""
     _trying: list[str] = field(default_factory=list)
     _lost: bool | None = None
-    """Whether Xet is out of the question; None until somebody asks."""
+    """True if Xet cannot be used; None before the first check."""
     _guard: threading.Lock = field(default_factory=threading.Lock)
 
     def pick(self, file: HubFile, left: int) -> tuple[str, int]:
-        """The way, and how many bytes to take by it before asking again, for a file of which `left` are missing. Only
-        large ones are kept in chunks, and only for those it is worth a request more."""
+        """The way for a file of which `left` bytes are missing, and how many bytes to take before asking again. Only
+        large files are stored in chunks and worth the extra request."""
         with self._guard:
             if self._lost is None:
                 self._lost = not installed()
@@ -75,23 +75,23 @@ class Ways:
             return max(self.rates, key=lambda way: self.rates[way]), left
 
     def measured(self, way: str, size: int, seconds: float) -> None:
-        """`size` bytes came by this way in so many seconds. Too few say nothing."""
+        """Record that `size` bytes took `seconds` by this way. Ignores too few bytes."""
         with self._guard:
             if size >= TRIAL:
                 self.rates.setdefault(way, size / max(seconds, 1e-6))
 
     def drop(self) -> None:
-        """Xet has failed: not again in this download."""
+        """Stop using Xet in this download, because it failed."""
         with self._guard:
             self._lost = True
 
 
 @contextlib.contextmanager
 def stream(repo: str, commit: str, file: HubFile, start: int) -> Iterator[tuple[int, Iterator[bytes]]]:
-    """The bytes of a file from `start` on, as `hub.stream`. Failed whenever that does not work."""
+    """Stream a file from byte `start` on, as `hub.stream` does. Raises Failed for any error."""
     try:
         group, info = hub.with_timeout(hub.PATIENCE + hub.CONNECT, lambda: _open(repo, commit, file))
-    except Exception as exc:  # whatever another's compiled code raises, there is another way
+    except Exception as exc:  # whatever its compiled code raises, HTTP remains
         raise Failed(str(exc)) from exc
     blocks: queue.Queue[bytes | Exception | None] = queue.Queue(QUEUED)
     over = threading.Event()
@@ -100,7 +100,7 @@ def stream(repo: str, commit: str, file: HubFile, start: int) -> Iterator[tuple[
         yield start, _taken(blocks)
     finally:
         over.set()
-        with contextlib.suppress(queue.Empty):  # let the other thread see it
+        with contextlib.suppress(queue.Empty):  # unblock the reading thread
             while True:
                 blocks.get_nowait()
 
@@ -127,7 +127,7 @@ def _read(
                 return
             blocks.put(block)
         blocks.put(None)
-    except Exception as exc:  # raised where the blocks are taken
+    except Exception as exc:  # re-raised where the blocks are taken
         blocks.put(exc)
     finally:
         with contextlib.suppress(Exception):
@@ -135,7 +135,7 @@ def _read(
 
 
 def _open(repo: str, commit: str, file: HubFile) -> tuple[Any, Any]:
-    """A connection to the storage, and what it knows the file by."""
+    """A connection to the storage, and its identifier of the file."""
     hub.session()
     found = hub.metadata(repo, commit, file)
     xet, said = found.xet_file_data, (found.etag or "").lower()
@@ -163,10 +163,10 @@ _guard = threading.Lock()
 
 
 def _session() -> Any:
-    """hf-xet's runtime, one for the process, with our limits. It writes nothing outside the models' folder."""
+    """hf-xet's runtime with our limits, one per process. It writes nothing outside the models' folder."""
     with _guard:
         if not _held:
-            os.environ.setdefault("HF_XET_CACHE", str(models_dir() / ".xet"))  # both are read when it is imported
+            os.environ.setdefault("HF_XET_CACHE", str(models_dir() / ".xet"))  # hf-xet reads both when imported
             os.environ.setdefault("HF_XET_LOG_DEST", os.devnull)
             from hf_xet import XetConfig, XetSession
 

@@ -4,7 +4,7 @@
     xcodec     codes ⇄ 16 kHz                                    upsampler  codes → 44.1 kHz
     chunks     long sound in bounded memory
 
-Mixing the four waves of a song is in `mix.py`; reading and writing sound files in `audio.py`. Importing this room is
+`audio/mix.py` mixes the four waves of a song; `audio/files.py` reads and writes sound files. Importing this package is
 quick; torch comes with the first load.
 """
 
@@ -28,14 +28,14 @@ __all__ = ["check_codec", "load_codec", "load_upsampler", "render_track"]
 
 
 def load_codec(folder: Path | str, device: str = "cpu", encode: bool = False) -> XCodec:
-    """The codec of a released folder, for decoding, or for encoding as well. Raises ModelError."""
+    """Load the codec of a released folder, for decoding, or with `encode` also for encoding. Raises ModelError."""
     from .xcodec import load
 
     return load(Path(folder), device, encode)
 
 
 def load_upsampler(folder: Path | str, track: Track, device: str = "cpu") -> Upsampler:
-    """The upsampler of one track of a released folder. Raises ModelError."""
+    """Load the upsampler of one track of a released folder. Raises ModelError."""
     from .upsampler import load
 
     return load(Path(folder), track, device)
@@ -46,5 +46,5 @@ def render_track(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Both sounds of one track's codes (codebook, frame): 16 kHz (320 * frames,) and 44.1 kHz (882 * frames,).
 
-    `progress` hears "codec" and then "upsampler", in frames; it may raise Cancelled."""
+    `progress` is called with "codec" and then "upsampler", in frames; it may raise Cancelled."""
     return codec.decode(codes, progress), upsampler.decode(codes, codec, progress)

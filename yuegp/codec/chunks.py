@@ -1,7 +1,7 @@
-"""Making long sound in pieces of bounded memory, with the same result as in one go.
+"""Renders long sound in chunks of bounded memory, with the same result as in one go.
 
-A convolutional network hears only so many frames to each side. A chunk is therefore rendered with that much context
-on both sides, and the samples of the context are thrown away.
+A convolutional network sees a limited number of frames to each side. So a chunk is rendered with that much context on
+both sides, and the context's samples are dropped.
 """
 
 from __future__ import annotations
@@ -25,8 +25,9 @@ if TYPE_CHECKING:
 def in_chunks(
     run: Callable[[int, int], Tensor], frames: int, hop: int, size: int, context: int, what: str, progress: Progress
 ) -> np.ndarray:
-    """`hop * frames` float32 samples from `run(first, last)`, which renders the frames `first` to `last`, `size`
-    frames at a time with `context` frames on each side. Progress counts frames."""
+    """Render `hop * frames` float32 samples, `size` frames at a time with `context` frames on each side.
+
+    `run(first, last)` renders the frames `first` to `last`. Progress counts frames."""
     wave = np.empty(frames * hop, dtype=np.float32)
     progress(what, 0, frames)
     for start in range(0, frames, size):
@@ -41,7 +42,7 @@ def in_chunks(
 
 @contextmanager
 def memory_named(what: str) -> Iterator[None]:
-    """Turn running out of memory into our error."""
+    """Turn running out of memory into a DeviceError that names `what`."""
     try:
         yield
     except Exception as exc:

@@ -1,9 +1,8 @@
-"""The released `.pth` files of the codec folder as safetensors, once.
+"""Converts the released `.pth` files of the codec folder to safetensors, once.
 
-A `.pth` is a pickle, which can hold code; `torchfile` reads it without running any. Each is then written beside itself
-as safetensors: every tensor, bit for bit, without the training state, and with the SHA-256 of the `.pth` in the new
-file's metadata. From then on the pickle is not opened any more (`files.codec_file`). Only one tensor at a time is held
-in memory.
+A `.pth` is a pickle, which can hold code; `torchfile` reads it without running any. `convert` writes a safetensors file
+beside it: every tensor, bit for bit, without the training state, with the SHA-256 of the `.pth` in its metadata. From
+then on the pickle is not opened any more (`files.codec_file`). Only one tensor at a time is in memory.
 """
 
 from __future__ import annotations
@@ -24,11 +23,11 @@ from yuegp.progress import Progress
 from .files import AGAIN, CODEC, ENTRIES, UPSAMPLERS
 
 SOURCE = "source_sha256"
-"""The entry of the metadata that says which `.pth` a file was made from."""
+"""Metadata key with the SHA-256 of the `.pth` a file was made from."""
 
 
 class NotWritten(ModelError):
-    """The pickles are as they should be, but there is no room beside them, or no permission."""
+    """The pickles are sound, but the folder has no room or no permission for the converted files."""
 
 
 def convert(folder: Path, progress: Progress | None = None) -> list[Path]:
@@ -55,7 +54,7 @@ def is_converted(folder: Path) -> bool:
 
 
 def source_of(path: Path) -> str | None:
-    """The SHA-256 of the `.pth` that a safetensors file was made from; None when we did not make it."""
+    """SHA-256 of the `.pth` that a safetensors file was made from; None when `convert` did not make it."""
     try:
         safetensors_header(path)
         with path.open("rb") as file:
@@ -79,7 +78,7 @@ def _digest(path: Path, progress: Progress | None) -> str:
 
 def _write(source: Path, target: Path, entry: str | None, digest: str) -> None:
     table = read_table(source, entry)
-    names = sorted(table, key=lambda name: (-WIDTHS[table[name].dtype], name))  # wide ones first: all stay aligned
+    names = sorted(table, key=lambda name: (-WIDTHS[table[name].dtype], name))  # wide types first: all stay aligned
     header: dict[str, object] = {"__metadata__": {"format": "pt", SOURCE: digest}}
     stop = 0
     for name in names:

@@ -6,8 +6,8 @@ The layout is the released one (`xcodec_mini_infer`), with safetensors accepted 
     decoders/     config.yaml   decoder_131000 (vocal)   decoder_151000 (instrumental)
     semantic_ckpts/hf_1_325000/config.json   only needed to encode
 
-`check_codec` reads headers and pickles only, and does not import torch, so that a broken download is named at once.
-Pickles are read by `torchfile`, which runs nothing in them. What the tensors mean is in `layout.py`; networks are in
+`check_codec` reads headers and pickles only, without torch, so that it names a broken download at once. `torchfile`
+reads the pickles and runs nothing in them. `layout.py` says which tensors there must be; the networks are in
 `xcodec.py` and `upsampler.py`.
 """
 
@@ -36,11 +36,11 @@ if TYPE_CHECKING:
 CODEC = "final_ckpt/ckpt_00360000"
 UPSAMPLERS = {Track.VOCAL: "decoders/decoder_131000", Track.INSTRUMENTAL: "decoders/decoder_151000"}
 ENTRIES = {CODEC: "codec_model"}
-"""Under which key of a `.pth` the tensors stand; a file without one is their table itself."""
+"""Key of the tensor table in a `.pth`; a file without one is the table itself."""
 HUBERT = "semantic_ckpts/hf_1_325000/config.json"
 
 LARGEST_YAML = 1 << 18
-"""Bytes of a configuration; the released ones have a few thousand."""
+"""Most bytes of a configuration; the released ones have a few thousand."""
 
 AGAIN = f"This file is not usable as it is. {INSTEAD}"
 
@@ -48,15 +48,16 @@ Stored = StoredTensor | TorchTensor
 """Where a tensor lies, in either kind of file."""
 
 Expected = Callable[[Mapping[str, tuple[int, ...]]], Shapes]
-"""From the shapes a file has to the shapes of the tensors wanted from it. KeyError names a missing tensor."""
+"""Maps the shapes in a file to those of the tensors wanted from it. Raises KeyError with the name of a missing
+tensor."""
 
 
 def check_codec(folder: Path | str, encode: bool = False, scan: Progress | None = None) -> None:
     """Raise ModelError unless everything needed to decode (and to encode) is there, whole, and made of floats.
 
-    Reads the headers of safetensors and the pickles of `.pth` files: milliseconds, a tenth of a second at most. Small
-    `.pth` files are searched for NaN, all of them when `scan` is given to report to (safetensors: `models.scan_sound`).
-    """
+    Reads the headers of safetensors and the pickles of `.pth` files in at most a tenth of a second. Searches small
+    `.pth` files for NaN, and all of them when `scan` is given, which receives progress (safetensors:
+    `checkpoints.sets.scan_sound`)."""
     folder = Path(folder)
     check_upsampler_config(folder)
     expectations = {CODEC: codec_expectation(folder, encode)} | {UPSAMPLERS[t]: upsampler_expectation for t in Track}
@@ -80,7 +81,7 @@ def _scan(path: Path, tensors: Mapping[str, TorchTensor], progress: Progress | N
 
 
 def codec_file(folder: Path, name: str) -> Path:
-    """The file called `name` in the codec folder; weights are named without ending, and safetensors come first."""
+    """Path of the file `name` in the codec folder; weights are named without ending, safetensors preferred."""
     names = [name] if Path(name).suffix else [f"{name}.safetensors", f"{name}.pth"]
     for path in (folder / name for name in names):
         if path.is_file():
@@ -92,7 +93,7 @@ def codec_file(folder: Path, name: str) -> Path:
 
 
 def codec_expectation(folder: Path, encode: bool) -> Expected:
-    """What the codec file must hold. Reads and checks the configurations on the way."""
+    """The tensors a codec file must hold. Reads and checks the configurations on the way."""
     path = codec_file(folder, "final_ckpt/config.yaml")
     config = _entry(path, _yaml(path), "generator", "config")
     for key, ours in (("ratios", list(layout.RATIOS)), ("sample_rate", layout.SAMPLE_RATE)):
@@ -112,7 +113,7 @@ def codec_expectation(folder: Path, encode: bool) -> Expected:
 
 
 def upsampler_expectation(shapes: Mapping[str, tuple[int, ...]]) -> Shapes:
-    """What an upsampler file must hold."""
+    """The tensors an upsampler file must hold."""
     return layout.upsampler_shapes(UpsamplerWidths.of(shapes))
 
 
@@ -129,7 +130,7 @@ def check_upsampler_config(folder: Path) -> None:
 
 
 def hubert_config(folder: Path) -> dict[str, Any]:
-    """What of HuBERT's `config.json` gives the network its shape, checked."""
+    """The entries of HuBERT's `config.json` that shape the network, checked. Raises ModelError."""
     path = codec_file(folder, HUBERT)
     try:
         config = object_of(read_json(path))
@@ -142,8 +143,8 @@ def hubert_config(folder: Path) -> dict[str, Any]:
 
 
 def header(path: Path, entry: str | None = None) -> Mapping[str, Stored]:
-    """The tensors in a weights file, without reading them, after checking that all their bytes are there. `entry` is
-    the key of their table in a `.pth`."""
+    """The tensors listed in a weights file, after checking that all their bytes are there. `entry` is the key of the
+    table in a `.pth`."""
     return safetensors_header(path) if path.suffix == ".safetensors" else read_table(path, entry)
 
 
@@ -173,7 +174,7 @@ class _Hubert:
     conv_pos_batch_norm: bool = False
 
     def check(self) -> None:
-        """Fault unless the sizes fit together."""
+        """Raise Fault unless the sizes fit together."""
         width, convs = self.hidden_size, len(self.conv_dim)
         if not 1 <= convs == len(self.conv_kernel) <= 32 or len(self.conv_stride or self.conv_dim) != convs:
             raise Fault(f"it has {convs} convolutions, and other numbers of kernels or strides")
@@ -184,12 +185,12 @@ class _Hubert:
 
 
 def shapes_of(tensors: Mapping[str, Stored]) -> Shapes:
-    """Their shapes alone."""
+    """The shapes of the tensors, by name."""
     return {name: tensor.shape for name, tensor in tensors.items()}
 
 
 def compare(path: Path, have: Mapping[str, Stored], expected: Expected) -> Shapes:
-    """The shapes wanted from a file; ModelError names what is missing from it, has another shape, or is no float."""
+    """The shapes wanted from a file. Raises ModelError for a tensor that is missing, of another shape, or no float."""
     try:
         wanted = expected(shapes_of(have))
     except KeyError as exc:
@@ -223,7 +224,7 @@ _TORCH = {
 def read_tensors(path: Path, expected: Expected, entry: str | None = None) -> dict[str, Tensor]:
     """The wanted tensors as float32 copies on the CPU, all finite. `entry` is the key of their table in a `.pth`.
 
-    Only the wanted tensors are read; the training state in the same file never leaves the disk."""
+    Reads only the wanted tensors, not the training state in the same file. Raises ModelError."""
     import torch
 
     have = header(path, entry)
@@ -247,14 +248,14 @@ def read_tensors(path: Path, expected: Expected, entry: str | None = None) -> di
 
 
 def read_state(path: Path, entry: str | None, names: list[str] | None = None) -> dict[str, Tensor]:
-    """Tensors of a `.pth` as they are, on the CPU: those of these names, or all in its table."""
+    """Tensors of a `.pth` in their stored type, on the CPU: those in `names`, or all in its table."""
     import torch
 
     table = read_table(path, entry)
     state: dict[str, Tensor] = {}
     for name in table if names is None else names:
         bits, dtype = read_bits(path, table[name]), table[name].dtype
-        signed = torch.from_numpy(bits.view(f"i{bits.itemsize}"))  # torch 2.9 does little with unsigned ones
+        signed = torch.from_numpy(bits.view(f"i{bits.itemsize}"))  # torch 2.9 supports few operations on unsigned types
         state[name] = signed.view(getattr(torch, _TORCH[dtype]))
     return state
 

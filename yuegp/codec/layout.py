@@ -1,8 +1,8 @@
-"""Which tensors the released codec and upsampler files hold: every name, and its shape at any width.
+"""The tensors of the released codec and upsampler files: every name, and its shape at any width.
 
-One description serves the check before loading, the loader and the writers of small model sets. Nothing here reads
-a file or needs torch. Source: `xcodec_state_dict.json` and `vocos_decoder_state_dict.json` (530 and 81 tensors),
-reproduced by the tests.
+The check before loading, the loader and the writers of small model sets share this description. Reads no files and
+needs no torch. Source: `xcodec_state_dict.json` and `vocos_decoder_state_dict.json` (530 and 81 tensors), which the
+tests compare.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 from yuegp.tokens.vocab import YUE_V1
 
 RATIOS = (8, 5, 4, 2)
-"""Strides of the acoustic coder, in this order both down and up."""
+"""Strides of the acoustic encoder and decoder, both in this order."""
 
 SAMPLE_RATE = 16000
 FRAME_SIZE = 320
@@ -25,14 +25,14 @@ UPSAMPLED_FRAME = 882
 """Samples per frame at 44.1 kHz."""
 
 DECODE_CODEBOOKS = YUE_V1.codebooks
-"""Codebooks a song uses; the released file stores four more that only 6 kbps encoding needs."""
+"""Codebooks of a song; the released file has four more, for encoding at 6 kbps only."""
 
 Shapes = dict[str, tuple[int, ...]]
 
 
 @dataclass(frozen=True)
 class CodecWidths:
-    """The numbers in which codecs of this design differ. Defaults: the released one."""
+    """The widths in which codecs of this design differ. Defaults: the released one."""
 
     acoustic: int = 256
     semantic: int = 768
@@ -47,7 +47,7 @@ class CodecWidths:
 
     @classmethod
     def of(cls, shapes: Mapping[str, tuple[int, ...]]) -> CodecWidths:
-        """Read off the shapes of a codec file. KeyError names a tensor that is needed for this and missing."""
+        """Derive the widths from the shapes in a codec file. Raises KeyError with the name of a missing tensor."""
         codebook_size, embedding = shapes[codebook_name(0)]
         acoustic = shapes["fc_post2.weight"][0]
         encoder = shapes.get("encoder.block.0.weight_v", (0,))[0]
@@ -60,7 +60,7 @@ class CodecWidths:
 
 @dataclass(frozen=True)
 class UpsamplerWidths:
-    """The numbers in which upsamplers differ. Defaults: the released pair."""
+    """The widths in which upsamplers differ. Defaults: the released pair."""
 
     embedding: int = 1024
     dim: int = 512
@@ -70,7 +70,7 @@ class UpsamplerWidths:
 
     @classmethod
     def of(cls, shapes: Mapping[str, tuple[int, ...]]) -> UpsamplerWidths:
-        """Read off the shapes of an upsampler file. KeyError names a tensor that is needed for this and missing."""
+        """Derive the widths from the shapes in an upsampler file. Raises KeyError with the name of a missing tensor."""
         dim, embedding, _ = shapes["backbone.embed.weight"]
         layers = 0
         while f"backbone.convnext.{layers}.gamma" in shapes:
@@ -84,7 +84,7 @@ def codebook_name(index: int) -> str:
 
 
 def decode_shapes(widths: CodecWidths, codebooks: int = DECODE_CODEBOOKS) -> Shapes:
-    """The tensors that turn codes into sound: 129 with eight codebooks."""
+    """Shapes of the tensors for decoding: 129 with eight codebooks."""
     shapes: Shapes = {codebook_name(q): (widths.codebook_size, widths.embedding) for q in range(codebooks)}
     shapes |= _linear("fc_post2", widths.embedding, widths.acoustic)
     shapes |= _normed("decoder_2.model.0", widths.acoustic, widths.decoder, 7)
@@ -94,7 +94,7 @@ def decode_shapes(widths: CodecWidths, codebooks: int = DECODE_CODEBOOKS) -> Sha
         shapes[f"{block}.0.alpha"] = (1, width, 1)
         shapes[f"{block}.1.bias"] = (half,)
         shapes[f"{block}.1.weight_g"] = (width, 1, 1)
-        shapes[f"{block}.1.weight_v"] = (width, half, 2 * stride)  # a transposed convolution: inputs come first
+        shapes[f"{block}.1.weight_v"] = (width, half, 2 * stride)  # transposed convolution: inputs come first
         for j in (2, 3, 4):
             shapes |= _residual_unit(f"{block}.{j}", half)
         width = half
@@ -103,7 +103,7 @@ def decode_shapes(widths: CodecWidths, codebooks: int = DECODE_CODEBOOKS) -> Sha
 
 
 def encode_shapes(widths: CodecWidths, hubert: Mapping[str, Any]) -> Shapes:
-    """The tensors that turn sound into codes (356 at the released size, all twelve codebooks included).
+    """Shapes of the tensors for encoding (356 at the released size, all twelve codebooks included).
 
     `hubert` is the content of `semantic_ckpts/*/config.json`."""
     shapes: Shapes = {codebook_name(q): (widths.codebook_size, widths.embedding) for q in range(widths.codebooks)}
@@ -132,7 +132,7 @@ def encode_shapes(widths: CodecWidths, hubert: Mapping[str, Any]) -> Shapes:
 
 
 def upsampler_shapes(widths: UpsamplerWidths) -> Shapes:
-    """Every tensor of one upsampler: 81 with eight layers."""
+    """Shapes of every tensor of one upsampler: 81 with eight layers."""
     dim = widths.dim
     shapes: Shapes = {"backbone.embed.weight": (dim, widths.embedding, 7), "backbone.embed.bias": (dim,)}
     shapes |= _layer_norm("backbone.norm", dim)
@@ -188,7 +188,7 @@ def _layer_norm(name: str, width: int) -> Shapes:
 
 
 def _normed(name: str, inputs: int, outputs: int, kernel: int) -> Shapes:
-    """A convolution stored with weight norm: direction `weight_v`, length `weight_g`."""
+    """Shapes of a convolution stored with weight norm: direction `weight_v`, length `weight_g`."""
     return {
         f"{name}.bias": (outputs,),
         f"{name}.weight_g": (outputs, 1, 1),

@@ -1,5 +1,5 @@
-"""The upsampler: the codec's embedding to a 44.1 kHz stem. A Vocos network: ConvNeXt blocks and an inverse Fourier
-transform; one set of weights per track. Its input is `XCodec.embed`, not the decoded 16 kHz wave.
+"""The upsampler turns the codec's embedding into a 44.1 kHz stem. A Vocos network: ConvNeXt blocks and an inverse
+Fourier transform; one set of weights per track. Its input is `XCodec.embed`, not the decoded 16 kHz wave.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from .layout import UPSAMPLED_FRAME, UPSAMPLED_RATE, UpsamplerWidths
 from .xcodec import XCodec
 
 CHUNK = 500
-"""Frames rendered at once: 10 s."""
+"""Frames rendered at once (10 s)."""
 
 EPS = 1e-6
-"""Of every layer norm here."""
+"""Epsilon of every layer norm here."""
 
 LARGEST_MAGNITUDE = 100.0
-"""The spectrum is cut off here, as in training."""
+"""Magnitudes are clipped here, as in training."""
 
 
 class Block(nn.Module):
@@ -41,7 +41,7 @@ class Block(nn.Module):
         self.gamma = nn.Parameter(torch.empty(dim))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(1, dim, frames) to the same."""
+        """(1, dim, frames) to (1, dim, frames)."""
         y = self.norm(self.dwconv(x).transpose(1, 2))
         y = self.gamma * self.pwconv2(F.gelu(self.pwconv1(y)))
         return x + y.transpose(1, 2)
@@ -72,7 +72,7 @@ class InverseTransform(nn.Module):
         self.window = nn.Buffer(torch.empty(window))
 
     def forward(self, spectrum: Tensor) -> Tensor:
-        """Complex (bins, frames) to (882 * frames,): the sound of the first and last half window is cut off."""
+        """Complex (bins, frames) to (882 * frames,), without the first and last half window."""
         size, frames = len(self.window), spectrum.shape[1]
         pieces = torch.fft.irfft(spectrum, n=size, dim=0) * self.window[:, None]
         weights = (self.window.square()[:, None]).expand(size, frames)
@@ -107,7 +107,7 @@ class Upsampler(nn.Module):
         super().__init__()
         self.backbone = Backbone(widths)
         self.head = Head(widths)
-        # Three frames per convolution, and as many as the window reaches beyond its own frame.
+        # Three frames per convolution, plus those the window reaches beyond its own frame.
         self.context = 3 * (1 + widths.layers) + -(-(widths.window - UPSAMPLED_FRAME) // (2 * UPSAMPLED_FRAME))
 
     def forward(self, embedding: Tensor) -> Tensor:
@@ -126,7 +126,7 @@ class Upsampler(nn.Module):
 
 
 def load(folder: Path, track: Track, device: str = "cpu") -> Upsampler:
-    """The upsampler of `track` in `folder`. Raises ModelError."""
+    """Load the upsampler of `track` from `folder`. Raises ModelError."""
     files.check_upsampler_config(folder)
     tensors = files.read_tensors(files.codec_file(folder, files.UPSAMPLERS[track]), files.upsampler_expectation)
     with torch.device("meta"):

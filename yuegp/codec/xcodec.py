@@ -1,7 +1,7 @@
 """X-Codec: codes to 16 kHz sound and back, on transformers' `XcodecModel` with the released weights.
 
-The network is the library's (4.57 or newer; 5.23 tested); what is ours is the way from released tensor names to its
-names, decode-only loading, and exact decoding in chunks. Always float32: bfloat16 leaves 32 dB of signal to noise.
+The network is the library's (4.57 or newer; 5.23 tested); this file maps released tensor names to its names, loads the
+decoder alone, and decodes exactly in chunks. Always float32: bfloat16 leaves 32 dB of signal to noise.
 """
 
 from __future__ import annotations
@@ -22,23 +22,24 @@ from .chunks import in_chunks, memory_named
 from .layout import FRAME_SIZE, RATIOS, SAMPLE_RATE, CodecWidths
 
 CHUNK = 120
-"""Frames decoded at once: about 0.6 s of work on one core at the released widths, so that Stop is heard in time. Twice
-as many are a fifth faster; more are not."""
+"""Frames decoded at once: about 0.6 s of work on one core at the released widths, so that Stop acts soon. Twice as many
+are a fifth faster, more are not."""
 
 CONTEXT = 10
-"""Frames the decoder hears to each side, derived from its kernels and confirmed by perturbation in float64."""
+"""Frames of context the decoder needs on each side, derived from its kernels and confirmed by perturbation in
+float64."""
 
 SHORTEST = 312
 """Samples below which the encoder's kernels no longer fit."""
 
 NEVER_USED = ("decoder_semantic", "fc1")
 ENCODE_ONLY = ("acoustic_encoder", "encoder_semantic", "semantic_model", "fc")
-"""Parts of the library's network that are taken out when they have no weights to hold."""
+"""Parts of the library's network that decode-only loading removes."""
 
 
 def transformers_name(name: str) -> str:
-    """The name in `XcodecModel` of a released tensor; a pair `weight_g`, `weight_v` of the acoustic coder shares the
-    name of the one `weight` it folds into."""
+    """Name in `XcodecModel` of a released tensor; a pair `weight_g`, `weight_v` of the acoustic coder maps to the one
+    `weight` it folds into."""
     head, _, rest = name.partition(".")
     if head in ("encoder", "decoder_2"):
         return _acoustic_name(rest, decoder=head == "decoder_2")
@@ -54,7 +55,7 @@ def transformers_name(name: str) -> str:
 
 
 def _acoustic_name(rest: str, decoder: bool) -> str:
-    """`block.3.block.2.block.1.weight_g` or `model.0.bias`, without the released prefix."""
+    """Name of an acoustic tensor; `rest` lacks the released prefix, as in `block.3.block.2.block.1.weight_g`."""
     *numbers, leaf = re.sub(r"(block|model)\.", "", rest).split(".")
     index = [int(n) for n in numbers]
     parts = ["acoustic_decoder" if decoder else "acoustic_encoder"]
@@ -75,8 +76,8 @@ def _acoustic_name(rest: str, decoder: bool) -> str:
 def convert(released: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Released tensors under the library's names, weight norm folded.
 
-    Folding in float32 by torch's own kernel makes the result bit-identical to the released program; float64 moves
-    the waveform by 2e-6."""
+    Folding in float32 by torch's own kernel gives bit-identical results to the released program; float64 would move the
+    waveform by 2e-6."""
     converted = {}
     for name, tensor in released.items():
         new = transformers_name(name)
@@ -91,7 +92,7 @@ def convert(released: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 class XCodec:
     """A loaded codec. Codes are int16 (codebook, frame); waves are mono float32 at 16 kHz.
 
-    `codebooks` is how many levels it can decode: eight, or all stored ones (twelve) when loaded to encode."""
+    `codebooks` is the number of levels it can decode: eight, or all stored ones (twelve) when loaded to encode."""
 
     sample_rate = SAMPLE_RATE
     frame_size = FRAME_SIZE
@@ -115,15 +116,15 @@ class XCodec:
 
     @torch.inference_mode()
     def embed(self, codes: np.ndarray) -> torch.Tensor:
-        """The sum of the codebook entries that `codes` (n, frames) name: (1, width, frames) on the codec's device.
+        """Sum of the codebook entries of `codes` (n, frames): (1, width, frames) on the codec's device.
 
-        Fewer than `codebooks` rows are fine: the lower levels alone already sound."""
+        `n` may be less than `codebooks`: the lower levels alone already sound."""
         self._check(codes)
         return self._model.quantizer.decode(self._indices(codes))
 
     @torch.inference_mode()
     def decode(self, codes: np.ndarray, progress: Progress = quiet) -> np.ndarray:
-        """The sound of `codes` (n, frames): 320 samples per frame, not limited (peaks above 1 occur)."""
+        """Decode `codes` (n, frames) to 320 samples per frame, not limited: peaks above 1 occur."""
         self._check(codes)
 
         def run(first: int, last: int) -> torch.Tensor:
@@ -134,9 +135,9 @@ class XCodec:
 
     @torch.inference_mode()
     def encode(self, wave: np.ndarray, codebooks: int = 1) -> np.ndarray:
-        """Codes (codebooks, floor((samples + 240) / 320)) of a mono 16 kHz wave, whose level is taken as it is.
+        """Encode a mono 16 kHz wave, without changing its level, to codes (codebooks, floor((samples + 240) / 320)).
 
-        The whole clip is encoded at once: HuBERT listens to all of it, so chunks would give other codes."""
+        Encodes the whole clip at once: HuBERT attends to all of it, so chunks would give other codes."""
         if not self.can_encode:
             raise GenerationError("This codec was loaded for decoding only.", "Load it with encode=True.")
         if not 1 <= codebooks <= self.codebooks:
@@ -155,7 +156,7 @@ class XCodec:
         return indices[0].cpu().numpy().astype(np.int16)
 
     def _indices(self, codes: np.ndarray) -> torch.Tensor:
-        """(n, 1, frames), as the quantizer wants them."""
+        """Codes as (n, 1, frames), the quantizer's shape."""
         return torch.from_numpy(codes.astype(np.int64)).to(self.device)[:, None]
 
     def _check(self, codes: np.ndarray) -> None:
@@ -168,8 +169,8 @@ class XCodec:
 
 
 def load(folder: Path, device: str = "cpu", encode: bool = False) -> XCodec:
-    """The codec in `folder`. Without `encode` only the decoder's tensors are read (129, 115 MB released) and HuBERT
-    never exists in memory. Raises ModelError."""
+    """Load the codec from `folder`. Without `encode` it reads only the decoder's tensors (129, 115 MB as released) and
+    never builds HuBERT. Raises ModelError."""
     path = files.codec_file(folder, files.CODEC)
     released = files.read_tensors(path, files.codec_expectation(folder, encode), files.ENTRIES[files.CODEC])
     widths = CodecWidths.of({name: tuple(tensor.shape) for name, tensor in released.items()})
@@ -184,9 +185,9 @@ def load(folder: Path, device: str = "cpu", encode: bool = False) -> XCodec:
 
 
 def _build(widths: CodecWidths, hubert: dict[str, Any] | None) -> Any:
-    """`XcodecModel` of these widths without memory behind it, and without the parts that stay unused.
+    """Build `XcodecModel` of these widths on the meta device, without unused parts.
 
-    Without a HuBERT configuration the library's default one stands in at the right width, and is taken out again."""
+    Without a HuBERT configuration, the library's default stands in at the right width and is removed again."""
     from transformers import DacConfig, HubertConfig, XcodecConfig, XcodecModel
 
     if hubert is None:
@@ -202,7 +203,7 @@ def _build(widths: CodecWidths, hubert: dict[str, Any] | None) -> Any:
         upsampling_ratios=list(RATIOS),
         sampling_rate=SAMPLE_RATE,
     )
-    # The library counts codebooks as floor(bandwidth / bandwidth of one), so half a codebook is added against rounding.
+    # The library computes codebooks as floor(bandwidth / bandwidth of one): half a codebook is added against rounding.
     one = (SAMPLE_RATE // FRAME_SIZE) * (widths.codebook_size - 1).bit_length() / 1000
     config = XcodecConfig(
         target_bandwidths=[one * (n + 0.5) for n in range(1, widths.codebooks + 1)],

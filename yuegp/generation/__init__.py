@@ -1,1 +1,1 @@
-"""From a request to a song: both stages, rendering, previews, edits."""
+"""Makes a song from a request: plan, both stages, rendering, previews, edits."""

@@ -1,4 +1,4 @@
-"""Which of YuE's published models suit a machine, and how they are held there: decided here and nowhere else.
+"""Chooses which of YuE's published models suit a machine, and in which format they run there.
 
 `models get` and the page fetch what is chosen here, `plan`, the Set-up page and the doctor tell of it, the README's
 table is what it answers, and a song takes what lies on the disk in the same order. That order is `offload/plan.py`'s.
@@ -28,26 +28,26 @@ SECTIONS, SECTION_IDS = 6, 3000
 """The usual song: six sections of half a minute, and the whole context."""
 
 SLOWER = 1.1
-"""From how many times the modelled time on it is said that another copy would be faster."""
+"""Ratio of estimated times from which the reason says that another copy would be faster."""
 
 Copies = Mapping[WeightFormat, Checkpoint]
-"""The ways in which a model could be held, and the checkpoint for each."""
+"""Checkpoint for each format in which a model could run."""
 
 
 @dataclass(frozen=True)
 class Choice:
-    """Three checkpoints that make a set, and why these."""
+    """Three checkpoints that make a set, and the reason for them."""
 
     name: str
-    """The set they are for."""
+    """Name of the set."""
     checkpoints: tuple[Checkpoint, ...]
     reason: str
     plan: MemoryPlan | None = None
-    """How the usual song would be made with them; None where even the smallest do not fit."""
+    """Plan of the usual song with them; None if even the smallest do not fit."""
 
 
 def usual(ways1: Iterable[WeightFormat], ways2: Iterable[WeightFormat]) -> MemoryRequest:
-    """What the usual song asks for with YuE's released models, held in one of these ways."""
+    """Memory request of the usual song with YuE's released models in one of these formats."""
     return MemoryRequest(
         RELEASED_STAGE1, RELEASED_STAGE2, RELEASED_SOUND, tuple(ways1), tuple(ways2), SECTIONS, SECTION_IDS,
         RELEASED_STAGE1.config.context,
@@ -55,14 +55,13 @@ def usual(ways1: Iterable[WeightFormat], ways2: Iterable[WeightFormat]) -> Memor
 
 
 def ways(checkpoint: Checkpoint, card: Card | None) -> tuple[WeightFormat, ...]:
-    """How a checkpoint could be held, from what is known of it: the files need not be here."""
+    """Formats in which a checkpoint could run, from its registry entry: the files need not exist here."""
     stage, shapes = (1, RELEASED_STAGE1) if checkpoint.role == "stage1" else (2, RELEASED_STAGE2)
     return offload_ways.held(checkpoint.stored, Fraction(checkpoint.bits).limit_denominator(100), stage, card, shapes)
 
 
 def lacking(card: Card | None) -> str:
-    """What the fast engine needs and does not find. Nothing on a card that is only planned for: setting up the program
-    beside it brings the engine along."""
+    """What the fast engine still needs. Empty for a planned card: installing the program there includes the engine."""
     return "" if card is not None and card.imagined else offload_ways.lacking(card)
 
 
@@ -70,10 +69,10 @@ def choose(
     language: str, mode: str, card: Card | None = None, exl2: bool | None = None, ram: int | None = None,
     elsewhere: bool = False,
 ) -> Choice:  # fmt: skip
-    """The best checkpoints for lyrics in `language` (en, zh, jp-kr) and `mode` (cot, icl) on `card`, or on this
-    machine's, with `ram` bytes of RAM free. `exl2` says whether the fast engine is there. What is on this computer and
-    does as well is taken instead of what would have to be downloaded; `elsewhere` looks for it in other programs'
-    folders too. RequestError when there is no such set."""
+    """The best checkpoints for lyrics in `language` (en, zh, jp-kr) and `mode` (cot, icl) on `card` (None: this
+    machine's) with `ram` bytes of free RAM. `exl2` says whether the fast engine is installed. Prefers an equally good
+    copy on this computer to a download; `elsewhere` searches other programs' folders too. Raises RequestError when
+    there is no such set."""
     name = f"yue-{language}-{mode}"
     if name not in sets.RELEASED:
         raise RequestError(
@@ -108,13 +107,13 @@ def choose(
 
 
 def _published(fast: bool, what: tuple[str, str, str]) -> list[Checkpoint]:
-    """The published checkpoints of a role, language and mode that an engine of this machine can read."""
+    """Published checkpoints of a role, language and mode that this machine's engines can read."""
     every = registry.CHECKPOINTS.values()
     return [c for c in every if (c.role, c.language, c.mode) == what and (fast or c.stored != "exl2")]
 
 
 def _copies(some: Iterable[Checkpoint], card: Card | None, there: set[str]) -> Copies:
-    """The ways in which some checkpoints could be held; of those held alike one that is there, or the first."""
+    """Formats in which the checkpoints could run; for each the checkpoint that is on disk, or else the first."""
     found: dict[WeightFormat, Checkpoint] = {}
     for entry in some:
         for way in ways(entry, card):
@@ -136,7 +135,7 @@ def _planned(
 
 
 def _on_disk(some: Iterable[Checkpoint], elsewhere: bool) -> set[str]:
-    """Ids of the checkpoints that are on this computer, whole as far as headers tell."""
+    """Ids of the checkpoints on this computer, complete as far as headers tell."""
     found = {c.id for c in some if (folder := locate.locate(c)) and _is_it(c, folder)}
     return found | ({item.checkpoint.id for item in locate.search() if item.checkpoint} if elsewhere else set())
 
@@ -153,7 +152,7 @@ def _reason(
     where: str, held: MemoryPlan, best: MemoryPlan, wanted: tuple[Checkpoint, ...], chosen: tuple[Checkpoint, ...],
     without: str,
 ) -> str:  # fmt: skip
-    """Why these, as a sentence without its full stop."""
+    """Reason for the choice, as a sentence without its full stop."""
     reason = f"the best that fits {where} with a whole song in memory"
     if held.resident is not None:
         reason += ", layers waiting in RAM"
@@ -170,12 +169,11 @@ def _reason(
     return reason
 
 
-# What lies on the disk
+# Copies on disk
 
 
 def find(model: str) -> sets.ModelSet:
-    """`models.find`, and where several copies of a released model are on the disk: those that were chosen when they
-    were downloaded, or else those that do best on this machine."""
+    """`sets.find`; of several copies on disk, prefers those chosen when downloaded, else the best for this machine."""
     parts = sets.candidates(model)
     stages = [[c for c in parts.get(role, ()) if locate.locate(c)] for role in ("stage1", "stage2")]
     if max(map(len, stages)) < 2:

@@ -1,7 +1,7 @@
-"""What can be done to a song that exists: go on with it, rewind it, redo a section, compare candidates, trim, mute.
+"""Edits of an existing song: continue, rewind, redo a section, make candidates, trim, mute.
 
-Each makes a new take that names its parent and keeps what it can of it; nothing is changed, nothing destroyed. A new
-take is only begun here: `pipeline.run` makes what it lacks. Sections are counted from 0; people count from 1.
+Each edit creates a new take that names its parent and keeps what it can of it; existing takes never change. The new
+take is only begun here: `pipeline.run` makes what it lacks. Sections are counted from 0; users count from 1.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ MOST_CANDIDATES = 10
 
 
 def proceed(song: Song, take: Take, sections: Sequence[Section] = (), count: int | None = None) -> Take:
-    """Go on at the end: with `sections` added to the lyrics, and with whatever of the lyrics is not made yet, up to
-    `count` sections in all (None: to the end). The head of the prompt is that of the longer lyrics; what is sung
-    already keeps its codes."""
+    """Continue at the end: with unmade sections of the lyrics and with new `sections` added to them, up to `count`
+    sections in all (None: to the end). The prompt's head is that of the longer lyrics; finished sections keep their
+    codes."""
     request = replace(take.info.request, sections=(*take.info.request.sections, *sections), first_sections=count)
     made = len(take.info.spans)
     if (count or len(request.sections)) <= made:
@@ -43,8 +43,8 @@ def proceed(song: Song, take: Take, sections: Sequence[Section] = (), count: int
 
 
 def rewind(song: Song, take: Take, seed: int, section: int | None = None, second: float | None = None) -> Take:
-    """Go back to the beginning of `section`, or to a `second` of the song, and write everything after it anew. A
-    second inside a section keeps the part before it, and goes on from there."""
+    """Go back to the beginning of `section`, or to a `second` of the song, and write everything after it anew. A second
+    inside a section keeps the part before it and continues from there."""
     spans = _whole(take)
     request = replace(take.info.request, seed=seed)
     if section is not None:
@@ -89,7 +89,7 @@ def choices(
     device: str = "auto",
     wishes: ModelOptions = ANY,
 ) -> list[Take]:
-    """A section once per seed, written in one batch: one new take each, to be compared and picked from."""
+    """Write a section once per seed, in one batch. Returns one new take each, to compare and pick from."""
     if not 1 <= len(seeds) <= MOST_CANDIDATES:
         raise RequestError(f"{len(seeds)} candidates were asked for; 1 to {MOST_CANDIDATES} are possible.", "")
     _span(take, section)
@@ -105,9 +105,9 @@ def choices(
 def write_together(
     takes: Sequence[Take], watch: ProgressCallback, device: str = "auto", wishes: ModelOptions = ANY
 ) -> None:
-    """Write the first section of takes that `redo` began from the same parent, in one batch: each gets what it would
-    have got alone. Takes that have theirs already are left as they are, and so is one that is left over. Until the
-    whole batch is written nothing is saved; `watch` may raise Cancelled."""
+    """Write the first section of takes that `redo` began from the same parent, in one batch, with the same result as
+    one by one. Skips takes that have theirs already, and a single remaining one. Saves nothing before the whole batch
+    is written; `watch` may raise Cancelled."""
     with song_lock(takes[0].folder.parent.parent):
         here = [Take.open(take.folder) for take in takes]  # another process may have written some
         todo = [take for take in here if all(span.take != take.info.number for span in take.info.spans)]
@@ -126,7 +126,7 @@ def write_together(
 
 
 def _add(take: Take, written: SectionCodes, made_with: MadeWith) -> None:
-    """Put a section behind what a take holds."""
+    """Append a section to a take."""
     start = take.frames
     stop, seed = start + written.codes.shape[1], take.info.request.seed
     span = Span(written.section, start, stop, written.ended, take.info.number, seed)
@@ -135,7 +135,7 @@ def _add(take: Take, written: SectionCodes, made_with: MadeWith) -> None:
 
 
 def trim(song: Song, take: Take, section: int, seconds: float) -> Take:
-    """Cut `seconds` off the end of a section; what follows moves up and is faded in."""
+    """Cut `seconds` off the end of a section; the sections after it move up and are faded in."""
     span, frames = _span(take, section), round(seconds * FRAMES_PER_SECOND)
     length = span.stop - span.start
     if not 0 < frames < length:
@@ -150,8 +150,8 @@ def trim(song: Song, take: Take, section: int, seconds: float) -> Take:
 
 
 def mute(song: Song, take: Take, sections: Collection[int]) -> Take:
-    """Leave `sections` out of Stage 1's context from now on (and no others): they are heard, but no longer set the
-    style of what is written after them. The sound stays the same."""
+    """Leave `sections`, and no others, out of Stage 1's context from now on: they still sound, but no longer influence
+    what is written after them."""
     for section in sections:
         _span(take, section)
     muted = tuple(sorted(sections))
@@ -206,7 +206,7 @@ def _branch(
 
 
 def _whole(take: Take) -> tuple[Span, ...]:
-    """The spans of a take whose music is written to the end of what was asked."""
+    """The spans of a complete take. Raises LibraryError for an unfinished one."""
     spans = take.info.spans
     if take.info.kept_sections or not spans or spans[-1].open:
         raise LibraryError(
@@ -217,7 +217,7 @@ def _whole(take: Take) -> tuple[Span, ...]:
 
 
 def _span(take: Take, section: int) -> Span:
-    """The span of a section that is made."""
+    """The span of a finished section."""
     for span in take.info.spans:
         if span.section == section:
             return span

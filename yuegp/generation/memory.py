@@ -40,7 +40,7 @@ CHUNK_IDS = 9 * STAGE2_CHUNK + 2
 LIBRARY = tuple(
     WeightFormat("exl2", "exl2", Fraction(bits), kv) for bits in ("8", "6", "5", "4.25", "4") for kv in CACHES
 )
-"""What Stage 1 can be pressed into for the fast engine."""
+"""Formats that Stage 1 can be quantized to for the fast engine."""
 
 
 # Errors
@@ -92,8 +92,8 @@ def opener(models: ModelSet) -> Callable[[int, MemoryPlan], LMEngine]:
 
 
 def ways(folder: Path, stage: int, card: Card | None) -> tuple[WeightFormat, ...]:
-    """How the model in `folder` can be held here, as stored and made smaller. DeviceError when it needs a card or a
-    package that is not here."""
+    """Formats in which the model in `folder` can run here, as stored and quantized. Raises DeviceError when it needs a
+    card or package that is missing."""
     stored = stored_as(folder)
     if stored == "exl2" and (lacking := _lacking(card)):
         raise DeviceError(
@@ -107,7 +107,7 @@ def ways(folder: Path, stage: int, card: Card | None) -> tuple[WeightFormat, ...
 def wished(
     models: ModelSet, card: Card | None, wishes: ModelOptions
 ) -> tuple[tuple[WeightFormat, ...], tuple[WeightFormat, ...]]:
-    """How both models can be held here as somebody wishes. DeviceError and RequestError say what is not possible."""
+    """Formats of both models that satisfy `wishes` here. Raises DeviceError or RequestError when none does."""
     if wishes.fast and (lacking := _lacking(card)):
         repair = ", or run `python launch.py --repair`." if card else "."
         raise DeviceError(
@@ -145,7 +145,7 @@ def _exl2_bits(folder: Path) -> Fraction:
 
 
 def sound_of(models: ModelSet) -> Sound:
-    """What the set's codec takes, from the shapes of its tensors."""
+    """Sizes of the set's codec, from the shapes of its tensors."""
     names = (CODEC, UPSAMPLERS[Track.VOCAL])
     codec, upsampler = (shapes_of(header(codec_file(models.codec, name), ENTRIES.get(name))) for name in names)
     return sound(CodecWidths.of(codec), UpsamplerWidths.of(upsampler))
@@ -160,7 +160,7 @@ def longest(prompts: Prompts, sections: int, budget: int) -> int:
 def need(
     plan: SongPlan, prompts: Prompts, card: Card | None, sections: int, takes: int = 1, wishes: ModelOptions = ANY
 ) -> MemoryRequest:
-    """What it takes to write `sections` more sections of a song, and to refine them, with models held as wished."""
+    """Memory request to write and refine `sections` more sections of a song with the models as `wishes` says."""
     models, layout = plan.models, plan.models.layout
     ways1, ways2 = wished(models, card, wishes)
     return MemoryRequest(
@@ -179,8 +179,8 @@ def need(
 
 
 def foresee(plan: SongPlan, here: Machine, device: str = "auto", wishes: ModelOptions = ANY) -> MemoryPlan:
-    """The memory plan of a song on this machine, before anything loads; a reference is counted by its length.
-    DoesNotFit, DeviceError, RequestError."""
+    """The memory plan of a song on this machine, before anything loads; a reference counts by its length. Raises
+    DoesNotFit, DeviceError or RequestError."""
     from .plan import prompts_of
 
     card = None if device == "cpu" else here.card
@@ -188,6 +188,6 @@ def foresee(plan: SongPlan, here: Machine, device: str = "auto", wishes: ModelOp
 
 
 def allow(model: str, wishes: ModelOptions, here: Machine, device: str = "auto") -> None:
-    """Refuse wishes that the model called `model` cannot be held by on this machine, before anything is queued."""
+    """Raise DeviceError or RequestError, before anything is queued, if `model` cannot run as `wishes` says here."""
     if wishes != ANY:
         wished(find(model), None if device == "cpu" else here.card, wishes)

@@ -1,7 +1,7 @@
-"""How somebody wants the language models held: which engine, which weights, which KV cache.
+"""The user's choice of engine, weights and KV cache for the language models.
 
-That belongs to a machine and not to a song: it travels with a job, never into song.json. What of it is possible with
-the models and the card that are here, `memory` knows. "auto" is whatever suits this machine best.
+It belongs to a machine and not to a song: it travels with a job, never into song.json. `memory` decides what is
+possible with the models and the card. "auto" is what suits this machine best.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ AUTO = "auto"
 ENGINES = (AUTO, "torch", "exl2")
 
 WEIGHTS = (AUTO, "float", "int8", "nf4", "exl2")
-"""`float`: as many bits as the model was trained with."""
+"""`float` keeps the bits the model was trained with."""
 
 CACHES = (AUTO, *sizes.CACHES)
 """`fp16`: not quantized, whatever numbers the engine computes in."""
@@ -24,9 +24,9 @@ CACHES = (AUTO, *sizes.CACHES)
 
 @dataclass(frozen=True)
 class ModelOptions:
-    """All three speak of Stage 1, the large model; Stage 2 follows the engine where its files allow it.
+    """Options for Stage 1, the large model; Stage 2 uses the same engine where its files allow it.
 
-    RequestError for words that are none of these, and for those that cannot go together."""
+    Raises RequestError for unknown values and impossible combinations."""
 
     engine: str = AUTO
     weights: str = AUTO
@@ -49,7 +49,7 @@ class ModelOptions:
             )
 
     def _asking(self, exl2: bool) -> list[str]:
-        """What asks for the engine exl2, or for the other one."""
+        """The options that require the engine exl2, or with `exl2` False the engine torch."""
         said = (
             (f"the engine {self.engine}", self.engine != AUTO, self.engine == "exl2"),
             (f"the quantization {self.weights}", self.weights != AUTO, self.weights == "exl2"),
@@ -59,9 +59,9 @@ class ModelOptions:
 
     @property
     def fast(self) -> bool:
-        """Whether only the engine exl2 can fulfil them."""
+        """Whether only the engine exl2 satisfies them."""
         return bool(self._asking(exl2=True))
 
 
 ANY = ModelOptions()
-"""Nothing is wished for."""
+"""Everything `auto`."""

@@ -1,9 +1,9 @@
-"""A whole song: make a plan, then run it, saving every finished part.
+"""Runs a song's plan, saving every finished part.
 
-`plan` (in `planning.py`) refuses what cannot work before anything heavy loads. `run` goes on from whatever the take
-folder already holds, so an interrupted song is resumed by running it again, and equals an uninterrupted one. How a take
-comes to hold part of another one (continued, rewound, redone) is in `edit.py`; how models share the memory there is,
-in `offload/`; what can be heard before the song is done, in `previews.py`.
+`plan.py` refuses what cannot work before anything heavy loads. `run` continues from whatever the take folder holds, so
+running an interrupted song again resumes it, with the same result as without interruption. `edit.py` begins takes with
+parts of another one (continued, rewound, redone); `offload/` shares the memory between the models; `previews.py` makes
+sound before the song is done.
 """
 
 from __future__ import annotations
@@ -43,17 +43,17 @@ def run(
     previews: bool = True,
 ) -> ModelManager[LMEngine] | None:
     """Make what is missing of `take`: codes of both stages, then stems and mix. Every finished section and batch is
-    on disk before the next begins; `watch` may raise Cancelled at any event and nothing finished is lost. Only one
-    process at a time may make a song: LibraryError says which one does.
+    on disk before the next begins; `watch` may raise Cancelled at any event without losing finished parts. Raises
+    LibraryError when another process makes this song.
 
-    `wishes` say how the models are to be held. `hear` overrides how early sections are refined (`stages`, `first`,
-    `sections`), `previews` whether rough sound is written meanwhile; neither changes the song. Returns who was on the
-    card, if anybody had to be."""
+    `wishes` are the model options. `hear` overrides how early sections are refined (`stages`, `first`, `sections`),
+    `previews` whether to write rough sound meanwhile; neither changes the song. Returns the model manager, if a model
+    was loaded."""
     from .previews import Previews
     from .session import GenerationSession
 
     with song_lock(take.folder.parent.parent):
-        take.info = Take.open(take.folder).info  # another process may have gone on with it since it was opened
+        take.info = Take.open(take.folder).info  # another process may have continued it since it was opened
         take.sweep()
         if take.info.stage is Stage.RENDERED and not take.info.kept_sections and not missing_sections(plan, take):
             Previews(take, plan.models.codec, on=False).discard()  # a run may have ended just before it did so

@@ -1,5 +1,5 @@
-"""What will be done for a song, decided before anything heavy loads (no torch): the plan of a run, how it tells of its
-progress, and what of a take is still missing. Who carries it out: `pipeline`."""
+"""Plans a run before anything heavy loads (no torch): the plan, progress events, and the missing parts of a take.
+`pipeline` runs it."""
 
 from __future__ import annotations
 
@@ -22,25 +22,25 @@ from yuegp.tokens.vocab import FRAMES_PER_SECOND
 from . import choice
 
 LONGEST_SECTION = 60.0
-"""Twice what the model was trained to write in one go; beyond, sections only fall apart."""
+"""Longest section in seconds, twice the length the model was trained on; longer ones fall apart."""
 
 CROSSOVERS = ("smooth", "yue")
 
 LEAD = 32
-"""Frames rendered before a seam, for what the networks hear to one side (29), and thrown away but for the fade."""
+"""Frames rendered before a seam as context of the networks (29 on one side), dropped except for the fade."""
 
 FADE = 2
-"""Frames over which kept codes are faded in: 40 ms, long enough not to click and too short to hear two singers."""
+"""Frames over which kept codes are faded in: 40 ms, too long to click, too short to hear two singers."""
 
 BYTES_PER_SECOND = 3 * 44_100 * 3
-"""Disk for a second of song: two stems and a mix at 24 bits, before FLAC makes them smaller."""
+"""Disk space per second of song: two stems and a mix at 24 bits, before FLAC compresses them."""
 
 
 @dataclass(frozen=True)
 class Event:
-    """Progress of one stage: `done` of `total` units, `made` of which were computed since the stage was last taken up.
+    """Progress of one stage: `done` of `total` units, `made` of them computed since the stage last began.
 
-    A song whose sections are refined one by one goes back and forth between `writing` and `refining`."""
+    A song whose sections are refined one by one alternates between `writing` and `refining`."""
 
     stage: str
     what: str
@@ -49,7 +49,7 @@ class Event:
     unit: str
     made: int
     note: str = ""
-    """Something to be told once: that memory ran out, and how it goes on."""
+    """A message to show once, such as that memory ran out and how the song continues."""
 
 
 ProgressCallback = Callable[[Event], None]
@@ -57,7 +57,7 @@ ProgressCallback = Callable[[Event], None]
 
 @dataclass(frozen=True)
 class SongPlan:
-    """What will be done. `request` is complete: nothing in it is left to a default."""
+    """The plan of a run. `request` has every default filled in."""
 
     request: SongRequest
     models: sets.ModelSet
@@ -67,7 +67,7 @@ class SongPlan:
     count: int
     """Sections to make."""
     budget: int
-    """Audio ids a section may have."""
+    """Most audio ids of a section."""
     seconds: float
     """Longest the song can become."""
     notes: tuple[Note, ...]
@@ -78,7 +78,7 @@ class SongPlan:
 
 
 def plan(request: SongRequest) -> SongPlan:
-    """Everything that can be decided without a model. Raises RequestError or ModelError for what cannot work."""
+    """Decide everything that needs no loaded model. Raises RequestError or ModelError for what cannot work."""
     _check_values(request)
     line = tags.parse(request.tags)
     notes = [*tags.advise(line, lyrics.language(request.sections), request.instrumental)]
@@ -113,7 +113,7 @@ def plan(request: SongRequest) -> SongPlan:
 
 
 def _check_values(request: SongRequest) -> None:
-    """Refuse numbers out of range, all of them in one sentence each; comparisons are such that NaN is refused."""
+    """Raise RequestError for numbers out of range; the comparisons also refuse NaN."""
     s = request.sampling
     ranges = (
         ("number of sections to make", request.first_sections, 1, len(request.sections)),
@@ -145,7 +145,7 @@ def _check_room(
     budget: int,
     count: int,
 ) -> None:
-    """Refuse a song whose head, with the longest reference it can have, leaves no room for a section's music."""
+    """Raise RequestError if the head, with the longest possible reference, leaves no room for a section's music."""
     from yuegp.checkpoints.config import read_config
 
     codes = _longest_reference(reference) if reference else None
@@ -156,7 +156,7 @@ def _check_room(
 
 
 def prompts_of(plan: SongPlan, codes: np.ndarray | None = None) -> Prompts:
-    """The prompts of a song. `codes` are those of its reference; without them it is counted as long as it can be."""
+    """The prompts of a song. `codes` are those of its reference; without them it counts with its longest length."""
     if codes is None and plan.request.reference:
         codes = _longest_reference(plan.request.reference)
     return _prompts(plan.models, plan.tags, plan.sections, codes)

@@ -1,8 +1,8 @@
-"""What can be heard before a song is done: `hear/draft-KK.flac` from the codes of Stage 1 alone, and
-`hear/section-KK.flac` once a section is refined. KK is the section's index, from 00. Both tracks, mixed, at 16 kHz.
+"""Previews of an unfinished song: `hear/draft-KK.flac` from the codes of Stage 1 alone, and `hear/section-KK.flac` once
+a section is refined. KK is the section's index, from 00. Both tracks, mixed, at 16 kHz.
 
-They are made on the CPU by a thread of their own while the song goes on, only as fast as that leaves time for; what is
-not made in time is left out, and a failure here never stops a song. All of them go when the take has its mix.
+A thread makes them on the CPU while the song continues, as fast as that leaves time for; late ones are skipped, and a
+failure here never stops a song. All are removed when the take has its mix.
 """
 
 from __future__ import annotations
@@ -33,17 +33,17 @@ FOLDER = "hear"
 
 PREVIEW = re.compile(r"\.?(draft|section)-\d{2,}\.flac(\.\d{1,10}\.part)?")
 LEFT_OVER = re.compile(r"\.(draft|section)-\d{2,}\.flac\.\d{1,10}\.part")
-"""Our files in it: all of them, and those that a killed run has left half-written."""
+"""Names of our files in it, and of half-written ones left by a killed run."""
 
 CEILING = 0.89
-"""Peak of a preview that would be louder: -1 dB."""
+"""Largest peak of a preview: -1 dB."""
 
 OVERLAP, FADE = 10, 2
-"""Frames the codec hears to one side, and frames over which refined sound passes into rough sound."""
+"""Frames of context the codec needs on each side, and frames of the fade from refined to rough sound."""
 
 GIVES_WAY = 4
-"""Added to the thread's nice value where the system has one per thread: the song comes first, but not by so much that
-a busy machine never gets to the previews, or the song waits for a thread that holds the interpreter's lock."""
+"""Added to the thread's nice value where the system has one per thread: the song comes first, but a busy machine still
+makes previews, and the song does not wait for a thread that holds the interpreter's lock."""
 
 
 class Previews:
@@ -64,12 +64,12 @@ class Previews:
         self.close()
 
     def draft(self, span: Span, codes: np.ndarray) -> None:
-        """A section was written: codes of codebook 0, (2, frames)."""
+        """Request a draft of a written section from its codebook-0 codes (2, frames)."""
         self._ask(f"draft-{span.section:02}.flac", codes[:, None], 0)
 
     def refined(self, spans: Sequence[Span], codes: np.ndarray, mask: np.ndarray) -> None:
-        """Some of a song's codes (2, 8, frames), those in `mask` (2, frames), are refined. A section can be heard when
-        all but its last chunk is; its last seconds stay rough until the next section is refined."""
+        """Request previews of refined sections, from the song's codes (2, 8, frames), refined where `mask` (2, frames).
+        A section counts when all but its last chunk is refined; its last seconds stay rough until the next one is."""
         for span in spans:
             done = np.asarray(mask[:, span.start : span.stop].all(axis=0))
             known = len(done) if done.all() else int(done.argmin())
@@ -81,7 +81,7 @@ class Previews:
                 self._ask(name, codes[:, :, span.start : span.stop].copy(), known)
 
     def close(self) -> None:
-        """No more of them: what is not finished is given up."""
+        """Stop, abandoning unfinished previews."""
         with self._news:
             self._closed = True
             self._jobs.clear()
@@ -90,15 +90,15 @@ class Previews:
             self._thread.join()
 
     def finish(self) -> None:
-        """Wait until everything that was asked for is there."""
+        """Wait until every requested preview is written."""
         with self._news:
             self._news.wait_for(lambda: not self._jobs or self._closed)
 
     def discard(self) -> None:
-        """Remove them all: the take has its mix."""
+        """Remove all previews, because the take has its mix."""
         self.close()
         self._remove(PREVIEW)
-        with contextlib.suppress(OSError):  # somebody keeps something else in it
+        with contextlib.suppress(OSError):  # the folder has other contents
             self.folder.rmdir()
 
     def _remove(self, names: re.Pattern[str]) -> None:
@@ -122,7 +122,7 @@ class Previews:
             thread = threading.get_native_id()
             with contextlib.suppress(OSError):
                 os.setpriority(os.PRIO_PROCESS, thread, os.getpriority(os.PRIO_PROCESS, thread) + GIVES_WAY)
-        # A preview is a luxury: whatever prevents it, the song says for itself if that matters to it.
+        # A preview is optional: an error that also matters to the song will stop the song itself.
         with contextlib.suppress(Cancelled, YueGPError, OSError, RuntimeError, MemoryError):
             from yuegp.codec import load_codec
 
@@ -140,7 +140,7 @@ class Previews:
             self._news.notify_all()
 
     def _next(self) -> tuple[str, np.ndarray, int] | None:
-        """The job that was asked for first; None at the end."""
+        """The oldest request; None at the end."""
         with self._news:
             self._news.wait_for(lambda: self._jobs or self._closed)
             if self._closed:
@@ -149,7 +149,7 @@ class Previews:
             return (name, *self._jobs[name])
 
     def _sound(self, codec: XCodec, codes: np.ndarray, known: int) -> np.ndarray:
-        """The mix of codes (2, n, frames), of which the first `known` frames are refined."""
+        """Mix of codes (2, n, frames), of which the first `known` frames are refined."""
 
         def stop(what: str, done: int, total: int) -> None:
             if self._closed:

@@ -1,5 +1,5 @@
-"""Codes to files: stems and mix of a finished take; and the codes of a reference recording. The codec alone is in
-`codec/`, the waves of several tracks are joined in `mix`."""
+"""Renders a take's codes to stems and mix, and encodes a reference recording. `codec/` decodes single tracks;
+`audio/mix.py` joins them."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from yuegp.tokens.prompts import reference_window
 from .plan import FADE, LEAD, Event, ProgressCallback, SongPlan
 
 REFERENCE_MARGIN = 15
-"""Seconds heard before and after a reference's window. The released program encodes the whole file, because the
-codec's semantic branch listens far; beyond some seconds that changes nothing and only costs memory."""
+"""Seconds encoded before and after a reference's window. The released program encodes the whole file, because the
+codec's semantic branch has a wide context; beyond some seconds that changes nothing and only costs memory."""
 
 
 def render(plan: SongPlan, take: Take, watch: ProgressCallback, where: str) -> None:
-    """Write the stems and the mix of a take whose codes are all refined; the codec works on the device `where`."""
+    """Write the stems and the mix of a take whose codes are all refined, with the codec on device `where`."""
     full, _ = take.load_stage2()
     seams, leads = take.info.seams, take.load_leads()
     total = 4 * (full.shape[2] + len(seams) * LEAD)
@@ -41,7 +41,7 @@ def render(plan: SongPlan, take: Take, watch: ProgressCallback, where: str) -> N
             lead = leads[i - 1, track] if i else full[track, :, :0]
             run = np.concatenate([lead, full[track, :, start:stop]], axis=1)
             parts = codec.render_track(decoder, upsampler, run, progress)
-            fade = FADE if i else 0  # of the lead only the fade is heard
+            fade = FADE if i else 0  # only the fade of the lead is used
             waves = [
                 mix.fade_join(wave, part[(lead.shape[1] - fade) * hop :], fade * hop)
                 for wave, part, hop in zip(waves, parts, hops, strict=True)
@@ -53,7 +53,7 @@ def render(plan: SongPlan, take: Take, watch: ProgressCallback, where: str) -> N
 
 
 def reference_codes(plan: SongPlan, reference: Reference, watch: ProgressCallback, where: str) -> np.ndarray:
-    """Codebook-0 codes of a reference's window, (1, frames) for a mix and (2, frames) for a pair."""
+    """Codebook-0 codes of a reference's window: (1, frames) for a mix, (2, frames) for a pair."""
     encoder = codec.load_codec(plan.models.codec, where, encode=True)
     paths = [path for path in (reference.mix, reference.vocal, reference.instrumental) if path]
     begin = max(0, math.floor(reference.start) - REFERENCE_MARGIN)

@@ -1,10 +1,10 @@
-"""How the next code is chosen: a sampler is a list of steps over the ids that can be drawn.
+"""Sampling of the next code: a sampler is a list of steps over the ids that can be drawn.
 
 A step takes scores (takes, n) and the state of the section, and returns scores. The order is the released program's:
 guidance, repetition penalty, forbidden ids, temperature, top-k, top-p. The last id is always end-of-audio.
 
-Randomness is passed in as uniform numbers, one per take and step, drawn beforehand from a generator seeded by
-(seed, section, take): an interrupted and resumed song draws the same numbers as an uninterrupted one.
+The caller passes uniform random numbers, one per take and step, drawn beforehand from a generator seeded by (seed,
+section, take): an interrupted and resumed song draws the same numbers as an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from torch import Tensor
 from yuegp.song.schema import Sampling
 
 RAREST = 1e-6
-"""Preset `exl2` never draws a code less likely than this."""
+"""Probability below which preset `exl2` never draws a code."""
 
 
 @dataclass
 class State:
-    """What sampling remembers within one section. `seen` (takes, n) marks ids already in the context."""
+    """State of sampling within one section. `seen` (takes, n) marks ids already in the context."""
 
     guidance: float
     seen: Tensor
@@ -32,7 +32,7 @@ class State:
     """Ids drawn in this section so far."""
 
     def note(self, index: Tensor) -> None:
-        """Remember the drawn indices, one per take."""
+        """Record the drawn indices, one per take."""
         self.seen.scatter_(1, index[:, None], True)
         self.count += 1
 
@@ -41,8 +41,8 @@ Step = Callable[[Tensor, State], Tensor]
 
 
 class Sampler:
-    """Steps, applied in order, then a draw. `keep` picks the ids that can be drawn out of full-vocabulary logits;
-    `off_track` (2, n) marks ids that one track, vocal first, must not use."""
+    """Applies steps in order, then draws. `keep` selects the drawable ids from full-vocabulary logits; `off_track`
+    (2, n) marks ids that a track, vocal first, must not use."""
 
     def __init__(self, settings: Sampling, keep: Sequence[int] | None = None, off_track: Tensor | None = None) -> None:
         self.settings = settings
@@ -53,7 +53,7 @@ class Sampler:
     def scores(self, logits: Tensor, state: State) -> Tensor:
         """Scores (takes, n) from logits: (2 * takes, n) with guidance, conditional rows first; (takes, n) without.
 
-        -inf marks what cannot be drawn; a softmax gives the probabilities."""
+        -inf marks forbidden ids; a softmax gives the probabilities."""
         scores = logits.float()
         for step in self.steps:
             scores = step(scores, state)
@@ -61,13 +61,13 @@ class Sampler:
 
     def draw(self, logits: Tensor, state: State, uniform: Tensor) -> Tensor:
         """One index per take, (takes,) int64, by inverting the cumulative distribution at `uniform` (takes,) in
-        [0, 1); noted in `state`. With temperature 0 the best one."""
+        [0, 1), and record it in `state`. With temperature 0, the best one."""
         scores = self.scores(logits, state)
         if self.settings.temperature == 0:
             index = scores.argmax(-1)
         else:
             heights = scores.softmax(-1).cumsum(-1)
-            # Scaling by the last height keeps a uniform close to 1 below a sum that rounding left under 1.
+            # Scaling by the last sum, which rounding may leave under 1, keeps a uniform near 1 below it.
             index = torch.searchsorted(heights, uniform[:, None] * heights[:, -1:], right=True)[:, 0]
         state.note(index)
         return index
@@ -109,7 +109,7 @@ def guide(normalize: bool, keep: Tensor | None = None) -> Step:
 
 
 def penalize(penalty: float, penalize_end: bool) -> Step:
-    """Make ids that are already in the context less likely: negative scores times `penalty`, positive divided."""
+    """Repetition penalty for ids already in the context: negative scores times `penalty`, positive divided by it."""
 
     def step(scores: Tensor, state: State) -> Tensor:
         repeated = torch.where(scores < 0, scores * penalty, scores / penalty)
@@ -122,7 +122,7 @@ def penalize(penalty: float, penalize_end: bool) -> Step:
 
 
 def forbid_end(minimum: int) -> Step:
-    """No end before `minimum` ids, nor in the middle of a frame: both tracks stay equally long."""
+    """Forbid the end before `minimum` ids and in the middle of a frame, so that both tracks stay equally long."""
 
     def step(scores: Tensor, state: State) -> Tensor:
         if state.count < minimum or state.count % 2:
@@ -134,8 +134,8 @@ def forbid_end(minimum: int) -> Step:
 
 
 def stay_on_track(off_track: Tensor) -> Step:
-    """Forbid what is marked in `off_track` (2, n) for the track whose turn it is. For small models, which lose the
-    beat of the interleaving more easily than YuE's own."""
+    """Forbid the ids marked in `off_track` (2, n) for the track to be drawn. For small models, which confuse the
+    interleaved tracks more easily than YuE's own."""
 
     def step(scores: Tensor, state: State) -> Tensor:
         return scores.masked_fill(off_track[state.count % 2], -torch.inf)
@@ -149,10 +149,10 @@ def temper(temperature: float) -> Step:
 
 
 def nucleus(k: int, p: float, keep_crossing: bool) -> Step:
-    """Keep the `k` best scores (0: all), and of those the likeliest up to a total probability of `p`: with the one
-    that crosses it, or without. The best one always stays; whatever ties with the last one kept stays too.
+    """Top-k and top-p: keep the `k` best scores (0: all), and of those the likeliest up to a total probability of `p`,
+    with or without the one that crosses it. Always keeps the best one, and ties with the last one kept.
 
-    Top-k comes first, so top-p sees probabilities among the k best only."""
+    Top-k comes first, so top-p uses probabilities among the k best only."""
 
     def step(scores: Tensor, state: State) -> Tensor:
         best = scores.topk(min(k or scores.shape[-1], scores.shape[-1])).values

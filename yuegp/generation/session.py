@@ -1,5 +1,5 @@
-"""One run of a take: the two language models in turn, progress, and stepping down when memory runs out. What is
-missing, and in which order, is `pipeline`'s business; codes become sound in `rendering`."""
+"""One run of a take: both language models in turn, progress, and a smaller plan when memory runs out. `pipeline`
+decides what is missing and in which order; `render` turns codes into sound."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ T = TypeVar("T")
 
 
 class GenerationSession:
-    """One run of a take: its models, its progress, and what is held open between sections."""
+    """One run of a take: its models, its progress, and the Stage-1 session kept open between sections."""
 
     def __init__(
         self,
@@ -61,8 +61,8 @@ class GenerationSession:
             self._models.clear()
 
     def open(self, hear: str | None = None, takes: int = 1) -> None:
-        """Decide who is held how. DoesNotFit when there is not enough memory, RequestError or DeviceError for wishes
-        that cannot be fulfilled."""
+        """Plan the memory and prepare the models. Raises DoesNotFit when memory is too small, RequestError or
+        DeviceError for model options that cannot be satisfied."""
         if self._models:
             self._models.clear()
         plan, (card, ram) = self.plan, _card(self.device)
@@ -80,22 +80,22 @@ class GenerationSession:
         return self._models
 
     def run_with_fallback(self, stage: int, work: Callable[[], None]) -> None:
-        """Do some work; where memory runs out, do it again with less. What it saved before that is not done again."""
+        """Run `work`; when memory runs out, run it again with a smaller plan. It skips what it has already saved."""
         while True:
             try:
                 work()
                 return
-            except Exception as exc:  # whoever says so, and whatever it was taken for
+            except Exception as exc:  # running out of memory appears as many exception types
                 if not shortage(exc):
                     raise
-            # outside of the handler: its traceback would keep what is to be freed
+            # outside of the handler: its traceback would keep the memory that must be freed
             self._close_stage1_session()
             with memory_errors():
                 change = self.models.fall_back(stage)
             self._note = f"{self._note} {change}".strip()
 
     def _where_there_is_room(self, work: Callable[[str], T], where: str) -> T:
-        """Work of the codec, with the models out of its way: on the card, or on the CPU when memory runs out there."""
+        """Run the codec's `work` after offloading the models: on the card, or on the CPU when memory runs out there."""
         self._close_stage1_session()
         self.models.clear()
         try:
@@ -114,7 +114,7 @@ class GenerationSession:
     # Stage 1
 
     def write(self) -> None:
-        """The sections that are missing up to the next kept one, and refine on the way what is due."""
+        """Write the missing sections up to the next kept one, refining on the way what is due."""
         take = self.take
         while todo := missing_sections(self.plan, take):
             self.run_with_fallback(1, lambda todo=todo: self._write_one(todo))  # type: ignore[misc]
@@ -148,7 +148,7 @@ class GenerationSession:
         self._heard.draft(span, section.codes)
 
     def score(self) -> Stage1Input:
-        """What Stage 1 plays from; a reference is listened to once."""
+        """The input of Stage 1; encodes a reference once."""
         if self._stage1_input is None:
             plan = self.plan
             codes = None
@@ -162,7 +162,7 @@ class GenerationSession:
         return self._stage1_input
 
     def progress(self, what: str, done: int, total: int, finished: int | None = None) -> None:
-        """Stage 1's progress, counted over the whole song, of which `finished` sections are written."""
+        """Report Stage 1's progress over the whole song, of which `finished` sections are written."""
         self._made += done - self._last[1] if what == self._last[0] else 0
         self._last = (what, done)
         if finished is None:
@@ -178,7 +178,7 @@ class GenerationSession:
         self.watch(replace(event, note=note) if note else event)
 
     def _close_stage1_session(self) -> None:
-        """Give up Stage 1's open session; what it wrote is saved, and another one goes on from there."""
+        """Close Stage 1's session; its sections are saved, and a new session continues from there."""
         writing, self._writing = self._writing, None
         if writing is not None:
             writing.close()
@@ -186,7 +186,7 @@ class GenerationSession:
     # Stage 2
 
     def _due(self) -> bool:
-        """Whether what is written so far should be refined before more is written."""
+        """Whether written sections should be refined before more are written."""
         memory = self.models.plan
         if memory.order == "stages":
             return False
@@ -197,7 +197,7 @@ class GenerationSession:
         return ready > 0
 
     def refine(self, whole: bool = True) -> None:
-        """Codebooks 1 to 7 of all chunks that lack them; without `whole`, not of the last one if it may still grow."""
+        """Refine all chunks that lack codebooks 1 to 7; without `whole`, except the last one if it may still grow."""
         take = self.take
         codes = take.load_stage1()[:, 0]
         full, mask = take.load_stage2()
@@ -222,7 +222,7 @@ class GenerationSession:
     # Sound
 
     def render(self) -> None:
-        """Stems and mix, on the card if it has room for the codec, else on the CPU."""
+        """Render stems and mix, on the card if it has room for the codec, else on the CPU."""
         self._heard.close()
         with _timed(self.take, "sound"):
             self._where_there_is_room(
@@ -248,12 +248,12 @@ class GenerationSession:
 
 
 def _ready(mask: np.ndarray) -> list[Chunk]:
-    """The chunks of `mask` (2, frames) that are as long as they will be, although more sections are to come."""
+    """The chunks of `mask` (2, frames) that will not grow although more sections follow."""
     return [chunk for chunk in chunks(mask) if chunk.frames == CHUNK or chunk.start + chunk.frames < mask.shape[1]]
 
 
 def _card(device: str) -> tuple[Card | None, int]:
-    """The card to be used, None for the CPU, and the bytes of RAM that are free. DeviceError when there is no such
+    """The card to use (None for the CPU), and the bytes of free RAM. Raises DeviceError when there is no such
     device."""
     placement = place(0, device)
     here = machine()
@@ -265,8 +265,7 @@ def _card(device: str) -> tuple[Card | None, int]:
 
 @contextlib.contextmanager
 def _timed(take: Take, stage: str) -> Iterator[None]:
-    """Add the wall seconds spent inside to the take's page: also those of a run that is stopped, since what they
-    brought is kept."""
+    """Add the wall seconds spent inside to take.json, also for a stopped run, whose finished parts are kept."""
     start = time.monotonic()
 
     def spent() -> TakeInfo:

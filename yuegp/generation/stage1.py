@@ -1,8 +1,8 @@
 """Stage 1: codebook-0 codes of both tracks, one section at a time, by structural progressive conditioning.
 
-Each section is written after the head and everything sung so far, with its own lyrics right before its music. The
-KV cache stays between sections; only what is new is prefilled. When the past no longer fits the context, whole old
-sections are left out, never the head. A finished section is yielded at once: the caller saves it.
+Each section is written after the head and everything sung so far, with its own lyrics right before its music. The KV
+cache stays between sections; only new ids are prefilled. When the past no longer fits the context, whole old sections
+are left out, never the head. Finished sections are yielded at once, for the caller to save.
 """
 
 from __future__ import annotations
@@ -24,27 +24,27 @@ from yuegp.tokens.vocab import VocabLayout, deinterleave, interleave
 from .sampling import Sampler, State, uniforms
 
 PIECE = 2048
-"""Ids of a prompt that are read between two chances to stop. Engines read in passes of which it is a multiple, so that
-it changes nothing else."""
+"""Ids of a prompt between two calls of progress. A multiple of the engines' prefill passes, so it changes nothing
+else."""
 
 
 @dataclass(frozen=True)
 class SectionCodes:
-    """A finished section: codebook-0 codes (2, frames) int16, and whether the model ended it by itself."""
+    """A finished section: codebook-0 codes (2, frames) int16, and whether the model ended it itself."""
 
     section: int
     codes: np.ndarray
     ended: bool
     left_out: int = 0
-    """Earlier sections that no longer fitted the context while this one was written."""
+    """Number of earlier sections that did not fit the context of this one."""
 
 
 @dataclass(frozen=True)
 class Stage1Input:
-    """What Stage 1 plays from, the same for every section of a song.
+    """The input of Stage 1, the same for every section of a song.
 
-    `budget` is the most audio ids a section may have. `drawable` names the codes each track may use, vocal first;
-    None leaves all to both, as in YuE. `muted` sections are left out of the context."""
+    `budget` is the most audio ids of a section. `drawable` lists the codes each track may use, vocal first; None allows
+    all, as in YuE. `muted` sections are left out of the context."""
 
     prompts: Prompts
     sampling: Sampling
@@ -62,7 +62,7 @@ def write_sections(
     opened: np.ndarray | None = None,
     progress: Progress = quiet,
 ) -> Generator[SectionCodes, None, None]:
-    """Write `sections` (neighbours, rising), one after the other.
+    """Generate consecutive `sections`.
 
     `past` holds the codes (2, frames) of the sections before the first one, in order: a resumed or continued song.
     `opened` holds the beginning of the first section when it is to be gone on with. Equal arguments give equal codes,
@@ -84,15 +84,15 @@ def write_candidates(
     past: Sequence[np.ndarray] = (),
     progress: Progress = quiet,
 ) -> list[SectionCodes]:
-    """One section several times, once per seed, all in one batch that shares the prompt: far cheaper than one after
-    the other. Each is what `write_sections` would write with that seed."""
+    """Write one section once per seed, in one batch that shares the prompt: far cheaper than one by one. Each equals
+    the result of `write_sections` with that seed."""
     audio = [interleave(score.prompts.layout, codes) for codes in past]
     with _BatchedDecoder(engine, score, takes=len(seeds), sections=section + 1, past=audio) as desk:
         return desk.write(section, seeds, None, progress)
 
 
 class _BatchedDecoder:
-    """An open session, and what has been fed to it: rows 0 … takes - 1 conditional, then as many unconditional."""
+    """An open session and the ids fed to it: rows 0 … takes - 1 conditional, then as many unconditional."""
 
     def __init__(
         self, engine: LMEngine, score: Stage1Input, takes: int, sections: int, past: Sequence[list[int]]
@@ -118,7 +118,7 @@ class _BatchedDecoder:
     def write(
         self, section: int, seeds: Sequence[int], opened: np.ndarray | None, progress: Progress
     ) -> list[SectionCodes]:
-        """One section for each seed; the first take becomes the past of the next section."""
+        """Write one section per seed; the first take becomes the past of the next section."""
         if section != len(self.audio):
             raise ValueError(f"section {section} needs the codes of {section} earlier ones, got {len(self.audio)}")
         prompts, sampling, budget = self.score.prompts, self.score.sampling, self.score.budget
@@ -143,8 +143,8 @@ class _BatchedDecoder:
 
     def _first_logits(self, context: list[int], before: list[int], section: int, read: Callable[[], None]) -> Tensor:
         """Logits of the next code: (takes, n), or (2 takes, n) with the unconditional rows, which begin at the codec
-        marker. Only what is new since the last section is prefilled, and only once for all takes. `read` is called
-        between pieces of it, and may raise."""
+        marker. Prefills only ids that are new since the last section, once for all takes, and calls `read` between
+        pieces, which may raise."""
         prompt = context + before
         shared = min(_common_prefix(self.fed, prompt), len(prompt) - 1)
         self.lm.truncate(0, shared)
@@ -161,7 +161,7 @@ class _BatchedDecoder:
         return logits
 
     def _prefill(self, row: int, ids: Sequence[int], read: Callable[[], None]) -> Tensor:
-        """Append `ids` to one row and copy it for the other takes; their logits (takes, n)."""
+        """Append `ids` to one row and copy it to the other takes. Returns their logits (takes, n)."""
         for start in range(0, len(ids), PIECE):
             if start:
                 read()
@@ -179,8 +179,8 @@ class _BatchedDecoder:
         progress: Progress,
         what: str,
     ) -> list[list[int]]:
-        """Audio ids of every take, `before` included, until its end of audio or until `chances` (ids, takes) run out.
-        Takes that have ended are carried along until all have."""
+        """Audio ids of every take, including `before`, until its end of audio or until the uniforms `chances` (ids,
+        takes) run out. Ended takes are carried along until all have ended."""
         end = self.score.prompts.layout.codebook_size  # index of end-of-audio among the drawable ids
         first = self.score.prompts.layout.codes_of(0).start
         drawn = [list(before) for _ in range(self.takes)]
@@ -199,13 +199,13 @@ class _BatchedDecoder:
             if (position + 1) % 2 == 0:
                 progress(what, position + 1, len(chances))
             if position + 1 < len(chances):
-                index = index.clamp(max=end - 1)  # an ended take is fed any code: nobody listens to it any more
+                index = index.clamp(max=end - 1)  # an ended take is fed any code, and its results are dropped
                 logits = self.lm.step((first + index).repeat(len(logits) // self.takes))
         return drawn
 
 
 def _seen(layout: VocabLayout, context: Sequence[int]) -> Tensor:
-    """Which drawable ids stand in the context, (1, n): what the repetition penalty falls on."""
+    """Mask (1, n) of drawable ids in the context, for the repetition penalty."""
     index = {id_: i for i, id_ in enumerate(layout.stage1_ids)}
     seen = torch.zeros(1, len(index), dtype=torch.bool)
     seen[0, [index[id_] for id_ in set(context) if id_ in index]] = True
@@ -213,7 +213,7 @@ def _seen(layout: VocabLayout, context: Sequence[int]) -> Tensor:
 
 
 def _off_track(layout: VocabLayout, drawable: Sequence[Sequence[int]]) -> Tensor:
-    """Ids each track must not use, (2, n); the end of audio is open to both."""
+    """Mask (2, n) of ids each track must not use; both may use the end of audio."""
     off = torch.ones(2, len(layout.stage1_ids), dtype=torch.bool)
     for track, codes in enumerate(drawable):
         off[track, list(codes)] = False
@@ -222,12 +222,12 @@ def _off_track(layout: VocabLayout, drawable: Sequence[Sequence[int]]) -> Tensor
 
 
 def _longest(prompts: Prompts, audio: Sequence[Sequence[int]], sections: int, budget: int) -> int:
-    """Ids of the song up to `sections` sections if every one to come uses its budget."""
+    """Ids of the song up to `sections` sections if each remaining one uses its budget."""
     known = [len(ids) for ids in audio] + [budget] * (sections - len(audio))
     frame = 1 + len(prompts.close)
     return len(prompts.head) + sum(len(prompts.openings[k]) + n + frame for k, n in enumerate(known))
 
 
 def _common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
-    """How many ids two sequences share from the start."""
+    """Length of the common prefix of two sequences."""
     return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))

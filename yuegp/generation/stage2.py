@@ -25,7 +25,7 @@ CHUNK = STAGE2_CHUNK
 
 @dataclass(frozen=True)
 class Chunk:
-    """`frames` frames of one track from `start` on."""
+    """A chunk: `frames` frames of one track from `start` on."""
 
     track: int
     start: int
@@ -41,8 +41,8 @@ class ChunkCodes:
 
 
 def chunks(refined: np.ndarray) -> list[Chunk]:
-    """The chunks that cover what is not `refined` (2, frames) bool. Those of equal length are neighbours, the longest
-    first. In a song nothing of which is refined these are the released program's chunks: full ones, then the tails."""
+    """The chunks that cover the frames not marked in `refined` (2, frames) bool, sorted by length, longest first. For a
+    song without refined frames these are the released program's chunks: full ones, then the tails."""
     plan = []
     for track, mask in enumerate(refined):
         edges = np.flatnonzero(np.diff(np.concatenate([[True], mask, [True]]).astype(int)))
@@ -52,7 +52,7 @@ def chunks(refined: np.ndarray) -> list[Chunk]:
 
 
 def chunk_ids(frames: int) -> int:
-    """Positions one chunk takes in the KV cache: prefix, then all but the last residual."""
+    """Positions of one chunk in the KV cache: prefix, then all but the last residual."""
     return frames + 3 + 8 * frames - 1
 
 
@@ -76,9 +76,9 @@ def refine(
     rows: int,
     progress: Progress = quiet,
 ) -> Iterator[list[ChunkCodes]]:
-    """All codebooks of the chunks in `plan`, from codebook-0 `codes` (2, frames), `rows` chunks at a time.
+    """Generate all codebooks of the chunks in `plan` from codebook-0 `codes` (2, frames), `rows` chunks at a time.
 
-    Each finished batch is yielded at once: the caller saves it. To resume, pass the chunks that are missing."""
+    Yields each finished batch at once, for the caller to save. To resume, pass the missing chunks."""
     total = sum(chunk.frames for chunk in plan)
     done = 0
     capacities: list[int] = []
@@ -87,7 +87,7 @@ def refine(
             given = np.stack([codes[c.track, c.start : c.start + c.frames] for c in batch])
             wanted = [chunk_ids(batch[0].frames)] * len(batch)
             if wanted != capacities:
-                opened.close()  # the old caches go before new ones come
+                opened.close()  # free the old caches before allocating new ones
                 lm, capacities = opened.enter_context(engine.open(wanted, layout.stage2_ids)), wanted
             else:  # the same caches again: a card keeps the steps it has recorded for them
                 for row in range(len(batch)):
@@ -105,7 +105,7 @@ def refine(
 def _refine_batch(
     engine: LMEngine, lm: LMSession, layout: VocabLayout, given: np.ndarray, report: Callable[[int], None]
 ) -> np.ndarray:
-    """(rows, frames) codes of codebook 0 → (rows, 8, frames) int16."""
+    """Refine one batch: codebook-0 codes (rows, frames) to all codes (rows, 8, frames) int16."""
     rows, frames = given.shape
     size, residuals = layout.codebook_size, layout.codebooks - 1
     drawable = [slice(size * k, size * (k + 1)) for k in range(residuals)]

@@ -1,1 +1,1 @@
-"""The queue of songs to make, the worker that makes them, and how long that takes."""
+"""The queue of songs to make, the worker that makes them, and the remaining time."""

@@ -1,8 +1,7 @@
-"""How long a song still takes: from what earlier takes cost on this machine, corrected by what this run shows.
+"""Estimates a song's remaining time from the cost of earlier takes on this machine, corrected by the current run.
 
-Each stage is a straight line: seconds to begin, and seconds per unit of work. The lines are fitted to the newest takes
-(`learn`); where there are none yet, they are guessed from the pace of the stage that runs. `estimate` is pure: no
-clock, no files, the same answer for the same values.
+Each stage has a linear cost: seconds to begin, and seconds per unit of work. `learn` fits the lines to the newest
+takes; without any, they are guessed from the pace of the running stage. `estimate` is pure: no clock, no files.
 """
 
 from __future__ import annotations
@@ -24,35 +23,35 @@ if TYPE_CHECKING:
     from yuegp.generation.plan import Event
 
 NEWEST = 12
-"""Takes that are learned from. Older ones may have been made by another version, or on another card."""
+"""Number of takes to learn from. Older ones may be from another version or another card."""
 
 SONGS = 60
-"""Newest song folders looked through for them: reading a take's page costs a third of a millisecond."""
+"""Newest song folders searched for them: reading a take.json costs a third of a millisecond."""
 
 STAGE2_ROWS = 16
-"""Chunks refined at once, when nobody says otherwise: only what work is counted in."""
+"""Default number of chunks refined at once; only a unit to count work in."""
 
 ROW_COST = {"cpu": 0.25, "cuda": 0.02}
-"""What one more row adds to a pass, as a share of a pass without rows. Measured on a CPU with the demo set, 2 to 16
-rows; a card reads its weights once for all rows, and what is left are the caches."""
+"""Cost of one more row in a pass, as a share of a pass without rows. Measured on a CPU with the demo set, 2 to 16 rows;
+a card reads its weights once for all rows, so a row costs only its caches."""
 
 PASS = 0.7
-"""Cost of a Stage-2 pass over a Stage-1 pass of as many rows, when nothing is known yet. The demo set on a CPU has
-0.7; the published run of the released models on a 4090 (125 s and 49 s for a song of 58 s) has 0.73."""
+"""Default ratio of a Stage-2 pass to a Stage-1 pass of as many rows. The demo set on a CPU has 0.7; the published run
+of the released models on a 4090 (125 s and 49 s for a song of 58 s) has 0.73."""
 
 SOUND = {"cpu": 0.0015, "cuda": 0.0005}
-"""Seconds of the sound stage per frame of song, when nothing is known yet; the demo set's on a CPU."""
+"""Default seconds of the sound stage per frame of song; the CPU's from the demo set."""
 
 LEAST = 0.5
-"""When a stage goes faster or slower than was learned, perhaps the machine is less or more busy, perhaps it is that
-stage alone: the stages to come are taken to change by the square root of it, of this factor and its inverse at most."""
+"""Limit on correcting later stages. A stage slower than learned may mean a busy machine or concern that stage alone, so
+later stages change by the square root of its factor, between this value and its inverse."""
 
 ALIKE = 2
-"""As many finished sections of this song say as much about the length of the next one as all other songs do."""
+"""Weight of other songs when estimating the next section's length, in finished sections of this song."""
 
 
 class LinearCost(NamedTuple):
-    """Seconds a stage takes: `begin`, and `each` for a unit of work."""
+    """Seconds a stage takes: `begin`, plus `each` per unit of work."""
 
     begin: float
     each: float
@@ -60,62 +59,62 @@ class LinearCost(NamedTuple):
 
 @dataclass(frozen=True)
 class Costs:
-    """What is known of a model on a device: a line per stage, over audio ids for `writing`, passes for `refining` and
+    """Learned costs of a model on a device: a line per stage, over audio ids for `writing`, passes for `refining` and
     frames for `sound`."""
 
     lines: Mapping[str, LinearCost] = field(default_factory=dict)
     fill: float | None = None
-    """Share of its budget that a section uses."""
+    """Share of its budget that a section uses; None if unknown."""
 
 
 @dataclass(frozen=True)
 class Workload:
-    """What a run begins with."""
+    """Work of a run at its start."""
 
     budget: int
-    """Audio ids a section may have."""
+    """Most audio ids of a section."""
     todo: int
-    """Sections to be written."""
+    """Sections to write."""
     lengths: tuple[int, ...] = ()
-    """Audio ids of the sections that are there."""
+    """Audio ids of the existing sections."""
     fresh: int = 0
-    """Frames that are written and not refined."""
+    """Frames written but not refined."""
     frames: int = 0
-    """Frames of the song that are there, kept ones included."""
+    """Existing frames of the song, kept ones included."""
     written: int = 0
-    """Sections of which `frames` and `lengths` speak, but for those that are kept and follow later."""
+    """Sections counted in `frames` and `lengths`, without kept ones that follow later."""
     device: str = "cpu"
     rows: int = STAGE2_ROWS
 
 
 @dataclass(frozen=True)
 class Observed:
-    """The events of a run so far, as much of them as an estimate needs. `first` and `last` are of the same stage."""
+    """The events of a run so far, reduced to what `estimate` needs. `first` and `last` are of the same stage."""
 
     first: Event | None = None
     last: Event | None = None
     entered: float = 0.0
-    """Seconds of the clock when the stage before was over, at `first`, and at `last`; at first, when the run began."""
+    """Clock seconds at the end of the previous stage (or the start of the run), at `first`, and at `last`."""
     began: float = 0.0
     now: float = 0.0
     lengths: tuple[int, ...] = ()
-    """Audio ids of the sections that this run has finished."""
+    """Audio ids of the sections finished in this run."""
     start: int = 0
-    """Ids made in this run before the section that is being written."""
+    """Ids written in this run before the current section."""
     pace: float = 0.0
-    """Seconds an id takes; 0 while nothing is written."""
+    """Seconds per id; 0 while nothing is written."""
     rows: int = 0
     """Chunks refined at once."""
     refined: int = 0
-    """Frames of both tracks that this run has refined and gone on from: its sections are refined one by one."""
+    """Frames of both tracks refined before later sections are written, in runs that refine section by section."""
 
     @property
     def drawn(self) -> int:
-        """Audio ids of the section that is being written."""
+        """Audio ids of the current section."""
         return self.last.made - self.start if self.last and self.last.stage == "writing" else 0
 
     def after(self, event: Event, now: float) -> Observed:
-        """With one more event, at `now` seconds of any clock that only goes forward."""
+        """A copy with one more event, at `now` seconds of any monotonic clock."""
         first, last = self.first, self.last
         seen = replace(self, last=event, now=now)
         if last and last.stage == "writing" and (last.stage, last.what) != (event.stage, event.what):
@@ -132,8 +131,8 @@ class Observed:
 
 
 def estimate(costs: Costs, facts: Workload, seen: Observed) -> float | None:
-    """Seconds until the song is done, never negative. None while there is nothing to go by: in the first song with a
-    model, before it has written anything."""
+    """Seconds until the song is done, never negative. None while unknown: in the first song with a model, before it has
+    written anything."""
     left, done, since = _work(costs.fill, facts, seen)
     lines = _lines(costs, facts.device, seen.pace)
     if any(work and name not in lines for name, work in left.items()):
@@ -155,15 +154,14 @@ def estimate(costs: Costs, facts: Workload, seen: Observed) -> float | None:
 
 
 def _work(fill: float | None, facts: Workload, seen: Observed) -> tuple[dict[str, float], float, float]:
-    """Work left in each stage that is not over; work done by this run since it took up the stage that runs, and how
-    much of that since its first event."""
+    """Work left by stage; work done in the running stage by this run; and how much of that since its first event."""
     first, last = seen.first, seen.last
     if first and last and last.stage == "sound":  # each frame goes through the codec and an upsampler, per track
         return {"sound": (last.total - last.done) / 4}, last.made / 4, (last.made - first.made) / 4
     ids = _ids_left(fill, facts, seen)
     if first and last and last.stage == "refining":
         frames = last.total - last.done + last.made + round(ids)  # of both tracks
-        by_sections = ids or seen.refined  # batches are what each section leaves, not what could be refined at once
+        by_sections = ids or seen.refined  # batches are as large as each section leaves them, not as memory allows
         rows = facts.rows if by_sections else seen.rows or facts.rows
         whole, done, before = (
             refining_passes(frames // 2, rows, facts.device, count) for count in (frames, last.made, first.made)
@@ -178,7 +176,7 @@ def _work(fill: float | None, facts: Workload, seen: Observed) -> tuple[dict[str
 
 
 def _lines(costs: Costs, device: str, pace: float) -> dict[str, LinearCost]:
-    """What was learned, and guesses for the rest from the `pace` of writing, if that is known."""
+    """The learned lines, and guesses for the rest from the `pace` of writing, if known."""
     guesses = {"sound": LinearCost(0.0, SOUND[device])}
     if write := costs.lines.get("writing") or (LinearCost(0.0, pace) if pace else None):
         guesses |= {"writing": write, "refining": LinearCost(0.0, PASS * write.each / (1 + 2 * ROW_COST[device]))}
@@ -186,8 +184,8 @@ def _lines(costs: Costs, device: str, pace: float) -> dict[str, LinearCost]:
 
 
 def _ids_left(fill: float | None, facts: Workload, seen: Observed) -> float:
-    """Audio ids still to be written: sections are taken to be as long as those that are there, at first as long as
-    in other songs, or as long as they may become."""
+    """Audio ids still to write. Assumes the length of existing sections, at first that of other songs, else the whole
+    budget."""
     lengths = [*facts.lengths, *seen.lengths, *([] if fill is None else [fill * facts.budget] * ALIKE)]
     length = min(fmean(lengths), facts.budget) if lengths else facts.budget
     todo = facts.todo - len(seen.lengths)
@@ -195,8 +193,8 @@ def _ids_left(fill: float | None, facts: Workload, seen: Observed) -> float:
 
 
 def refining_passes(frames: int, rows: int, device: str, done: int | None = None) -> float:
-    """Work of refining `frames` frames of two tracks, `rows` chunks at a time; with `done`, that of the first `done`
-    frames of either track. Counted in passes of no rows: a batch takes as long as its chunks are, however few."""
+    """Work to refine `frames` frames of two tracks, `rows` chunks at a time; with `done`, only the first `done` frames
+    of either track. Counted in passes without rows: a batch takes as long as its chunks, however few."""
     full, tail = divmod(frames, STAGE2_CHUNK)
     batches = [(STAGE2_CHUNK, min(rows, 2 * full - i)) for i in range(0, 2 * full, rows)] + [(tail, 2)] * bool(tail)
     left = 2 * frames if done is None else done
@@ -208,12 +206,12 @@ def refining_passes(frames: int, rows: int, device: str, done: int | None = None
     return passes
 
 
-# What is known beforehand
+# Learning from earlier takes
 
 
 def facts_of(info: TakeInfo, budget: int, device: str, refined: int = 0) -> Workload:
-    """What a run of this take begins with. `device` is cpu or cuda; `refined` frames that were written in this take
-    are refined already."""
+    """Workload of a run of this take. `device` is cpu or cuda; `refined` frames written in this take are refined
+    already."""
     count = info.request.first_sections or len(info.request.sections)
     finished = [span for span in info.spans if not span.open]
     done = info.stage in (Stage.STAGE2, Stage.RENDERED)
@@ -229,7 +227,7 @@ def facts_of(info: TakeInfo, budget: int, device: str, refined: int = 0) -> Work
 
 
 def learn(takes: Iterable[TakeInfo], device: str) -> Costs:
-    """The costs that these rendered takes, of one model and one kind of device, had."""
+    """Costs learned from rendered takes of one model on one kind of device."""
     points: dict[str, list[tuple[float, float]]] = {"stage1": [], "stage2": [], "sound": []}
     fills = []
     for info in takes:
@@ -246,7 +244,7 @@ def learn(takes: Iterable[TakeInfo], device: str) -> Costs:
 
 
 def _own_frames(info: TakeInfo) -> int:
-    """Frames that were written in this take, not kept from another."""
+    """Frames written in this take, not kept from another."""
     return sum(span.stop - span.start for span in info.spans if span.take == info.number)
 
 
@@ -263,8 +261,8 @@ def _line(points: list[tuple[float, float]]) -> LinearCost:
 
 
 def earlier_takes(root: Path, model: str, device: str) -> list[TakeInfo]:
-    """The newest rendered takes under `root` that were made with this model on this kind of device. What cannot be
-    read is passed over: others say so where it matters."""
+    """The newest rendered takes under `root` of this model on this kind of device. Skips unreadable ones, which the
+    doctor reports."""
     found: list[TakeInfo] = []
     with contextlib.suppress(OSError):
         for folder in sorted(root.glob("[!.]*/"), reverse=True)[:SONGS]:

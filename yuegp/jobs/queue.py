@@ -1,14 +1,14 @@
-"""The queue: which takes are to be made, in which order. The one that makes them is in `worker.py`.
+"""The queue: which takes to make, in which order. `worker.py` makes them.
 
     YUEGP_HOME/queue/
       queue.json           format number, the jobs in order
-      progress.json        how far the running job is, twice a second; not flushed: it may be lost
+      progress.json        the running job's progress, twice a second; not flushed: it may be lost
       queue.lock           held while queue.json is changed      worker.lock   held by the worker, its process inside
 
-A job is only a pointer to a take that exists: what is made lies in the song's folder, so removing a job, or losing the
-whole queue, loses no music. Any number of processes may look at the queue and change it; a wish to stop or to pause a
-running job is written there, and the worker reads it at every event. A job that is marked as running while no worker
-lives was interrupted: it says so, and waits to be resumed by somebody.
+A job only points to an existing take: the music lies in the song's folder, so removing a job, or losing the whole
+queue, loses no music. Any number of processes may read and change the queue; a request to stop or pause the running job
+is written there, and the worker reads it at every event. A job marked as running while no worker lives was interrupted:
+it is shown so, and waits until a user resumes it.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ FORMAT = 3
 """Format number of queue.json. In 1, jobs had no `wishes` and no `together`; in 2, `batch_takes` was `together`."""
 
 LARGEST_QUEUE = 64 << 20
-"""Bytes of queue.json: thousands of jobs that failed, each with a trace."""
+"""Most bytes of queue.json: thousands of failed jobs, each with a trace."""
 
 PATIENCE_SECONDS = 30.0
-"""How long the queue may be held by another process, which needs some milliseconds."""
+"""Seconds to wait for another process that holds the queue, which should take milliseconds."""
 
 
 class State(StrEnum):
-    """What a job is doing."""
+    """State of a job."""
 
     WAITING = "waiting"
     RUNNING = "running"
@@ -55,14 +55,14 @@ class State(StrEnum):
 
 
 TO_COME = (State.WAITING, State.PAUSED, State.INTERRUPTED)
-"""Jobs that have a place in the order; the others run or are over."""
+"""States of jobs with a position in the queue; the others run or are over."""
 
 OVER = (State.DONE, State.FAILED, State.STOPPED)
 
 
 @dataclass(frozen=True)
 class JobProgress:
-    """How far a job is, as of its last event."""
+    """A job's progress at its last event."""
 
     job: Count
     state: State
@@ -74,18 +74,18 @@ class JobProgress:
     rate: float | None = None
     """Units per second, smoothed."""
     elapsed: Seconds = 0.0
-    """Seconds since the job was taken up."""
+    """Seconds since the worker began the job."""
     eta: Seconds | None = None
-    """Seconds until the whole song is done, counted from this event; None while nobody can say."""
+    """Seconds from this event until the song is done; None while unknown."""
     ready: tuple[Count, ...] = field(default=(), metadata=NEEDED)
-    """Sections that are written, counted from 0."""
+    """Indices of written sections, from 0."""
     note: str = ""
-    """The newest thing the user should know, such as that memory ran out and how it goes on."""
+    """Newest message for the user, such as that memory ran out and how the song continues."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """One take to be made. Times are ISO 8601, UTC."""
+    """One take to make. Times are ISO 8601, UTC."""
 
     number: Count
     song: Plain
@@ -101,26 +101,26 @@ class Job:
     started: str = ""
     finished: str = ""
     what: str = ""
-    """Why it failed, and ..."""
+    """Why it failed, a sentence."""
     hint: str = ""
-    """... what to do about it."""
+    """What to do about it."""
     trace: str = ""
-    """Where the program failed, for a bug report; empty when the failure is one that we know."""
+    """Traceback for a bug report; empty for a known kind of failure."""
     wish: str = ""
-    """`stop` or `pause` while a running job has been asked to."""
+    """`stop` or `pause` once the user has asked a running job for it."""
     last: JobProgress | None = field(default=None, metadata=NEEDED)
 
 
 @dataclass(frozen=True)
 class Damaged(Job):
-    """An entry of queue.json that is no job: it stands among those that failed, with the reason, until they are taken
-    off the list, and meanwhile is written back as it was. It has no number of its own."""
+    """An invalid entry of queue.json: listed among the failed jobs with the reason until these are cleared, and written
+    back unchanged until then. It has no number of its own."""
 
     entry: Any = field(default=None, hash=False)
 
 
 def to_row(job: Job) -> dict[str, Any]:
-    """A job as JSON-ready values."""
+    """A job as JSON values."""
     row = asdict(job)
     row.pop("entry", None)
     return row
@@ -131,19 +131,19 @@ def to_row(job: Job) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class _Content:
-    """What queue.json holds besides its format."""
+    """Contents of queue.json besides its format."""
 
     last: Count
     jobs: tuple[Any, ...]
 
 
 class Queue:
-    """The jobs of one home. Every call reads what is on disk; any number of these may be used at once."""
+    """The jobs of one home. Every call reads the disk; any number of instances may be used at once."""
 
     def __init__(self, home: Path | None = None) -> None:
         self.folder = (home or paths.home()).absolute() / "queue"
         self.path = self.folder / "queue.json"
-        self._last = 0  # highest number given so far, as of the latest reading: numbers are not used again
+        self._last = 0  # highest number given, at the latest reading: numbers are not reused
 
     def jobs(self) -> list[Job]:
         """All jobs, in order."""
@@ -154,7 +154,7 @@ class Queue:
         return [replace(job, last=self._progress(job)) if job.state is State.RUNNING else job for job in jobs]
 
     def job(self, number: int) -> Job:
-        """One job. RequestError when there is none of that number."""
+        """The job with this number. Raises RequestError when there is none."""
         return _find(self.jobs(), number)
 
     def add(
@@ -165,7 +165,7 @@ class Queue:
         wishes: ModelOptions = ANY,
         batch_takes: tuple[int, ...] = (),
     ) -> Job:
-        """Put a take at the end of the queue. One that waits, runs or is paused already is not added twice."""
+        """Append a take to the queue, unless it is already waiting, running or paused. Returns its job."""
         folder = Path(song).absolute()
         store.open_song(folder).take(take)
         with self._open() as jobs:
@@ -176,7 +176,7 @@ class Queue:
             return jobs[-1]
 
     def move(self, number: int, position: int) -> Job:
-        """Give a job that is still to come another place among those: 1 is the first."""
+        """Move a job that has not begun to `position` among those; 1 is the first."""
         with self._open() as jobs:
             job = _find(jobs, number)
             if job.state not in TO_COME:
@@ -188,7 +188,7 @@ class Queue:
             return job
 
     def cancel(self, number: int) -> Job:
-        """Take a job that is still to come off the queue, or ask a running one to stop. What it made stays."""
+        """Remove a job that has not begun, or ask a running one to stop. Finished parts stay."""
         with self._open() as jobs:
             job = _find(jobs, number)
             if job.state is State.RUNNING:
@@ -199,7 +199,7 @@ class Queue:
             return replace(job, state=State.STOPPED)
 
     def pause(self, number: int) -> Job:
-        """Leave a waiting job out until it is resumed; a running one stops and gives the memory back."""
+        """Pause a waiting job until it is resumed; a running one stops and frees its memory."""
         with self._open() as jobs:
             job = _find(jobs, number)
             if job.state not in (State.WAITING, State.RUNNING, State.PAUSED):
@@ -212,7 +212,7 @@ class Queue:
             return [_put(jobs, _paused(job)) for job in jobs if job.state in (State.WAITING, State.RUNNING)]
 
     def resume(self, number: int) -> Job:
-        """Let a job go on that was paused, interrupted or stopped, or has failed."""
+        """Queue a paused, interrupted, stopped or failed job again."""
         with self._open() as jobs:
             job = _find(jobs, number)
             if job.state is State.DONE:
@@ -220,13 +220,13 @@ class Queue:
             return _put(jobs, _resumed(job))
 
     def resume_all(self) -> list[Job]:
-        """Let every job go on that was paused or interrupted."""
+        """Queue every paused or interrupted job again."""
         with self._open() as jobs:
             chosen = [job for job in jobs if job.state in (State.PAUSED, State.INTERRUPTED) or job.wish == "pause"]
             return [_put(jobs, _resumed(job)) for job in chosen]
 
     def clear(self) -> list[Job]:
-        """Take all jobs off the list that are over; returns them."""
+        """Remove all jobs that are over. Returns them."""
         with self._open() as jobs:
             over = [job for job in jobs if job.state in OVER]
             jobs[:] = [job for job in jobs if job.state not in OVER]
@@ -235,7 +235,8 @@ class Queue:
     # For the worker
 
     def claim(self) -> Job | None:
-        """The next waiting job, marked as running. What is over of those it was begun with needs nothing any more."""
+        """Mark the next waiting job as running and return it, without finished takes in its batch; None if none
+        waits."""
         with self._open() as jobs:
             job = next((job for job in jobs if job.state is State.WAITING), None)
             if job is None:
@@ -246,17 +247,17 @@ class Queue:
             return _put(jobs, job)
 
     def finish(self, job: Job) -> None:
-        """Write down how a running job ended."""
+        """Save a job that has ended."""
         with self._open() as jobs:
             if any(other.number == job.number for other in jobs):
                 _put(jobs, replace(job, wish="", finished=store.now()))
 
     def wish(self, number: int) -> str:
-        """What somebody wants of the running job: ``, `stop` or `pause`. A job that is gone is to stop."""
+        """Request for the running job: ``, `stop` or `pause`; `stop` for a removed job."""
         return next((job.wish for job in self.jobs() if job.number == number), "stop")
 
     def changed(self) -> object:
-        """A value that is another one once the queue has been written again."""
+        """A value that changes whenever the queue is written."""
         try:
             state = self.path.stat()
         except OSError:
@@ -264,7 +265,7 @@ class Queue:
         return state.st_mtime_ns, state.st_ino, state.st_size
 
     def save_progress(self, progress: JobProgress) -> None:
-        """For other processes to see. Left undone when the disk does not want to: no song depends on it."""
+        """Write progress.json for other processes. Ignores errors of the disk: no song depends on it."""
         temporary = self.folder / f".progress.{secrets.token_hex(4)}.tmp"
         with contextlib.suppress(OSError, LibraryError):
             try:
@@ -275,7 +276,7 @@ class Queue:
 
     @contextlib.contextmanager
     def work(self) -> Iterator[None]:
-        """Be the one worker of this queue until the block ends. LibraryError when another process is, or this one."""
+        """Hold the worker's lock until the block ends. Raises LibraryError when any process holds it already."""
         with self._held("queue.lock"):
             held = _try_lock(self._lock_file("worker.lock"))
             if held is None:
@@ -291,7 +292,7 @@ class Queue:
 
     @contextlib.contextmanager
     def _open(self) -> Iterator[list[Job]]:
-        """The jobs, to be looked at and changed; written back if they were. Nobody else writes meanwhile."""
+        """Yield the jobs to read or change under the queue's lock; writes them back if changed."""
         with self._held("queue.lock"):
             before = self._read()
             jobs = self._settled(before)
@@ -304,13 +305,13 @@ class Queue:
                 files.write_atomic(self.path, text.encode("utf-8", "surrogatepass"))
 
     def _settled(self, jobs: list[Job]) -> list[Job]:
-        """The jobs as they are: what no worker works on is not running, whatever is written."""
+        """The jobs with running ones marked interrupted if no worker lives."""
         if all(job.state is not State.RUNNING for job in jobs) or self._worker_lives():
             return list(jobs)
         return [self._interrupted(job) for job in jobs]
 
     def _interrupted(self, job: Job) -> Job:
-        """A job left by a worker that died; any other as it is."""
+        """The job, marked interrupted if it was running."""
         if job.state is not State.RUNNING:
             return job
         last = self._progress(job)
@@ -358,7 +359,7 @@ class Queue:
             return self._damaged(entry, place, exc.what if isinstance(exc, RequestError) else str(exc))
 
     def _damaged(self, entry: Any, place: int, why: str) -> Damaged:
-        """An entry that is no job, in the place of one. What it says of its song is shown where it says that."""
+        """A `Damaged` job for an invalid entry, with its song if it names one."""
         song = entry.get("song") if isinstance(entry, dict) else None
         what = f"Entry {place} of {self.path} is damaged and was left as it is: {why.rstrip('.')}."
         hint = "Put the song into the queue again; `queue clear` takes this entry off the list."
@@ -366,7 +367,7 @@ class Queue:
         return Damaged(0, shown, 0, state=State.FAILED, what=what, hint=hint, entry=entry)
 
     def _progress(self, job: Job) -> JobProgress | None:
-        """The last progress of a running job; None when there is none yet or it cannot be read."""
+        """Newest progress of a running job; `job.last` when there is none yet or it cannot be read."""
         try:
             progress = build(JobProgress, files.read_json(self.folder / "progress.json"))
         except (OSError, Fault):
@@ -381,7 +382,8 @@ class Queue:
 
     @contextlib.contextmanager
     def _held(self, name: str) -> Iterator[None]:
-        """Wait for a lock and hold it; it is never held for longer than a file is written."""
+        """Wait for a lock and hold it, only as long as writing a file takes. Raises LibraryError after
+        `PATIENCE_SECONDS`."""
         path = self._lock_file(name)
         began = time.monotonic()
         while (held := _try_lock(path)) is None:
@@ -414,8 +416,8 @@ def _migrated(entry: Any, number: int) -> Any:
 
 
 def _try_lock(path: Path) -> int | None:
-    """The file, open and locked until it is closed; None while another has it. On disks that know no locks everybody
-    gets it: keep the queue on a disk of your own."""
+    """Open and lock a file; closing it releases the lock. None while another process holds it. On disks without locks
+    every process gets it: keep the queue on a local disk."""
     try:
         handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     except OSError as exc:
@@ -454,7 +456,7 @@ def _find(jobs: list[Job], number: int) -> Job:
 
 
 def _put(jobs: list[Job], job: Job) -> Job:
-    """The job in the place of the one of its number."""
+    """Replace the job of the same number by `job`. Returns it."""
     jobs[[other.number for other in jobs].index(job.number)] = job
     return job
 

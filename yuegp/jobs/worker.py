@@ -1,6 +1,6 @@
-"""The worker: makes the jobs of the queue one after the other, tells how far it is, and stops when somebody wishes so.
+"""The worker: makes the queue's jobs one after the other, reports progress, and stops on request.
 
-It owns the machine's model memory while it works. Which jobs there are, and who may change them, is in `jobs.py`.
+It owns the machine's model memory while it works. `queue.py` keeps the jobs.
 """
 
 from __future__ import annotations
@@ -29,23 +29,23 @@ from . import eta
 from .queue import Job, JobProgress, Queue, State
 
 PUBLISH_SECONDS = 0.1
-"""Least time between two events of one section for subscribers, and ..."""
+"""Least time between two events of one section for subscribers."""
 
 SAVE_SECONDS = 0.5
-"""... between two progress.json for other processes."""
+"""Least time between two writes of progress.json for other processes."""
 
 IDLE_SECONDS = 0.5
-"""How often a worker without work looks whether there is some."""
+"""Interval at which an idle worker checks the queue."""
 
 SMOOTH_SECONDS = 3.0
-"""Time over which the shown rate is averaged."""
+"""Time constant of the shown rate's average."""
 
 Sing = Callable[[Job, ProgressCallback], None]
 Forecast = Callable[[Job], tuple[eta.Costs, eta.Workload] | None]
 
 
 def run_job(job: Job, watch: ProgressCallback) -> None:
-    """Make what the job's take lacks, and first what it shares with those that were begun together with it."""
+    """Make what the job's take lacks; first the section it shares with the other takes of its batch, if any."""
     song = store.open_song(job.song)
     if len(job.batch_takes) > 1:
         write_together([song.take(number) for number in job.batch_takes], watch, job.device, job.wishes)
@@ -74,7 +74,7 @@ def _refined(take: store.Take) -> int:
     """Frames of the sections written in this take that are refined already."""
     try:
         mask = take.load_stage2()[1]
-    except YueGPError:  # `run_job` says why
+    except YueGPError:  # `run_job` reports it
         return 0
     return sum(int(mask[:, s.start : s.stop].sum()) // 2 for s in take.info.spans if s.take == take.info.number)
 
@@ -112,12 +112,12 @@ class ProgressTracker:
 
     @classmethod
     def of(cls, job: Job) -> ProgressTracker:
-        """A meter that knows what earlier takes cost."""
+        """A tracker for `job` that knows the cost of earlier takes."""
         costs, facts = forecast(job) or (None, None)
         return cls(job.number, time.monotonic, costs, facts)
 
     def progress(self, state: State = State.RUNNING) -> JobProgress:
-        """Where the job is."""
+        """The job's progress now."""
         elapsed = self.clock() - self._began
         left = eta.estimate(self.costs, self.facts, self._seen) if self.costs and self.facts else None
         event = self._seen.last
@@ -146,14 +146,14 @@ class ProgressTracker:
             count = event.done // self.facts.budget
         elif event.stage != "reference":
             count += len(self._seen.lengths)
-            if len(self._seen.lengths) >= self.facts.todo:  # the kept ones that follow are there too
+            if len(self._seen.lengths) >= self.facts.todo:  # then the kept sections that follow exist too
                 count = len(self.facts.lengths) + self.facts.todo
         return tuple(range(count))
 
 
 class Feed:
-    """What one listener hears of the worker: the newest events, the oldest dropped when it does not keep up.
-    Iterating waits for the next one, and ends when the worker does."""
+    """The worker's newest events for one subscriber; drops the oldest when the subscriber does not keep up. Iterating
+    waits for the next event, and ends with the worker."""
 
     def __init__(self, size: int = 64) -> None:
         self._events: deque[JobProgress] = deque(maxlen=size)
@@ -171,7 +171,7 @@ class Feed:
             self._news.notify_all()
 
     def get(self, timeout: float | None = None) -> JobProgress | None:
-        """The next event; None when the feed is closed, or `timeout` seconds have brought none."""
+        """The next event; None when the feed is closed or after `timeout` seconds without one."""
         with self._news:
             self._news.wait_for(lambda: self._events or self._closed, timeout)
             return self._events.popleft() if self._events else None
@@ -182,7 +182,7 @@ class Feed:
 
 
 class Worker:
-    """Makes the waiting jobs of a queue, one after the other. There is only one per home at a time."""
+    """Makes a queue's waiting jobs, one after the other. One worker per home at a time."""
 
     def __init__(
         self,
@@ -194,28 +194,28 @@ class Worker:
     ) -> None:
         self.queue, self.sing, self.forecast, self.clock, self.idle = queue, sing, forecast, clock, idle
         self.failure: YueGPError | None = None
-        """Why the thread ended, when the queue could not be read or written."""
+        """The error that ended the thread, when the queue could not be read or written."""
         self._ending = threading.Event()
         self._feeds: weakref.WeakSet[Feed] = weakref.WeakSet()
         self._guard = threading.Lock()
         self._thread: threading.Thread | None = None
 
     def subscribe(self, size: int = 64) -> Feed:
-        """A feed of what happens from now on. Dropping it ends the subscription."""
+        """A feed of events from now on. Dropping it ends the subscription."""
         feed = Feed(size)
         with self._guard:
             self._feeds.add(feed)
         return feed
 
     def run(self, watch: ProgressCallback = lambda event: None) -> None:
-        """Make jobs until none waits. `watch` gets every event of theirs and may raise Cancelled, which interrupts
-        the job and ends this call, as Ctrl-C does. LibraryError when another worker has the queue."""
+        """Make jobs until none waits. `watch` gets every event and may raise Cancelled, which interrupts the job and
+        ends this call, as Ctrl-C does. Raises LibraryError when another worker has the queue."""
         with self.queue.work():
             self._loop(watch, stay=False)
 
     def start(self) -> None:
-        """Make jobs in a thread, those that are still to be added too, until `stop`. LibraryError when another worker
-        has the queue."""
+        """Make jobs in a thread, including later ones, until `stop`. Raises LibraryError when another worker has the
+        queue."""
         desk = contextlib.ExitStack()
         desk.enter_context(self.queue.work())
         self._ending.clear()
@@ -223,7 +223,7 @@ class Worker:
         self._thread.start()
 
     def stop(self) -> None:
-        """End the thread. A job that runs stops at its next event and is left as interrupted."""
+        """End the thread. A running job stops at its next event, marked as interrupted."""
         self._ending.set()
         if self._thread:
             self._thread.join()
@@ -261,7 +261,7 @@ class Worker:
                     feed.close()
 
     def _make(self, job: Job, watch: ProgressCallback) -> None:
-        """Make one job, and write down how it ended."""
+        """Make one job, and save how it ended."""
         meter = ProgressTracker(job.number, self.clock)
         watcher = _Watcher(self, meter, watch)
         ended = replace(job, state=State.INTERRUPTED)
@@ -275,7 +275,7 @@ class Worker:
                 ended = replace(job, state=State.PAUSED if watcher.wish == "pause" else State.STOPPED)
             elif not self.ending:
                 raise
-        except Exception as exc:  # whatever it is, the jobs behind this one are not to blame
+        except Exception as exc:  # whatever it is, the later jobs still run
             if isinstance(known := named(exc, "while the song was made"), YueGPError):
                 ended = replace(job, state=State.FAILED, what=known.what, hint=known.hint)
             else:
@@ -289,7 +289,7 @@ class Worker:
 
 
 class _Watcher:
-    """Passes the events of a running job on, and stops it when somebody wishes so."""
+    """Forwards the events of a running job, and stops it on request."""
 
     def __init__(self, worker: Worker, meter: ProgressTracker, watch: ProgressCallback) -> None:
         self.worker, self.meter, self.watch = worker, meter, watch

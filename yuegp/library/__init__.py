@@ -1,1 +1,1 @@
-"""Songs on disk."""
+"""Songs on disk: store, catalog, export, migrations."""

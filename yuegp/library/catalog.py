@@ -1,7 +1,7 @@
-"""Many songs: list, search, name, rate, pick, put in the trash and take out again.
+"""The catalog of all songs: list, search, rename, rate, pick, trash and restore.
 
-Reads JSON files only, and all of them each time: there is no index that could be wrong (a thousand songs take a fifth
-of a second). Damaged songs are listed with the reason and left alone. One song's own files are `library.py`'s.
+Reads JSON files only, and all of them each time: without an index, none can be wrong (a thousand songs take a fifth of
+a second). Damaged songs are listed with the reason and left alone. `store.py` reads and writes a single song.
 """
 
 from __future__ import annotations
@@ -29,38 +29,38 @@ from .store import Song, open_song
 TRASH = ".trash"
 
 LONGEST_TITLE = 300
-"""Characters; a title is shown on one line."""
+"""Most characters of a title, which is shown on one line."""
 
 SHOWN = 5
-"""Songs named in a message before it says how many more there are."""
+"""Most songs named in a message; it then says how many more there are."""
 
 
 @dataclass(frozen=True)
 class SongSummary:
-    """A song as it stands in a list."""
+    """A song's entry in the list."""
 
     folder: Path
     title: str = ""
     tags: str = ""
     words: str = ""
-    """The lyrics as first asked for, without labels."""
+    """The lyrics of the first request, without labels."""
     created: str = ""
-    """ISO 8601, UTC; of a song that cannot be read, the date in its folder's name."""
+    """ISO 8601, UTC; for an unreadable song, the date in its folder's name."""
     rating: int | None = None
     seconds: float = 0.0
-    """Music in the take that is played: the picked one, else the newest finished one."""
+    """Length of the take that is played: the picked one, else the newest finished one."""
     stage: Stage | None = None
-    """How far that take has come; None without takes."""
+    """Stage of that take; None without takes."""
     takes: int = 0
     broken: str | None = None
-    """Why the song cannot be used as it is, in a sentence."""
+    """Sentence that says why the song cannot be used."""
     damaged: str = ""
-    """Why a take was passed over to get to the one that is played, in a sentence."""
+    """Sentence that says why an unreadable take was skipped."""
 
     @property
     def name(self) -> str:
-        """What to show: the title on one line, without characters that move the cursor or turn the direction of the
-        text around; the folder's name when nothing is left."""
+        """Name to show: the title on one line, without control and direction characters; the folder's name when nothing
+        is left."""
         return _shown(self.title) or _shown(self.folder.name)
 
     @property
@@ -70,7 +70,7 @@ class SongSummary:
 
 
 def _shown(text: str) -> str:
-    joiners = "\u200c\u200d"  # hold emoji and the letters of some scripts together
+    joiners = "\u200c\u200d"  # join emoji and the letters of some scripts
     kept = (c for c in " ".join(text.split()) if c in joiners or unicodedata.category(c) not in ("Cc", "Cf", "Cs"))
     return "".join(kept).strip()
 
@@ -79,8 +79,8 @@ def _shown(text: str) -> str:
 
 
 def entries(root: Path) -> list[SongSummary]:
-    """Every song in a songs folder, newest first; none when there is no such folder. LibraryError when it cannot be
-    read."""
+    """Every song in a songs folder, newest first; empty when there is no such folder. Raises LibraryError when it
+    cannot be read."""
     found = (read_entry(folder) for folder in _folders(root))
     return arranged((entry for entry in found if entry), "newest")
 
@@ -98,7 +98,7 @@ def _folders(root: Path) -> list[Path]:
 
 
 def read_entry(folder: Path) -> SongSummary | None:
-    """A folder as a list shows it; None when it is no song, such as one whose creation was interrupted."""
+    """Summary of a song folder; None when it is no song, for example after an interrupted creation."""
     entry = SongSummary(folder, created=_date(folder))
     try:
         names = os.listdir(folder)
@@ -123,15 +123,15 @@ def read_entry(folder: Path) -> SongSummary | None:
         damaged = " ".join(fault.what for fault in faults)
         return replace(entry, seconds=take.frames / FRAMES_PER_SECOND, stage=take.info.stage, damaged=damaged)
     except FileNotFoundError:
-        return None  # moved away while we looked
+        return None  # moved away meanwhile
     except LibraryError as exc:
         return replace(entry, broken=exc.what)
-    except OSError as exc:  # a list of many songs does not end at a bad one
+    except OSError as exc:  # one bad song must not end the list
         return replace(entry, broken=f"{folder} cannot be read: {exc.strerror or exc}.")
 
 
 def faults(folder: Path) -> list[str]:
-    """What of a song cannot be read, in sentences: its cover page, or pages and codes of its takes."""
+    """Sentences on the unreadable files of a song: `song.json`, or `take.json` and codes of its takes."""
     found: list[str] = []
     try:
         song = open_song(folder)
@@ -152,7 +152,7 @@ def _date(folder: Path) -> str:
 
 
 def refuse_links(folder: Path) -> None:
-    """LibraryError when something in a song folder is a link that leads out of it: such a song is not written to."""
+    """Raise LibraryError when a link in a song folder leads out of it: such a song must not be written to."""
 
     def look(place: str | Path, depth: int) -> None:
         with os.scandir(place) as items:
@@ -168,7 +168,7 @@ def refuse_links(folder: Path) -> None:
                 elif depth and item.is_dir():
                     look(item.path, depth - 1)
 
-    with contextlib.suppress(FileNotFoundError, NotADirectoryError):  # whoever opens the song says so
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):  # opening the song reports it
         try:
             look(folder, 2)
         except PermissionError as exc:
@@ -186,8 +186,8 @@ def search(
     language: str | None = None,
     sort: str = "newest",
 ) -> list[SongSummary]:
-    """The entries that have every word of `text` in title, tags, lyrics or folder name, at least `rating`, the tag,
-    and the language. RequestError when `sort` is none of `SORTS`."""
+    """Filter summaries: every word of `text` in title, tags, lyrics or folder name, at least `rating`, the tag, and the
+    language. Sorted by `sort`, one of `SORTS`; raises RequestError for another."""
     words = _folded(text).split()
     kept = [
         entry
@@ -205,12 +205,12 @@ def _text(entry: SongSummary) -> str:
 
 
 def _folded(text: str) -> str:
-    """What spellings of a text share: case, width and composition of letters, and how words are spaced."""
+    """`text` without differences of case, character width, composition and spacing."""
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
 def _has_tag(line: str, tag: str) -> bool:
-    """Whether a line of tags has one of the known tags, or all of the words given, as whole words."""
+    """Whether a line of tags has the known tag, or all of its words as whole words."""
     wanted = tags.fold(tag)
     if any(tags.fold(known) == wanted for group in tags.find(line).values() for known in group):
         return True
@@ -224,12 +224,12 @@ SORTS: dict[str, tuple[Callable[[SongSummary], Any], bool]] = {
     "rating": (lambda entry: entry.rating or 0, True),
     "length": (lambda entry: entry.seconds, True),
 }
-"""Orders of a list: key, and whether the greatest comes first. Equals stand newest first. Times are compared as they
-were written, so a clock that went backwards misplaces a song and nothing more."""
+"""Sort orders: key, and whether to reverse. Equal entries stand newest first. Times are compared as written, so a clock
+that went backwards only misplaces a song."""
 
 
 def arranged(found: Iterable[SongSummary], by: str) -> list[SongSummary]:
-    """Entries in one of the orders of `SORTS`."""
+    """Summaries sorted by one of `SORTS`. Raises RequestError for another."""
     if by not in SORTS:
         raise RequestError(f"Songs cannot be sorted by {by!r}.", f"Choose one of {', '.join(SORTS)}.")
     key, reverse = SORTS["newest"]
@@ -242,20 +242,21 @@ def arranged(found: Iterable[SongSummary], by: str) -> list[SongSummary]:
 
 
 def find(root: Path, name: str) -> Path:
-    """The folder of the song that `name` means: a path, a folder name, the six characters at its end, a title, or the
-    beginning of one of these if only one song has it. LibraryError when there is none, or several.
+    """Folder of the song called `name`: a path, a folder name, the six characters at its end, a title, or an
+    unambiguous beginning of one of these. Raises LibraryError for none or several.
 
-    The song may be damaged: `get` opens it."""
+    The song may be damaged; `get` also opens it."""
     path = Path(os.path.expanduser(name))
     for place in (path, root / path):
-        with contextlib.suppress(OSError, ValueError):  # a name no file can have is no path; it may be a title
+        with contextlib.suppress(OSError, ValueError):  # a name that no file can have may still be a title
             if name.strip() and (place / "song.json").is_file():
                 return place.absolute()
     return _match(entries(root), name, root).folder
 
 
 def get(root: Path, name: str) -> Song:
-    """The song that `name` means, opened. LibraryError also when it is damaged or has links that lead out of it."""
+    """Open the song called `name` (see `find`). Raises LibraryError also when it is damaged or a link leads out of
+    it."""
     folder = find(root, name)
     refuse_links(folder)
     return open_song(folder)
@@ -292,7 +293,7 @@ def _match(found: list[SongSummary], name: str, root: Path) -> SongSummary:
 
 
 def rename(song: Song, title: str) -> None:
-    """Give a song another title; its folder keeps its name, so that nothing that points to it breaks."""
+    """Change a song's title; its folder keeps its name, so that references to it stay valid."""
     title = " ".join(title.split())
     if bad := next((c for c in title if unicodedata.category(c) in ("Cc", "Cs")), None):
         raise RequestError(f"The new title holds the control character U+{ord(bad):04X}.", "Remove it.")
@@ -306,21 +307,22 @@ def rename(song: Song, title: str) -> None:
 
 
 def rate(song: Song, rating: int | None) -> None:
-    """Give a song 1 to 5, or None to take a rating back."""
+    """Rate a song from 1 to 5; None removes the rating."""
     if rating is not None and (type(rating) is not int or not 1 <= rating <= 5):
         raise RequestError(f"The rating is {rating!r}.", "Rate with 1, 2, 3, 4 or 5.")
     _change(song, rating=rating)
 
 
 def pick(song: Song, take: int | None) -> None:
-    """Say which take is the song; None for the newest finished one. LibraryError when there is no such take."""
+    """Pick the take that is played; None for the newest finished one. Raises LibraryError when there is no such
+    take."""
     if take is not None:
         song.take(take)
     _change(song, picked=take)
 
 
 def _change(song: Song, **changes: Any) -> None:
-    """Change what is on disk now, not what was there when `song` was opened: another window may have changed it."""
+    """Apply changes to `song.json` as it is now: another window may have changed it since `song` was opened."""
     song.save_info(replace(open_song(song.folder).info, **changes))
 
 
@@ -328,7 +330,7 @@ def _change(song: Song, **changes: Any) -> None:
 
 
 def trash(folder: Path, root: Path) -> Path:
-    """Move a song to the trash of its songs folder, whole; where it lies now. It may be damaged, but not in use."""
+    """Move a song to the trash of its songs folder. Returns its new path. It may be damaged, but not in use."""
     if folder.is_symlink():
         raise LibraryError(f"{folder} is a link to a song elsewhere.", "Delete the link; the song stays where it is.")
     if folder.resolve().parent != root.resolve():
@@ -346,20 +348,20 @@ def trashed(root: Path) -> list[SongSummary]:
 
 
 def restore(name: str, root: Path) -> Path:
-    """Take a song out of the trash, under a name nobody has; where it lies now. `name` is meant as in `find`."""
+    """Move a song out of the trash, under an unused name. Returns its new path. `name` is as in `find`."""
     place = root / TRASH
     return _move(_match(trashed(root), name, place).folder, root)
 
 
 def _move(folder: Path, place: Path) -> Path:
-    """Move a folder into `place` under its own name, or its own name and a number when that is taken."""
+    """Move a folder into `place`, with a number added to its name when that is taken. Returns its new path."""
     try:
         place.mkdir(exist_ok=True)
         for number in itertools.count(1):
             target = place / (folder.name if number == 1 else f"{folder.name}-{number}")
             with contextlib.suppress(FileExistsError):
                 if os.name != "nt":
-                    target.mkdir()  # making it takes the name; what is renamed here replaces an empty folder
+                    target.mkdir()  # claims the name; the rename then replaces the empty folder
                 try:
                     files.patiently(lambda target=target: os.rename(folder, target), folder, "moved")  # type: ignore[misc]
                 except (OSError, LibraryError):

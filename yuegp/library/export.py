@@ -1,7 +1,7 @@
-"""Finished takes as files for other programs, and the way back: a song's settings out of such a file.
+"""Exports finished takes for other programs, and imports a song's settings from such a file.
 
-Sound is copied sample by sample from the take's 24-bit FLAC files; how it was limited stands in `mix.py`, how texts
-lie in sound files in `tagging.py`. Nothing here needs a model.
+Sound is copied sample by sample from the take's 24-bit FLAC files; `audio/mix.py` has limited it, `audio/metadata.py`
+writes the tags. Needs no model.
 """
 
 from __future__ import annotations
@@ -40,17 +40,17 @@ from .store import Song, Take
 PARTS = ("mix", "vocal", "instrumental")
 
 KINDS = {"wav16": ("wav16", 16), "wav24": ("wav24", 24), "flac": ("flac24", 24), "mp3": ("mp3", 24)}
-"""What can be asked for: the format of `audio.FORMATS`, and the bits that samples are rounded to before it."""
+"""Kinds of export: the format in `audio.files.FORMATS`, and the bits that samples are rounded to."""
 
 NAME_BYTES = 120
 """Longest title in a file name, in UTF-8 bytes: with ` (2) - instrumental.flac` it stays far below 255."""
 
 PORTS = [f"{port}{n}" for port in ("COM", "LPT") for n in "0123456789¹²³"]
 RESERVED = frozenset(["CON", "PRN", "AUX", "NUL", "CONIN$", "CONOUT$", *PORTS])
-"""Names that Windows keeps for devices, whatever the ending."""
+"""Device names on Windows, with any ending."""
 
 
-# Out
+# Export
 
 
 def export(
@@ -62,20 +62,19 @@ def export(
     artist: str = "",
     progress: Progress = quiet,
 ) -> list[Path]:
-    """Write a rendered take as `<title> - mix.wav` and so on, and its words as `<title>.lrc`; the files' paths.
+    """Write a rendered take as `<title> - mix.wav` and so on, and its words as `<title>.lrc`. Returns the paths.
 
     `target` is a folder, made when absent, or a name such as `out/Song.wav`: a single part gets exactly this name,
     several get it as their title. When any of the names is taken, all get ` (2)`; nothing is ever overwritten. All
     files are finished before the first appears. `progress` counts the frames of each part.
 
-    `kind` is one of `KINDS`. Samples are rounded to its bits, without dither; the takes' own 24 bits are kept as they
-    are. In a song with crossover `smooth` the WAV and FLAC mix is then written as the exact sum of the two stems. MP3
-    (320 kb/s, constant) is lossy, so there the sum is only near. The released program's crossover (`yue`) changes
-    nothing but the mix, so its stems do not sum to it in any format. Limiting is one gain for all three, applied when
-    the take was rendered; its true peak of -1 dB leaves MP3 room: noise, square and saw waves at that level decoded to
-    at most 0.91 (measured).
+    `kind` is one of `KINDS`. Samples are rounded to its bits without dither; the takes' own 24 bits are kept. With
+    crossover `smooth`, the WAV and FLAC mix is written as the exact sum of the two stems; in lossy MP3 (320 kb/s,
+    constant) the sum is only close. The released program's crossover (`yue`) changes only the mix, so stems do not sum
+    to it in any format. Limiting is one gain for all three, applied at rendering; its true peak of -1 dB leaves room
+    for MP3: noise, square and saw waves at that level decoded to at most 0.91 (measured).
 
-    RequestError for a kind, part or name that cannot be; LibraryError for a take that is not rendered or is damaged,
+    Raises RequestError for an invalid kind, part or name, LibraryError for a take that is not rendered or is damaged,
     and when the target cannot be written."""
     if kind not in KINDS:
         raise RequestError(f"There is no export format {kind!r}.", f"Choose one of: {', '.join(KINDS)}.")
@@ -117,7 +116,7 @@ def export(
 
 
 def _names(target: Path, title: str, ending: str) -> tuple[Path, str, bool]:
-    """The folder, the name without part and ending, and whether the caller chose that name."""
+    """Folder, name without part and ending, and whether the caller chose that name."""
     suffix = target.suffix.lower()
     if suffix not in (".wav", ".flac", ".mp3") or target.is_dir():
         return target, file_name(title), False
@@ -130,8 +129,8 @@ def _names(target: Path, title: str, ending: str) -> tuple[Path, str, bool]:
 
 
 def file_name(title: str) -> str:
-    """A title as the beginning of a file name on every system: letters of any script, blanks and emoji stay;
-    separators, control and direction characters go; at most `NAME_BYTES` bytes; `song` when nothing is left."""
+    """Beginning of a file name for a title, valid on every system: keeps letters of any script, blanks and emoji;
+    removes separators, control and direction characters; at most `NAME_BYTES` bytes; `song` when nothing is left."""
     text = "".join(c for c in unicodedata.normalize("NFC", title) if unicodedata.category(c) not in ("Cf", "Cs"))
     text = re.sub(r'[\x00-\x1f\x7f-\x9f<>:"/\\|?*\s]+', " ", text)
     text = text.lstrip(" .").encode()[:NAME_BYTES].decode(errors="ignore").rstrip(" .")
@@ -139,8 +138,8 @@ def file_name(title: str) -> str:
 
 
 def _put(made: dict[str, Path], folder: Path, stem: str) -> list[Path]:
-    """Give finished files their names, with the first number at which all of them are free. The same words may be
-    there already, from an export of the same take in another format."""
+    """Give finished files their names, with the first number at which all are free. Identical words may exist already,
+    from an export of the same take in another format. Returns the paths."""
     for number in itertools.count(1):
         base = stem if number == 1 else f"{stem} ({number})"
         targets = {folder / f"{base}{ending}": path for ending, path in made.items()}
@@ -163,13 +162,13 @@ def _save(path: Path, data: bytes) -> None:
 
 
 def _rename(source: Path, target: Path) -> None:
-    """Rename without ever replacing: a second name is refused if taken, while a rename replaces everywhere but on
-    Windows. FileExistsError when somebody else has just taken the name."""
+    """Rename without ever replacing, by a hard link: a plain rename replaces everywhere but on Windows. Raises
+    FileExistsError when the name is taken."""
     try:
         os.link(source, target)
     except FileExistsError:
         raise
-    except OSError as exc:  # memory sticks and some network disks know no second names
+    except OSError as exc:  # memory sticks and some network disks have no hard links
         if os.path.lexists(target):
             raise FileExistsError(f"{target.name} has appeared meanwhile") from exc
         os.rename(source, target)
@@ -180,7 +179,7 @@ def _rename(source: Path, target: Path) -> None:
 
 @contextlib.contextmanager
 def _opened(take: Take) -> Iterator[dict[str, Any]]:
-    """The take's three sound files by part. LibraryError unless all can be read and belong together."""
+    """Open the take's three sound files, by part. Raises LibraryError unless all can be read and fit together."""
     import soundfile
 
     with contextlib.ExitStack() as stack:
@@ -202,7 +201,7 @@ def _damaged(path: Path, why: str) -> LibraryError:
 
 
 def _samples(sounds: dict[str, Any], part: str, kind: str, take: Take) -> Iterator[np.ndarray]:
-    """Blocks of a part as int32, rounded to the kind's bits, in the upper ones as libsndfile takes them."""
+    """Yield blocks of a part as int32, rounded to the kind's bits, in the upper bits as libsndfile expects."""
     import soundfile
 
     lost = 32 - KINDS[kind][1]
@@ -225,7 +224,7 @@ def _samples(sounds: dict[str, Any], part: str, kind: str, take: Take) -> Iterat
 
 
 def _encode(path: Path, kind: str, blocks: Iterator[np.ndarray], frames: int, rate: int, progress: Progress) -> None:
-    """Write the blocks as a sound file at `path`, which is in a folder of our own."""
+    """Write the blocks as a sound file at `path`, in a temporary folder of ours."""
     import soundfile
 
     done = 0
@@ -247,8 +246,8 @@ def _encode(path: Path, kind: str, blocks: Iterator[np.ndarray], frames: int, ra
 
 
 def lrc(info: TakeInfo, title: str) -> str:
-    """The lyrics with times, as players and karaoke programs read them: each section's label where it begins, its
-    lines spread evenly over it. Lines of no section stand nowhere, and an instrumental song has labels only."""
+    """The lyrics with times in LRC, for players and karaoke programs: each section's label at its start, its lines
+    spread evenly over it. Omits lines of unmade sections; an instrumental song has labels only."""
     lines = [f"[ti:{' '.join(title.split())}]", f"[re:yuegp {__version__}]"]
     for span in info.spans:
         section = info.request.sections[span.section]
@@ -281,9 +280,8 @@ def _tags(info: TakeInfo, title: str, part: str, artist: str) -> metadata.Tags:
 
 
 def settings(info: TakeInfo, title: str) -> str:
-    """What is needed to make the take again, as one line of ASCII: a take.json that names no path of this machine,
-    since exported songs are passed on. Of a model in a folder and of references only the last part of the path stays.
-    """
+    """Settings to make the take again, as one line of ASCII: a take.json without this machine's paths, since exported
+    songs are passed on. Paths of models and references keep only their last part."""
     request = dataclasses.replace(info.request, title=title, model=PurePath(info.request.model).name)
     if reference := request.reference:
         names: dict[str, Any] = {key: PurePath(path).name for key in PARTS if (path := getattr(reference, key))}
@@ -293,15 +291,15 @@ def settings(info: TakeInfo, title: str) -> str:
     return json.dumps({"format": store.FORMAT, "take": to_dict(info)}, separators=(",", ":"))
 
 
-# And back
+# Import
 
 
 def import_file(path: Path | str) -> tuple[SongRequest, tuple[Note, ...]]:
     """The request a song was made from, and notes: from a file that `export` wrote, or from a song's folder, its
     song.json or a take.json in it.
 
-    References are not in sound files: they are left out, with a note. RequestError when there are no settings, or
-    damaged ones, or those of a newer program; LibraryError for a song folder that cannot be read."""
+    Sound files hold no references: they are left out, with a note. Raises RequestError for settings that are missing,
+    damaged or of a newer program, LibraryError for a song folder that cannot be read."""
     path = Path(path).expanduser()
     if path.name == "take.json":
         number, song = _number(path), store.open_song(path.absolute().parents[2])

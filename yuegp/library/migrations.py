@@ -1,4 +1,4 @@
-"""Songs of older formats, brought to today's: one function per kind of file and format, applied in order.
+"""Migrates songs of older formats: one function per kind of file and format, applied in order.
 
 Nothing here touches a file; `store` reads, and writes the newest format whenever it writes at all.
 
@@ -17,7 +17,7 @@ from yuegp.song.schema import Edit, EditKind
 
 
 def migrate_song(data: dict[str, Any]) -> dict[str, Any]:
-    """The content of a song.json of any known format, in the newest."""
+    """Content of a song.json of any known format, converted to the newest."""
     if data["format"] == 1:
         data = {**data, "format": 2, "song": {"title": data["request"]["title"]}}
     if data["format"] == 2:
@@ -26,7 +26,7 @@ def migrate_song(data: dict[str, Any]) -> dict[str, Any]:
 
 
 def migrate_take(data: dict[str, Any], request: dict[str, Any]) -> dict[str, Any]:
-    """The content of a take.json of any known format, in the newest; `request` is that of its song.json."""
+    """Content of a take.json of any known format, converted to the newest; `request` is that of its song.json."""
     if data["format"] == 1:
         old = data["take"]
         spans = [{**span, "take": old["number"], "seed": old["seed"]} for span in old["spans"]]

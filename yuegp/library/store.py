@@ -11,10 +11,10 @@
         leads.npz          codes (seams, 2, 8, frames): what stood before kept codes in their own take
         vocal.flac  instrumental.flac  mix.flac
 
-Nothing is overwritten: names are taken by creating the folder. Files appear whole or not at all. Codes are written
-before the `take.json` that speaks of them, so after a crash there may be more codes than spans, never fewer; spans
-are the truth. A damaged file is named in the error and left as it is. Older formats are read through `migrate`; they
-are only written anew when something changes. How sound is written stands in `audio.py`.
+Nothing is overwritten: creating the folder claims the name. Files appear whole or not at all. Codes are written before
+the `take.json` that lists them, so after a crash there may be more codes than spans, never fewer; spans decide. An
+error names the damaged file, which stays as it is. Older formats are read through `migrations.py` and rewritten only
+when something changes. `audio/files.py` writes the sound.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ FORMAT = 3
 """Format number of song.json and take.json. Raised only together with a migration."""
 
 SLUG_BYTES = 60
-"""Longest title part of a folder name, in UTF-8 bytes: leaves room in the 255 of file systems and in Windows' 260."""
+"""Longest title part of a folder name, in UTF-8 bytes: fits the 255 of file systems and Windows' 260 with the rest."""
 
 T = TypeVar("T")
 
@@ -65,20 +65,20 @@ T = TypeVar("T")
 
 @dataclass
 class Song:
-    """A song folder. `info` follows what is on disk; `request` is what was first asked. Reference paths are absolute
-    here and relative on disk."""
+    """A song folder. `info` mirrors `song.json`; `request` is the first request. Reference paths are absolute here and
+    relative on disk."""
 
     folder: Path
     info: SongInfo
     request: SongRequest
 
     def save_info(self, info: SongInfo) -> None:
-        """Write another cover page."""
+        """Write `info` to `song.json`."""
         _write_song(self.folder, info, self.request)
         self.info = info
 
     def take_numbers(self) -> list[int]:
-        """The takes there are, oldest first. A folder without take.json is one whose creation was interrupted."""
+        """Numbers of existing takes, oldest first. Skips folders without take.json, left by an interrupted creation."""
         try:
             folders = [p for p in (self.folder / "takes").iterdir() if _TAKE.fullmatch(p.name)]
             return sorted(int(p.name) for p in folders if (p / "take.json").exists())
@@ -88,7 +88,7 @@ class Song:
             raise files.cannot_read(self.folder / "takes", exc) from exc
 
     def take(self, number: int) -> Take:
-        """An existing take."""
+        """Open an existing take. Raises LibraryError."""
         folder = self.folder / "takes" / f"{number:03}"
         if not (folder / "take.json").exists():
             known = ", ".join(map(str, self.take_numbers())) or "none"
@@ -96,7 +96,7 @@ class Song:
         return Take.open(folder)
 
     def takes(self) -> tuple[list[Take], list[LibraryError]]:
-        """The takes that can be read, oldest first, and why the others cannot."""
+        """The readable takes, oldest first, and the errors of the others."""
         found, faults = list[Take](), list[LibraryError]()
         for number in self.take_numbers():
             try:
@@ -106,9 +106,9 @@ class Song:
         return found, faults
 
     def chosen(self, faults: list[LibraryError] | None = None) -> Take:
-        """The take its owner picked; else the newest rendered one; else the newest. One that cannot be read is passed
-        over, and added to `faults`; the picked one only where there are `faults` to add it to. LibraryError when none
-        is left, and when the picked one is not there."""
+        """The picked take, else the newest rendered one, else the newest. Skips unreadable takes and appends their
+        errors to `faults`; without `faults`, an unreadable picked take raises. Raises LibraryError when none is left
+        and when the picked one does not exist."""
         seen = [] if faults is None else faults
         if self.info.picked is not None:
             try:
@@ -138,9 +138,8 @@ class Song:
         refined: tuple[np.ndarray, np.ndarray] | None = None,
         leads: np.ndarray | None = None,
     ) -> Take:
-        """A fresh take under the next free number, which replaces the one in `info`; two processes never get the
-        same. It may begin with codes (2, 1, frames), refined codes and mask, and leads; it exists once all are
-        written."""
+        """Create a take under the next free number, which replaces the one in `info`; two processes never get the same.
+        It may begin with codes (2, 1, frames), refined codes and mask, and leads; it exists once all are written."""
         number = max(self.take_numbers(), default=0)
         while True:
             number += 1
@@ -163,15 +162,15 @@ class Song:
 
 
 def now() -> str:
-    """The time as it is written into songs: ISO 8601, UTC, to the second."""
+    """Current time as songs store it: ISO 8601, UTC, to the second."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def create(request: SongRequest, root: Path, text: str | None = None) -> Song:
-    """A new song folder under `root`. Reference recordings are copied in; `text` is kept as lyrics.txt.
+    """Create a song folder under `root`. Copies reference recordings into it and keeps `text` as lyrics.txt.
 
-    song.json is written last: a folder without one is a creation that was interrupted. LibraryError when the folder
-    cannot be written, RequestError when a reference cannot be read."""
+    song.json is written last: a folder without it was left by an interrupted creation. Raises LibraryError when the
+    folder cannot be written, RequestError when a reference cannot be read."""
     folder = _claim(root, f"{datetime.now().date().isoformat()}-{slug(request.title)}")
     try:
         request = dataclasses.replace(request, reference=_copy_references(request.reference, folder))
@@ -186,7 +185,7 @@ def create(request: SongRequest, root: Path, text: str | None = None) -> Song:
 
 
 def open_song(folder: Path | str) -> Song:
-    """The song in `folder`. LibraryError when it is absent, damaged or of a newer format."""
+    """Open the song in `folder`. Raises LibraryError when it is absent, damaged or of a newer format."""
     folder = Path(folder)
     if not os.path.lexists(folder / "song.json"):
         raise LibraryError(
@@ -222,8 +221,8 @@ def _read_take(folder: Path) -> TakeInfo:
 
 
 def slug(title: str) -> str:
-    """A title as the middle of a folder name, on every system: letters of any script and emoji stay; separators,
-    control and direction characters go; at most `SLUG_BYTES` bytes; `song` when nothing is left.
+    """Title part of a folder name, valid on every system: keeps letters of any script and emoji; removes separators,
+    control and direction characters; at most `SLUG_BYTES` bytes; `song` when nothing is left.
 
     Reserved names of Windows (`CON`, `NUL` …) need no care, since a date precedes and an id follows."""
     text = "".join(c for c in unicodedata.normalize("NFC", title) if unicodedata.category(c) not in ("Cf", "Cs"))
@@ -233,7 +232,7 @@ def slug(title: str) -> str:
 
 
 def _claim(root: Path, stem: str) -> Path:
-    """A new folder `<stem>-<id>`: creating it is what makes the name ours."""
+    """Create a folder `<stem>-<id>`, which claims the name."""
     while True:
         folder = root / f"{stem}-{secrets.token_hex(3)}"
         try:
@@ -248,13 +247,13 @@ def _claim(root: Path, stem: str) -> Path:
 
 
 _TAKE = re.compile(r"\d{3}|[1-9]\d{3,5}", re.ASCII)
-"""A take's folder."""
+"""Name of a take's folder."""
 
 REFERENCES = ("mix", "vocal", "instrumental")
 
 
 def _copy_references(reference: Reference | None, folder: Path) -> Reference | None:
-    """The reference with its files copied to `references/`, and its paths there."""
+    """Copy the reference's files to `references/`. Returns the reference with its paths there."""
     if reference is None:
         return None
     paths: dict[str, Any] = {}
@@ -279,7 +278,7 @@ def _copy_references(reference: Reference | None, folder: Path) -> Reference | N
 
 
 def _with_relative_paths(request: SongRequest, folder: Path) -> SongRequest:
-    """The request as it is stored: a song folder may be moved, so its references are named from inside it."""
+    """The request as stored, with reference paths relative to the song folder, which may be moved."""
     if request.reference is None:
         return request
     paths: dict[str, Any] = {
@@ -291,7 +290,7 @@ def _with_relative_paths(request: SongRequest, folder: Path) -> SongRequest:
 
 
 def _with_absolute_paths(request: SongRequest, folder: Path) -> SongRequest:
-    """A song folder may come from elsewhere, so a path that leads out of it is refused."""
+    """The request with absolute reference paths. Refuses paths out of the folder, which may come from elsewhere."""
     if request.reference is None:
         return request
     paths: dict[str, Any] = {}
@@ -300,7 +299,7 @@ def _with_absolute_paths(request: SongRequest, folder: Path) -> SongRequest:
             continue
         try:
             path = (folder / inside).resolve()
-        except (OSError, ValueError, RuntimeError) as exc:  # a circle of links, or a name that no file can have
+        except (OSError, ValueError, RuntimeError) as exc:  # circular links, or a name that no file can have
             raise files.damaged(folder / "song.json", f"its reference {shown(inside)} is no path") from exc
         if not path.is_relative_to(folder.resolve()):
             raise LibraryError(
@@ -316,19 +315,19 @@ def _with_absolute_paths(request: SongRequest, folder: Path) -> SongRequest:
 
 @dataclass
 class Take:
-    """One take's folder. `info` follows what is on disk."""
+    """A take's folder. `info` mirrors `take.json`."""
 
     folder: Path
     info: TakeInfo
 
     @classmethod
     def open(cls, folder: Path) -> Take:
-        """The take in `folder`, which must exist."""
+        """Open the take in `folder`, which must exist. Raises LibraryError."""
         return cls(folder, _read_take(folder))
 
     def sweep(self) -> None:
-        """Remove what a killed run left half-written, known by the names that `disk` and `audio` give it. Only for who
-        holds the song's lock."""
+        """Remove half-written files of a killed run, recognised by the temporary names of `files` and `audio`. The
+        caller must hold the song's lock."""
         for path in self.folder.glob(".*"):
             if _HALF_WRITTEN.fullmatch(path.name):
                 with contextlib.suppress(OSError):
@@ -357,7 +356,7 @@ class Take:
         self.info = info
 
     def save_stage1(self, codes: np.ndarray, info: TakeInfo) -> None:
-        """Codes (2, 1, frames) of the sections that `info.spans` lists, and the info."""
+        """Write codes (2, 1, frames) of the sections in `info.spans`, then `info`."""
         codes = _own_codes(codes, 1)
         if codes.shape[2] != info.frames:
             raise ValueError(f"{codes.shape[2]} frames of codes for spans that end at {info.frames}")
@@ -365,23 +364,23 @@ class Take:
         self.save_info(info)
 
     def save_stage2(self, codes: np.ndarray, mask: np.ndarray, info: TakeInfo) -> None:
-        """Codes (2, 8, frames), of which only the frames marked in `mask` (2, frames) count, and the info."""
+        """Write codes (2, 8, frames), valid only at frames marked in `mask` (2, frames), then `info`."""
         self.write_refined(codes, mask)
         self.save_info(info)
 
     def write_refined(self, codes: np.ndarray, mask: np.ndarray) -> None:
-        """The codes and the mask of `save_stage2` alone."""
+        """Write the codes and mask of `save_stage2` without the info."""
         codes, mask = _own_codes(codes, YUE_V1.codebooks), np.asarray(mask)
         if mask.dtype != bool or mask.shape != (2, codes.shape[2]):
             raise ValueError(f"expected a bool mask of shape (2, {codes.shape[2]}), got {mask.dtype} {mask.shape}")
         files.write_npz(self.folder / "stage2.npz", codes=codes, mask=mask)
 
     def save_leads(self, codes: np.ndarray) -> None:
-        """What stood before each seam's codes in their own take, (seams, 2, 8, frames)."""
+        """Write the codes before each seam's kept codes in their own take, (seams, 2, 8, frames)."""
         files.write_npz(self.folder / "leads.npz", codes=codes)
 
     def load_stage1(self) -> np.ndarray:
-        """Codes (2, 1, frames) of the finished sections; none at all in a new take."""
+        """Codes (2, 1, frames) of the finished sections; no frames in a new take."""
         path = self.folder / "stage1.npz"
         if not self.frames and not path.exists():
             return np.zeros((2, 1, 0), np.int16)
@@ -391,8 +390,8 @@ class Take:
         return codes[:, :, : self.frames]
 
     def load_stage2(self) -> tuple[np.ndarray, np.ndarray]:
-        """Codes (2, 8, frames) and mask (2, frames) of the finished sections: whatever is not refined yet is zero
-        and unmarked."""
+        """Codes (2, 8, frames) and mask (2, frames) of the finished sections; unrefined frames are zero and
+        unmarked."""
         path, frames = self.folder / "stage2.npz", self.frames
         codes = np.zeros((2, YUE_V1.codebooks, frames), np.int16)
         mask = np.zeros((2, frames), bool)
@@ -408,7 +407,7 @@ class Take:
         return codes, mask
 
     def check_codes(self) -> None:
-        """LibraryError unless the codes that `info` speaks of are there and whole. Reads them all."""
+        """Raise LibraryError unless all codes that `info` lists are there and whole. Reads them all."""
         self.load_stage1()
         self.load_stage2()
         self.load_leads()
@@ -432,7 +431,7 @@ _HALF_WRITTEN = re.compile(
 
 
 def _own_codes(codes: np.ndarray, codebooks: int) -> np.ndarray:
-    """Codes of our own making, as int16; ValueError when they are not codes."""
+    """Generated codes as int16. Raises ValueError when they are no valid codes."""
     if fault := _fault(codes, codebooks):
         raise ValueError(f"not codes of shape (2, {codebooks}, frames): {fault}")
     return codes.astype(np.int16)
@@ -473,5 +472,5 @@ def _read_json(
         raise files.cannot_read(path, exc) from exc
     except Fault as exc:
         raise files.damaged(path, str(exc)) from exc
-    except (ValueError, KeyError, TypeError, AttributeError) as exc:  # entries that a migration needs
+    except (ValueError, KeyError, TypeError, AttributeError) as exc:  # an entry that a migration needs is wrong
         raise files.damaged(path, f"{type(exc).__name__} {exc}") from exc

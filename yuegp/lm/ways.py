@@ -1,4 +1,4 @@
-"""In which ways a model can be held on a machine, from how it is stored, and whether the fast engine is there."""
+"""The weight formats in which a stored model can run on a machine, and whether the fast engine is available."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ BITS = {"int8": Fraction(8), "bnb8": Fraction(8), "nf4": Fraction(4)}
 
 
 def held(stored: str, bits: Fraction, stage: int, card: Card | None, shapes: Shapes) -> tuple[WeightFormat, ...]:
-    """How a model that is stored so can be held on `card`, or on the processor: as it is, and made smaller while it is
-    loaded. `bits` count for EXL2 only."""
+    """The weight formats in which a model `stored` so can run on `card`, or on the processor when None: as it is, and
+    quantized while loading. `bits` applies to EXL2 only."""
     if stored == "exl2":
         return tuple(WeightFormat("exl2", "exl2", bits, cache) for cache in CACHES)
     if stored not in FLOAT_BITS:
@@ -29,7 +29,7 @@ def held(stored: str, bits: Fraction, stage: int, card: Card | None, shapes: Sha
 
 
 def lacking(card: Card | None) -> str:
-    """What the fast engine needs and does not find here, as the object of "needs"; empty when nothing is missing."""
+    """What the fast engine still needs here, worded as the object of "needs"; empty when nothing is missing."""
     if card is None:
         return "a graphics card"
     if (0, 0) < card.capability < presence.OLDEST_CARD:

@@ -1,1 +1,1 @@
-"""What a song is: pure data."""
+"""What a song is, as pure data: request, sections, lyrics, tags."""

@@ -1,7 +1,7 @@
-"""Lyrics: text to sections and back. No word is ever dropped; what is read in a way a writer may not expect is noted.
+"""Lyrics: text to sections and back. No word is ever dropped; notes name what the writer may not expect.
 
 The format: a line that is nothing but `[label]` opens a section, the lines below it are its words. No other sign has a
-meaning. Which label the model gets to see is `trained_label`'s business; what the prompt looks like is `prompts.py`'s.
+meaning. `trained_label` chooses the label the model sees; `tokens/prompts.py` builds the prompt.
 """
 
 from __future__ import annotations
@@ -18,27 +18,28 @@ from .notes import Note, NoteCode, note
 from .schema import Section
 
 LARGEST_FILE = 200_000
-"""Bytes. A long song has 5,000; anything near this is another kind of file."""
+"""Most bytes of a lyrics file. A long song has 5,000."""
 
 MOST_WORDS = 400
-"""In one section. Even fast rap needs two minutes for these; the model was trained on sections of about 30 seconds."""
+"""Most words of a section. Even fast rap needs two minutes for these; the model was trained on sections of about 30
+s."""
 
 SUNG_PER_SECOND = 2.5
-"""Words, or East Asian characters, sung in a second. A line of 8 to 12 of them on two bars at 100 beats per minute
-(4.8 s) makes 1.7 to 2.5; the fast end, so that only a truly crowded section is called crowded."""
+"""Words, or East Asian characters, sung in a second. A line of 8 to 12 on two bars at 100 beats per minute (4.8 s)
+gives 1.7 to 2.5; the fast end, so that only a truly crowded section counts as crowded."""
 
 FEW = 2
-"""Crowded sections up to which each gets a note of its own: beyond, one sentence says it better."""
+"""Most crowded sections that get a note each; more share one sentence."""
 
 MANY_SECTIONS = 10
-"""Beyond these, users report skipped lines (YuE issue 73)."""
+"""Sections beyond which users report skipped lines (YuE issue 73)."""
 
 INSTRUMENTAL_SECTIONS = tuple(Section(label) for label in ("verse", "chorus", "verse", "chorus", "outro"))
 """The sections of an instrumental song for which no lyrics name any."""
 
 TRAINED_LABELS = ("intro", "verse", "chorus", "bridge", "outro", "inst", "solo", "break", "end")
-"""The first five are in YuE's own examples. The others are what the structure analysis behind its training data is
-likely to have written; of these only `end` has been seen to work, by users."""
+"""Labels the model knows. The first five are in YuE's own examples. The structure analysis behind its training data
+probably wrote the others; users have seen only `end` of them work."""
 
 _OTHER_NAMES = {
     "intro": "introduction opening 前奏 序 序曲 イントロ 인트로 전주",
@@ -61,15 +62,15 @@ _QUALIFIERS = frozenset(
 _TIMES = re.compile(r"(?<!\w)[x×*]\s*\d+(?!\w)|(?<!\w)\d+\s*[x×](?!\w)")
 
 _MARKER = re.compile(r"\[\s*((?:start|end)_of_(?:segment|reference))\s*]")
-"""The strings with which the model's grammar frames sections and references, ordinary text to the tokenizer."""
+"""The strings that frame sections and references in the model's grammar; ordinary text to the tokenizer."""
 
 _LABEL = re.compile(r"\[([^\[\]]*)]")
 _HEAD = re.compile(r"[\[［【]([^\[\]［］【】]*)[\]］】](?:：|:(?=\s|$))?\s*(.*)")
-"""A bracket at the start of a line, its content, and what follows. Only counts when the content is a known label."""
+"""A bracket at the start of a line, its content, and the rest. Counts only when the content is a known label."""
 
 _CONTROL = re.compile(r"[\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f\ud800-\udfff]")
 _INVISIBLE = dict.fromkeys(map(ord, "\ufeff\u200b\u2060"))
-"""Zero-width characters that come along when text is copied from a web page."""
+"""Zero-width characters, often copied along from web pages."""
 
 _KANA, _HANGUL = "\u3040-\u30ff\u31f0-\u31ff\uff66-\uff9f", "\u1100-\u11ff\uac00-\ud7af"
 _HAN = "\u3005\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
@@ -80,14 +81,14 @@ _HOW_TO_LABEL = "Write a line such as [verse] or [chorus], and the words to sing
 
 @dataclass(frozen=True)
 class Lyrics:
-    """What `parse` understood: at least one section, and notes in the order of their lines."""
+    """Result of `parse`: at least one section, and notes in the order of their lines."""
 
     sections: tuple[Section, ...]
     notes: tuple[Note, ...] = ()
 
 
 def read(path: str | Path) -> str:
-    """The text of a lyrics file. Raises RequestError for whatever is not a small UTF-8 text file with words in it."""
+    """The text of a lyrics file. Raises RequestError for anything but a small UTF-8 text file with words in it."""
     if Path(path).is_dir():
         raise RequestError(f"{path} is a folder, not a lyrics file.", "Name a text file inside it.")
     try:
@@ -104,7 +105,8 @@ def read(path: str | Path) -> str:
 
 
 def decode(data: bytes, name: str = "The text") -> str:
-    """UTF-8 bytes as text with plain line ends and no byte order mark. `name` begins the sentence of an error."""
+    """UTF-8 bytes as text with plain line ends and no byte order mark. Raises RequestError, which begins with
+    `name`."""
     if len(data) > LARGEST_FILE:
         raise _too_large(name, len(data))
     save = "Open it in a text editor and save it as plain text in UTF-8."
@@ -139,10 +141,9 @@ def _refuse_unreadable(text: str, name: str) -> None:
 def parse(text: str) -> Lyrics:
     """Sections and notes. Every word of `text` is in a section's label or words, or quoted in a note.
 
-    Words keep their inner lines and blank lines; blanks at the ends of a section go, as they do in the model's prompt,
-    and so do blanks at the ends of lines and zero-width characters. Raises RequestError when there is nothing to read,
-    on control characters, and when a section has more than `MOST_WORDS` words.
-    """
+    Words keep their inner lines and blank lines. Blanks at the ends of sections and lines are removed, as in the
+    model's prompt, and so are zero-width characters. Raises RequestError for empty text, control characters, and
+    sections of more than `MOST_WORDS` words."""
     _refuse_unreadable(text, "The lyrics text")
     notes: list[Note] = []
     opened: list[tuple[Section, list[str]]] = []
@@ -193,7 +194,7 @@ def _split(line: str, number: int, notes: list[Note]) -> tuple[list[str], str]:
         if line:
             add(NoteCode.WORDS_BEHIND_LABEL, label=labels[-1])
         if (rest := _LABEL.fullmatch(line)) and not _is_trained(rest[1]):
-            # `write` and the prompt put it on a line of its own, where it would be a label.
+            # `write` and the prompt would put it on a line of its own, where it would be a label.
             line = f"({rest[1].strip()})" if rest[1].strip() else ""
             if line:
                 add(NoteCode.BRACKET_IS_SUNG, bracket=rest[0], words=line)
@@ -209,17 +210,16 @@ def _split(line: str, number: int, notes: list[Note]) -> tuple[list[str], str]:
 
 
 def write(sections: Iterable[Section]) -> str:
-    """The sections as text: label, words, a blank line between. `parse` makes of it the sections it once produced."""
+    """The sections as text: label, words, a blank line between. Inverse of `parse`."""
     return "\n".join(f"[{section.label}]\n" + (f"{section.words}\n" if section.words else "") for section in sections)
 
 
 def trained_label(label: str) -> str:
-    """The label the model was trained on for what a writer calls a section: `Verse 2` is verse, `サビ` is chorus.
+    """The trained label for a writer's label: `Verse 2` is verse, `サビ` is chorus.
 
-    Case, numbers, repetitions (`x2`), qualifiers (`final`, `guitar`) and what follows a colon, a comma, a dash or a
-    parenthesis do not count. Pre-choruses are verses and post-choruses choruses, as music-structure data sets have it.
-    An unknown label comes back unchanged, except that the model's own marks lose their underscores.
-    """
+    Ignores case, numbers, repetitions (`x2`), qualifiers (`final`, `guitar`) and everything behind a colon, comma, dash
+    or parenthesis. Pre-choruses are verses and post-choruses choruses, as in music-structure data sets. An unknown
+    label is returned unchanged, except that the model's own markers lose their underscores."""
     folded = _TIMES.sub(" ", unicodedata.normalize("NFKC", label).casefold())
     head = re.split(r"[:,(|/]|\s[-–—]", folded, maxsplit=1)[0]
     plain = (word for word in re.findall(r"[^\W\d_]+", head) if word not in _QUALIFIERS)
@@ -239,17 +239,17 @@ def _units(words: str) -> list[str]:
 
 
 def word_count(words: str) -> int:
-    """Words between blanks, and each Chinese, Japanese or Korean character for itself. Lone signs do not count."""
+    """Number of words, counting each Chinese, Japanese or Korean character as one. Lone signs do not count."""
     return len(_units(words))
 
 
 def seconds_estimate(words: str) -> float:
-    """Seconds it takes to sing `words` at `SUNG_PER_SECOND`: a rough guide, slow ballads take twice as long."""
+    """Seconds to sing `words` at `SUNG_PER_SECOND`: a rough guide, slow ballads take twice as long."""
     return word_count(words) / SUNG_PER_SECOND
 
 
 def language(sections: Iterable[Section]) -> str:
-    """A guess from the script alone: `zh`, `ja` or `ko`, and `en` for every other script and for no words at all."""
+    """Language guessed from the script alone: `zh`, `ja` or `ko`; `en` for any other script and without words."""
     units = [unit for section in sections for unit in _units(section.words)]
     kana, hangul, han = (sum(bool(re.match(f"[{script}]", u)) for u in units) for script in (_KANA, _HANGUL, _HAN))
     # Japanese is about half kana; a single の in a Chinese line does not make it Japanese.
@@ -258,7 +258,7 @@ def language(sections: Iterable[Section]) -> str:
 
 
 def advise(lyrics: Lyrics, section_seconds: float = 30.0) -> tuple[Note, ...]:
-    """What would make the song likelier to come out as written. Never an error. Source: YuE's guide and users."""
+    """Advice that makes the song likelier to come out as written. Source: YuE's guide and users."""
     sections = lyrics.sections
     notes: list[Note] = []
     crowded: list[Note] = []

@@ -1,6 +1,6 @@
-"""What a song is: the request, its sections, and what became of it. Plain frozen values that print, compare and save.
+"""What a song is: the request, its sections, and its takes. Plain frozen values that print, compare and save.
 
-Nothing here loads, checks or computes; `lyrics.py` and `tags.py` judge words, `library.py` knows files.
+`lyrics.py` and `tags.py` judge words; `library/store.py` reads and writes the files.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Annotated, Any
 from yuegp.checked import NEEDED, Between, Fault, Plain, build
 
 LONGEST_FRAMES = 50 * 3600 * 24
-"""A day of music. Nobody makes that; a file that speaks of more is not one of ours."""
+"""A day of music; a file with more is not one of ours."""
 
 Count = Annotated[int, Between(0, 2**31 - 1)]
 Frame = Annotated[int, Between(0, LONGEST_FRAMES)]
@@ -30,7 +30,7 @@ class Track(IntEnum):
 
 
 class Stage(StrEnum):
-    """How far a take has come."""
+    """The last stage a take has completed."""
 
     NEW = "new"
     STAGE1 = "stage1"
@@ -71,12 +71,12 @@ class Section:
     label: str
     words: str = ""
     line: Count = field(default=0, compare=False)
-    """Line of the lyrics file on which the label stands, from 1; 0 when it came from elsewhere."""
+    """Line of the label in the lyrics file, from 1; 0 when it came from elsewhere."""
 
 
 @dataclass(frozen=True)
 class Reference:
-    """Sound given for in-context learning: one `mix`, or a `vocal` and an `instrumental` of the same passage.
+    """Recording for in-context learning: one `mix`, or a `vocal` and an `instrumental` of the same passage.
 
     Paths are strings; `start` and `end` are seconds into the file(s)."""
 
@@ -93,7 +93,7 @@ class Reference:
 
 @dataclass(frozen=True)
 class Sampling:
-    """How Stage 1 draws. The defaults are the released program's (preset `yue`); see `PRESETS`."""
+    """Sampling settings of Stage 1. The defaults are the released program's (preset `yue`); see `PRESETS`."""
 
     preset: str = "yue"
     temperature: float = 1.0
@@ -104,15 +104,15 @@ class Sampling:
     """Keep the code whose probability crosses `top_p`."""
     repetition_penalty: float = 1.1
     penalize_end: bool = True
-    """Whether the repetition penalty also falls on end-of-audio, as it does in the released program."""
+    """Apply the repetition penalty to end-of-audio too, as the released program does."""
     guidance: float = 1.5
     guidance_later: float = 1.2
-    """Guidance scale of the first section, and of all later ones; 1 switches guidance off."""
+    """Guidance scale of the first section (`guidance`) and of all later ones; 1 switches guidance off."""
     minimum: Count = 100
     """Audio ids before a section may end: 100 ids are one second."""
     exact: bool = False
-    """Normalise guidance over the whole vocabulary, as the released program does, instead of over the ids that can
-    be drawn. Slower; only matters together with a repetition penalty."""
+    """Normalise guidance over the whole vocabulary, as the released program does, instead of over the ids that can be
+    drawn. Slower; matters only together with a repetition penalty."""
 
 
 PRESETS: dict[str, Sampling] = {
@@ -133,13 +133,13 @@ class SongRequest:
     seed: Seed = 0
     model: Plain = "demo"
     instrumental: bool = False
-    """Sing nothing: section words are left out of the prompt."""
+    """Leave all section words out of the prompt."""
     reference: Reference | None = None
     sampling: Sampling = field(default=Sampling(), metadata=NEEDED)
     section_seconds: Annotated[float, Between(0.02, 86400)] | None = None
-    """Longest a section may become; the model usually ends it earlier. None: what the model recommends."""
+    """Longest a section may become; the model usually ends it earlier. None: the model's recommendation."""
     first_sections: Count | None = None
-    """Make only this many sections; the words of all of them are in the prompt either way."""
+    """Make only this many sections; the prompt has the words of all of them."""
     crossover: str = "smooth"
     """`smooth`, or `yue` for the released program's low-band replacement, notch and all."""
 
@@ -155,16 +155,16 @@ class Span:
     ended: bool
     """True when the model ended the section itself, False when it was cut: at the length limit, or by a trim."""
     take: TakeNumber = 1
-    """The take in which these codes were written: another one than the span's own if they were kept."""
+    """The take that wrote these codes; another than the span's own if they were kept."""
     seed: Seed = 0
     """The seed they were drawn with."""
     open: bool = False
-    """Rewound into: the section goes on from here before anything else is written. Only ever the last span."""
+    """True if the take was rewound into this section, which is then continued first. Only the last span can be open."""
 
 
 @dataclass(frozen=True)
 class MadeWith:
-    """What made a take: enough to say whether another machine would make the same one."""
+    """Program, models and machine that made a take: enough to tell whether another machine would make the same one."""
 
     yuegp: str
     model: str
@@ -172,7 +172,7 @@ class MadeWith:
     device: str
     torch: str
     credit: str = ""
-    """Whom the model's authors ask to be named."""
+    """Credit the model's authors ask for."""
 
 
 @dataclass(frozen=True)
@@ -209,9 +209,9 @@ class Edit:
 
 @dataclass(frozen=True)
 class TakeInfo:
-    """A take's own page (`take.json`). Once rendered it does not change.
+    """Contents of a take's `take.json`. Does not change once the take is rendered.
 
-    `request` is what this take was made from: its lyrics may be longer than those of an earlier take."""
+    `request` is the one this take was made from; its lyrics may be longer than an earlier take's."""
 
     number: TakeNumber
     request: SongRequest
@@ -220,7 +220,7 @@ class TakeInfo:
     kept_sections: tuple[Span, ...] = field(default=(), metadata=NEEDED)
     """Sections kept from `parent` that follow once the ones before them are written; frames are the parent's."""
     seams: tuple[Frame, ...] = field(default=(), metadata=NEEDED)
-    """Frames at which kept codes were joined to what stands before them: sound is faded over there."""
+    """Frames where kept codes were joined to other codes before them; rendering crossfades the sound there."""
     muted: tuple[Count, ...] = field(default=(), metadata=NEEDED)
     """Sections that are heard but left out of Stage 1's context."""
     parent: TakeNumber | None = None
@@ -240,7 +240,7 @@ class TakeInfo:
 
 @dataclass(frozen=True)
 class SongInfo:
-    """A song's cover page (in `song.json`): what belongs to the song and not to one take of it."""
+    """Contents of `song.json` that belong to the song and not to one of its takes."""
 
     title: str = ""
     created: str = ""
@@ -252,12 +252,12 @@ class SongInfo:
 
 
 def to_dict(value: Any) -> dict[str, Any]:
-    """A dataclass of this module as JSON-ready values."""
+    """A dataclass of this module as JSON values."""
     return dataclasses.asdict(value)
 
 
 def request_from_dict(data: Any) -> SongRequest:
-    """Inverse of `to_dict` for a request. Fault says what is wrong with it."""
+    """Inverse of `to_dict` for a request. Raises Fault for invalid data."""
     request = build(SongRequest, data)
     if not (request.first_sections is None or 1 <= request.first_sections <= max(1, len(request.sections))):
         raise Fault(f"first_sections is {request.first_sections}, and there are {len(request.sections)} sections")
@@ -265,7 +265,7 @@ def request_from_dict(data: Any) -> SongRequest:
 
 
 def take_from_dict(data: Any) -> TakeInfo:
-    """Inverse of `to_dict` for a take. Fault says what is wrong with it."""
+    """Inverse of `to_dict` for a take. Raises Fault for invalid data."""
     info = build(TakeInfo, data)
     request_from_dict(data["request"])
     _check_spans(info)
@@ -273,7 +273,7 @@ def take_from_dict(data: Any) -> TakeInfo:
 
 
 def _check_spans(info: TakeInfo) -> None:
-    """Fault unless what a take says of its sections fits together: others reckon with it."""
+    """Raise Fault unless a take's sections are consistent: other modules compute with them."""
     count = len(info.request.sections)
     sections = [span.section for span in (*info.spans, *info.kept_sections)]
     if sections != sorted(set(sections)) or (sections and sections[-1] >= count):

@@ -1,7 +1,7 @@
-"""Tags: the words that describe the music. Five lists of what the model knows best, and hints about a line of tags.
+"""Tags, the words that describe the music: five lists of what the model knows best, and advice on a line of tags.
 
-A line of tags reaches the model as it was written: blanks, commas and case are part of what it was trained on. Nothing
-here rewrites a line except `without_voice`, which a user asks for by wanting an instrumental song.
+A line of tags reaches the model as written: blanks, commas and case are part of what it was trained on. Only
+`without_voice`, for instrumental songs, rewrites a line.
 
 The lists (`assets/tags.json`, most frequent first) are YuE's published top 200 of each component without its
 duplicates (case, spaces and hyphens fold; the more frequent spelling stays) and without entries that describe nothing.
@@ -33,10 +33,10 @@ COMPONENTS = {
 """What a line should name, each at least once, with two examples. Source: YuE's prompt guide."""
 
 LANGUAGES = ("Mandarin", "Cantonese")
-"""Valid tags outside the lists: the script of the lyrics does not tell the two apart."""
+"""Valid tags outside the lists, needed because the script of the lyrics does not tell the two apart."""
 
 LONGEST = 500
-"""Characters. A rich line has 100, and the line stands in front of everything the model reads."""
+"""Most characters of a line. A rich one has 100, and the model reads the line before everything else."""
 
 _VOICES = frozenset("voice vocal vocals singing rap rapping beatboxing choir vocalsamples 人声 声乐 主唱 女声".split())
 """Entries of the instrument list, folded, that are voices."""
@@ -63,12 +63,12 @@ def _known() -> dict[str, tuple[str, ...]]:
 
 
 def fold(tag: str) -> str:
-    """What the spellings of one tag share: `Hip-Hop`, `hip hop` and `hiphop` are `hiphop`."""
+    """Key shared by the spellings of one tag: `Hip-Hop`, `hip hop` and `hiphop` give `hiphop`."""
     return re.sub(r"[\s-]+", "", tag).casefold()
 
 
 def parse(line: str) -> str:
-    """The line as the model gets it: without blanks at its ends, otherwise verbatim. Raises RequestError."""
+    """The line as the model gets it: stripped, otherwise verbatim. Raises RequestError."""
     line = line.strip()
     example = "For example: inspiring female uplifting pop airy vocal piano"
     if not line:
@@ -96,7 +96,7 @@ class _Piece:
 
     @property
     def voice(self) -> bool:
-        """Whether it describes who sings, or how."""
+        """Whether it describes the singer or the singing."""
         if self.category == "instrument":
             return fold(self.tag) in _VOICES
         return self.category in ("gender", "timbre") or (self.category == "own" and bool(_VOCAL.search(self.tag)))
@@ -111,10 +111,10 @@ def _index() -> tuple[Mapping[str, tuple[str, str]], int]:
 
 
 def _pieces(line: str) -> Iterator[_Piece]:
-    """The line from left to right, each time the longest known tag; commas end a tag.
+    """Split the line from left to right, taking the longest known tag each time; commas end a tag.
 
-    Unknown words in a row are one own tag. Before a plain `vocal` they make a timbre of it: all of them in a line with
-    commas (`slightly smoky vocal, jazz`), the last one in a line without (`vaporwave smoky vocal`)."""
+    Consecutive unknown words are one own tag. Before a plain `vocal` they form a timbre with it: all of them in a line
+    with commas (`slightly smoky vocal, jazz`), the last one in a line without (`vaporwave smoky vocal`)."""
     index, most = _index()
     commas = any(comma in line for comma in _COMMA)
     for part in re.finditer(f"[^{_COMMA}]+", line):
@@ -146,10 +146,10 @@ def _own(line: str, words: list[tuple[int, int]]) -> Iterator[_Piece]:
 
 
 def find(line: str) -> dict[str, tuple[str, ...]]:
-    """Category to the tags of it in the line, each once, in the line's order. Categories without a tag are absent.
+    """Tags in the line by category, each once, in the line's order. Categories without a tag are absent.
 
-    Categories are those of `COMPONENTS`, `language`, and `own` for words that no list knows. Known tags come in the
-    lists' spelling, own ones as written."""
+    Categories are those of `COMPONENTS`, `language`, and `own` for words in no list. Known tags get the lists'
+    spelling, own ones stay as written."""
     found: dict[str, dict[str, None]] = {}
     for piece in _pieces(line):
         found.setdefault(piece.category, {})[piece.tag] = None

@@ -1,1 +1,1 @@
-"""The computer: what it has, what is wrong with it, which models suit it."""
+"""This computer: its environment, its faults, and the models that suit it."""

@@ -1,6 +1,6 @@
-"""Checks as data: what is well, what is doubtful, what does not work, each in a sentence with the next step.
+"""Checks this computer: findings of what works, is doubtful or fails, each a sentence with a next step.
 
-`judge` is pure: facts in, findings out. `facts.look` gathers the facts; fronts show the findings.
+`judge` is pure: an `Environment` in, findings out. `environment.survey` looks at the machine; fronts show the findings.
 """
 
 from __future__ import annotations
@@ -19,26 +19,26 @@ from .environment import PORT, Environment, survey
 OK, WARN, FAIL = "ok", "warn", "fail"
 
 PYTHONS = ((3, 11), (3, 13))
-"""Oldest and newest Python we are tested with."""
+"""Oldest and newest tested Python."""
 
 NEED_RAM = 3 << 30
 NEED_COMMIT = 2 * (RELEASED_STAGE1.config.layers * RELEASED_STAGE1.matrices + 2 * RELEASED_STAGE1.table)
-"""Bytes of Stage 1's matrices in 16 bits: what Windows must have left to promise for them to wait in RAM."""
+"""Bytes of Stage 1's matrices in 16 bits, which Windows must still be able to commit for them to wait in RAM."""
 NEED_DISK = 2 << 30
-"""Bytes for a few songs; a released model needs far more and says so when it is fetched."""
+"""Bytes for a few songs; downloading a released model checks for its own, far larger size."""
 
 USABLE_VRAM = 6 << 30
-"""Smallest card there is a plan for."""
+"""Smallest card with a plan, in bytes."""
 
 AGREED_SECONDS = 24 * 3600
-"""A clock that lags behind the newest song by more than this is wrong."""
+"""Seconds by which the clock may lag behind the newest song."""
 
 REPAIR = "Run `python launch.py --repair`."
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at. `state` is ok, warn (works, but) or fail (does not work)."""
+    """Result of one check. `state` is ok, warn (works with a drawback) or fail."""
 
     name: str
     state: str
@@ -47,12 +47,12 @@ class Finding:
 
 
 def examine(port: int = PORT) -> list[Finding]:
-    """Look at this machine and say what is found."""
+    """Examine this machine. Returns the findings."""
     return judge(survey(port))
 
 
 def judge(facts: Environment) -> list[Finding]:
-    """What the facts mean, in a fixed order."""
+    """The findings for an environment, in a fixed order."""
     return [finding for check in CHECKS for finding in check(facts)]
 
 
@@ -88,7 +88,7 @@ def _packages(facts: Environment) -> Iterator[Finding]:
 def _torch(facts: Environment) -> Iterator[Finding]:
     torch = facts.packages.get("torch")
     if not torch or not torch.version or torch.error:
-        return  # told by `_packages`
+        return  # `_packages` reports it
     if facts.cards and not facts.torch_cuda and (why := facts.launched.get("why")) and why != "as asked for":
         yield Finding(
             "torch",
@@ -126,8 +126,8 @@ def _torch(facts: Environment) -> Iterator[Finding]:
 
 
 def _served(card: tuple[str, int, int], archs: tuple[str, ...]) -> bool:
-    """Whether a build for `archs` runs on a card: machine code for its generation up to its own version (CUDA is
-    compatible upwards within a major version), or PTX of an earlier one."""
+    """Whether a build for `archs` runs on a card: with machine code of its major version up to its own minor one (CUDA
+    is upward compatible within a major version), or PTX of an earlier one."""
     _, major, minor = card
     for arch in archs:
         if match := re.fullmatch(r"(sm|compute)_(\d+)(\d)[af]?", arch):
@@ -141,7 +141,7 @@ def _served(card: tuple[str, int, int], archs: tuple[str, ...]) -> bool:
 
 def _exllamav2(facts: Environment) -> Iterator[Finding]:
     if not facts.torch_ready:
-        return  # nothing to be fast on
+        return  # no card to be fast on
     package = facts.packages.get("exllamav2")
     instead = "The torch engine is used instead: it works, more slowly. Run `python launch.py --repair` to try again."
     optional = facts.launched.get("optional")
@@ -431,7 +431,7 @@ _MARKS = {OK: "ok  ", WARN: "warn", FAIL: "FAIL"}
 
 
 def report(findings: list[Finding], version: str) -> str:
-    """All findings as text to paste, worst first, without private paths, names or addresses."""
+    """All findings as text for a bug report, worst first, without private paths, names or addresses."""
     order = (FAIL, WARN, OK)
     lines = [f"yuegp {version}"]
     for finding in sorted(findings, key=lambda finding: order.index(finding.state)):
@@ -442,7 +442,7 @@ def report(findings: list[Finding], version: str) -> str:
 
 
 def public(text: str) -> str:
-    """The text without the user's name, home folder and anything that looks like a token."""
+    """`text` without the user's name, home folder and anything like a token."""
     home = str(Path.home())
     for private in {home, home.replace("\\", "/")}:
         if len(private) > 1:

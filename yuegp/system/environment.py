@@ -1,7 +1,7 @@
-"""What this machine and this installation are like, found out without changing anything: the doctor's eyes.
+"""Surveys this machine and this installation without changing anything, for the doctor.
 
-Everything that can crash, hang or take a second to import is asked of another process with a time limit; so the page
-can look without ever loading torch. What the facts mean is `doctor.py`'s business.
+Whatever can crash, hang or take a second to import runs in another process with a time limit, so the page never loads
+torch. `doctor.py` judges the result.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ from yuegp.lm.exl2.flash_probe import probe
 from yuegp.lm.weights.nf4_kernels import trial
 
 PATIENCE_SECONDS = 90.0
-"""For importing torch and its friends: a cold disk needs most of it."""
+"""Time limit for importing torch and other packages: a cold disk needs most of it."""
 
 PORT = 7860
-"""Where the page is, unless that is taken: the port that people who use such programs know."""
+"""Default port of the page, as users of such programs expect."""
 
 _ASK = """
 import importlib, importlib.metadata, importlib.util, json
@@ -77,7 +77,7 @@ print(json.dumps(found))
 
 @dataclass(frozen=True)
 class Package:
-    """A package as it is installed: `version` is empty where it is not, `error` says why it cannot be imported."""
+    """A package: `version` is empty if it is not installed, `error` says why it cannot be imported."""
 
     version: str = ""
     error: str = ""
@@ -85,7 +85,7 @@ class Package:
 
 @dataclass(frozen=True)
 class CardReport:
-    """A graphics card as its driver describes it. Memory in bytes; `held` says which programs hold how much."""
+    """A graphics card as its driver describes it. Memory in bytes; `held` lists programs and the memory they hold."""
 
     name: str
     total: int
@@ -96,16 +96,16 @@ class CardReport:
 
 @dataclass(frozen=True)
 class Environment:
-    """All that was found out. Paths are absolute; nothing here is meant for other people's eyes yet."""
+    """Everything the survey found. Paths are absolute and private data is still included."""
 
     version: str = __version__
     system: str = ""
     python: tuple[int, int, int] = (0, 0, 0)
     packages: dict[str, Package] = field(default_factory=dict)
     probe_error: str = ""
-    """Why the packages could not be asked at all."""
+    """Why the packages could not be checked at all."""
     torch_cuda: str = ""
-    """CUDA version torch was built for; empty for a build without."""
+    """CUDA version torch was built for; empty for a build without CUDA."""
     torch_ready: bool = False
     torch_archs: tuple[str, ...] = ()
     """Architectures torch was built for, such as `sm_86`."""
@@ -113,51 +113,51 @@ class Environment:
     """Name and compute capability of each card torch sees."""
     cards: tuple[CardReport, ...] = ()
     flash: str = ""
-    """What is wrong with flash-attn although it can be imported: tried on the card, it may still give wrong numbers."""
+    """What is wrong with an importable flash-attn: on the card it may still give wrong numbers."""
     nf4: str = ""
-    """The same of bitsandbytes, which multiplies nf4 weights on a card."""
+    """The same for bitsandbytes, which multiplies nf4 weights on a card."""
     engine: str = ""
-    """How YuE's Stage 1 would be held on the card, for six sections of half a minute."""
+    """Format of YuE's Stage 1 on the card, for six sections of half a minute."""
     misfit: str = ""
-    """Why it would not fit, in two sentences."""
+    """Why it does not fit, in two sentences."""
     ram_free: int = 0
     page_file: int | None = None
-    """Size of Windows' page files; None elsewhere, and where Windows makes them larger by itself."""
+    """Size of Windows' page files in bytes; None elsewhere, and if Windows enlarges them by itself."""
     commit_free: int | None = None
-    """What Windows would still commit, RAM and page files together; None elsewhere."""
+    """Bytes that Windows can still commit, RAM and page files together; None elsewhere."""
     home: Path = Path()
     home_error: str = ""
     disk_free: int = 0
     songs: int = 0
     broken: tuple[tuple[str, str], ...] = ()
-    """Songs, and takes of songs, that cannot be read: folder name and reason."""
+    """Unreadable songs and takes: folder name and reason."""
     damaged: tuple[str, ...] = ()
-    """Why notes of ours cannot be read, in sentences."""
+    """Sentences on our own files that cannot be read."""
     uploads: tuple[tuple[str, int], ...] = ()
-    """Folders that an earlier yuegp kept uploads in, and their bytes."""
+    """Upload folders of an earlier yuegp, and their bytes."""
     interrupted: int = 0
     failed: tuple[Job, ...] = ()
     queue_error: str = ""
     models: tuple[tuple[str, str], ...] = ()
-    """Models on disk, and what is wrong with each: empty for those that are whole."""
+    """Models on disk, and what is wrong with each; empty for complete ones."""
     formats: frozenset[str] = frozenset()
     """Sound formats that can be written."""
     port: int = PORT
     page: str = ""
-    """Who answers at the page's port: `yuegp`, `other`, or nobody."""
+    """Program that answers at the page's port: `yuegp`, `other`, or empty for none."""
     now: datetime = datetime(1970, 1, 1, tzinfo=UTC)
     newest: datetime | None = None
-    """When the newest song was made, by its own record."""
+    """Creation time of the newest song, from its own file."""
     offline: bool = False
-    """Downloads are switched off by an environment variable."""
+    """True if an environment variable disables downloads."""
     proxies: tuple[tuple[str, str, str], ...] = ()
-    """Proxies for downloads: where each is set, its address without a password, and why it cannot be used."""
+    """Proxies for downloads: where each is set, its address without a password, and why it cannot be used, if so."""
     launched: dict[str, Any] = field(default_factory=dict)
-    """What launch.py noted when it built this environment."""
+    """The record launch.py wrote when it built this environment."""
 
 
 def survey(port: int = PORT) -> Environment:
-    """Find everything out. Takes some seconds, most of them torch's import in another process."""
+    """Survey this machine. Takes some seconds, mostly for importing torch in another process."""
     packages, torch, probe_error = _packages()
     home = paths.home().absolute()
     home_error = ""
@@ -245,7 +245,7 @@ def _foreseen(packages: Mapping[str, Package]) -> tuple[str, str]:
 
 
 def cards() -> tuple[CardReport, ...]:
-    """What nvidia-smi tells of the cards that CUDA shows, in its order; nothing without it."""
+    """The cards visible to CUDA as nvidia-smi describes them, in its order; empty without nvidia-smi."""
     from offload.smi import seen
 
     rows = _nvidia_smi("--query-gpu=uuid,name,memory.total,memory.free,driver_version")
@@ -295,7 +295,7 @@ def _songs() -> tuple[list[catalog.SongSummary], tuple[tuple[str, str], ...]]:
 
 
 def _damaged(home: Path) -> tuple[str, ...]:
-    """What of our own notes cannot be read, in sentences: on models, downloads and the page's settings."""
+    """Sentences on our own unreadable files: notes on models, downloads, and the page's settings."""
     found = list(registry.usable()[2])
     for checkpoint in registry.usable()[0].values():
         try:
@@ -315,8 +315,8 @@ def _damaged(home: Path) -> tuple[str, ...]:
 
 
 def _uploads(home: Path) -> tuple[tuple[str, int], ...]:
-    """Folders of uploads that are not marked as ours, and their bytes: those of an earlier yuegp, as far as the names
-    in them say. They are named and never removed."""
+    """Upload folders without our mark whose contents look like an earlier yuegp's, and their bytes. They are reported,
+    never removed."""
     folder = home / "uploads"
     if owned.is_ours(folder) or owned.is_link(folder) or not owned.looks_like_uploads(folder):
         return ()
@@ -332,7 +332,7 @@ def _queue() -> tuple[int, tuple[Job, ...], str]:
 
 
 def _models() -> list[tuple[str, str]]:
-    """Sets of which something lies on disk; a released one that was never begun is no news."""
+    """Sets with files on disk, and what is wrong with each. Omits released sets without any."""
     states = []
     for name in sets.names():
         parts = sets.candidates(name)
@@ -361,7 +361,7 @@ def _formats() -> frozenset[str]:
 
 def _page(port: int) -> str:
     try:
-        direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # nobody else's 127.0.0.1
+        direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # a proxy's 127.0.0.1 is another machine
         with direct.open(f"http://127.0.0.1:{port}/", timeout=3) as answer:
             return "yuegp" if b"yuegp" in answer.read(200_000).lower() else "other"
     except urllib.error.HTTPError as exc:
@@ -373,7 +373,7 @@ def _page(port: int) -> str:
 
 
 def _proxies() -> tuple[tuple[str, str, str], ...]:
-    """The proxies that downloads use, as Python finds them in the environment and in the system's settings."""
+    """The proxies of downloads, as Python finds them in the environment and the system's settings."""
     found = urllib.request.getproxies()
     if "*" in [name.strip() for name in found.get("no", "").split(",")]:
         return ()
@@ -395,7 +395,7 @@ def _without_password(proxy: str) -> str:
 
 
 def _unfit(proxy: str) -> str:
-    """Why a proxy cannot be used, found out by the program that would use it; empty when it can."""
+    """Why a proxy cannot be used, tested with the HTTP client that would use it; empty when it can."""
     import httpx2
 
     address = proxy if "://" in proxy else f"http://{proxy}"
@@ -420,7 +420,7 @@ def _moment(created: str) -> datetime | None:
 
 
 def _launched() -> dict[str, Any]:
-    """What launch.py remembers of the environment this Python runs in (`installer/record.py`)."""
+    """launch.py's record of this Python's environment (`installer/record.py`)."""
     try:
         return checked.object_of(files.read_json(Path(sys.prefix) / "yuegp.json"))
     except (OSError, ValueError):

@@ -1,7 +1,7 @@
-"""What this machine needs to sing, and getting it: found on disk or downloaded, and judged.
+"""Provides the models a machine needs: finds them on disk or downloads them, and checks them.
 
-For the command line and the web page alike; neither knows more than this module tells. What suits a machine is
-`choice`'s business; bytes come through `download`, files are judged by `verify` and `codec.check_codec`.
+The command line and the page both use this module. `generation/choice` decides what suits a machine, `download` gets
+the files, `verify` and `codec.check_codec` check them.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ StepProgress = Callable[[str, str, int, int], None]
 
 @dataclass(frozen=True)
 class Instead:
-    """A checkpoint that the hub does not have, and the next best, which it has or which is here."""
+    """A checkpoint that the hub does not have, and its replacement, on the hub or on disk."""
 
     asked: Checkpoint
     taken: Checkpoint
     why: str
-    """A sentence."""
+    """The reason, a sentence."""
 
     def __str__(self) -> str:
         return f"{self.why} {self.taken.id} is taken in the place of {self.asked.id}."
@@ -49,18 +49,18 @@ class Instead:
 
 @dataclass(frozen=True)
 class DownloadPlan:
-    """What getting some checkpoints means, before anything is done."""
+    """The steps to provide some checkpoints, before anything is done."""
 
     here: tuple[tuple[Checkpoint, Path], ...]
-    """Already on this computer, and where."""
+    """Checkpoints on this computer, and their folders."""
     plans: tuple[Plan, ...]
-    """To be downloaded."""
+    """Downloads."""
     free: int
     """Free bytes where models are kept."""
     instead: tuple[Instead, ...] = ()
-    """What is taken in the place of something that the hub does not have."""
+    """Replacements for checkpoints that the hub does not have."""
     passed: tuple[locate.Passed, ...] = ()
-    """Folders of other programs that seem to hold some of it, and why they cannot be used."""
+    """Other programs' folders that seem to hold some of the checkpoints, and why they cannot be used."""
 
     @property
     def missing(self) -> int:
@@ -69,10 +69,12 @@ class DownloadPlan:
 
 
 def order(checkpoints: Sequence[Checkpoint], newest: bool = False) -> DownloadPlan:
-    """Look for checkpoints here and in other programs' folders, and ask the hub about the rest; where it does not have
-    one, about the next best. With `newest` the hub is asked about all, and at the newest revision. ModelError when it
-    does not answer, and for those that are here but not as they should be. Changes nothing on disk but our notes of
-    where other programs keep what was found."""
+    """Plan how to provide checkpoints: search this computer and other programs' folders, then ask the hub about the
+    rest, or about the next best where it does not have one. With `newest`, ask the hub about all, at the newest
+    revision.
+
+    Raises ModelError when the hub does not answer, and for damaged folders of the user's. Changes nothing on disk
+    except our notes of where other programs keep models."""
     elsewhere: list[locate.Found] | None = None
     passed = list[locate.Passed]()
     here, plans, instead = list[tuple[Checkpoint, Path]](), list[Plan](), list[Instead]()
@@ -95,7 +97,7 @@ def order(checkpoints: Sequence[Checkpoint], newest: bool = False) -> DownloadPl
     if any(c.role == "stage1" for c in checkpoints) and not sets.tokenizer_of(folder for _, folder in here):
         names = {file.name for plan in plans for file in plan.files}
         if not any(name.endswith("tokenizer.model") for name in names):
-            got, _ = _offered(registry.TOKENIZER, newest)  # the same file, whichever repository it is from
+            got, _ = _offered(registry.TOKENIZER, newest)  # the same file in every repository
             plans += [got] if isinstance(got, Plan) else []
     return DownloadPlan(
         tuple(here), tuple(plans), download.free_bytes(paths.models_dir()), tuple(instead), tuple(passed)
@@ -103,8 +105,8 @@ def order(checkpoints: Sequence[Checkpoint], newest: bool = False) -> DownloadPl
 
 
 def _offered(checkpoint: Checkpoint, newest: bool) -> tuple[Plan | tuple[Checkpoint, Path], str]:
-    """How to get a checkpoint; where the hub does not have it, the next best that is here or there, and why. NotOffered
-    when there is none of them."""
+    """How to get a checkpoint, or its best replacement on the hub or disk and the reason. Raises NotOffered when there
+    is none."""
     asked = newest or None
     try:
         return download.plan(checkpoint, asked), ""
@@ -118,20 +120,19 @@ def _offered(checkpoint: Checkpoint, newest: bool) -> tuple[Plan | tuple[Checkpo
 
 
 def _alike(checkpoint: Checkpoint, chosen: bool) -> list[Checkpoint]:
-    """A checkpoint, and others that hold the same numbers: the sound model is there with pickles and without. Who asks
-    for the copy without them by its name, instead of having it chosen, wants that one."""
+    """A checkpoint and others with the same weights: the sound model exists with and without pickles. A user who names
+    the copy without them, instead of having it `chosen`, gets that one."""
     others = {"codec": "codec-safetensors"} | ({"codec-safetensors": "codec"} if chosen else {})
     return [checkpoint, *(registry.CHECKPOINTS[other] for own, other in others.items() if own == checkpoint.id)]
 
 
 def _whole(some: Iterable[tuple[Checkpoint, Path]]) -> tuple[Checkpoint, Path] | None:
-    """The first that may be used. ModelError for a damaged folder of the user's that cannot be got from the hub."""
+    """The first usable one. Raises ModelError for a damaged folder of the user's that the hub does not have."""
     return next(((checkpoint, folder) for checkpoint, folder in some if _is_whole(checkpoint, folder)), None)
 
 
 def _is_whole(checkpoint: Checkpoint, folder: Path) -> bool:
-    """Whether a folder may be used; a damaged one of ours is mended by downloading, another program's is not ours to
-    mend."""
+    """Whether a folder passes `examine`. Raises its ModelError if the checkpoint has no repository to download from."""
     try:
         examine(checkpoint, folder)
     except ModelError:
@@ -153,7 +154,7 @@ def execute(order: DownloadPlan, progress: StepProgress | None = None) -> list[P
     for plan in order.plans:
         report = (lambda what, done, total: progress("download", what, done, total)) if progress else None
         folder = download.fetch(plan, report)
-        registry.remember({plan.checkpoint.id: None})  # a folder of another program's that was noted before
+        registry.remember({plan.checkpoint.id: None})  # forget another program's folder that was noted before
         if plan.checkpoint.role == "codec":
             _convert(folder, progress, again=True)
         examine(plan.checkpoint, folder)
@@ -170,7 +171,7 @@ def _convert(folder: Path, progress: StepProgress | None, again: bool = False) -
 
 
 def remember_choice(choice: Choice, order: DownloadPlan) -> None:
-    """Note that a set's name stands for these checkpoints from now on, or for what was taken in their place."""
+    """Save that a set's name now stands for these checkpoints or their replacements."""
     taken = {one.asked.id: one.taken.id for one in order.instead}
     registry.remember(sets={choice.name: [taken.get(c.id, c.id) for c in choice.checkpoints]})
 
@@ -215,9 +216,10 @@ def examine(checkpoint: Checkpoint, folder: Path, progress: StepProgress | None 
 
 
 def remove(checkpoint: Checkpoint) -> int:
-    """Delete what we downloaded of a checkpoint, or made of it, and forget where it lies; the bytes freed. Files that
-    our record of the download does not name, or that were changed since, stay; other programs' folders are only
-    forgotten. ModelError when another process is at work on it, or the record cannot be read."""
+    """Delete our downloaded and converted files of a checkpoint, and forget its folder. Returns the bytes freed.
+
+    Keeps files that the pin does not name or that were changed since; other programs' folders are only forgotten.
+    Raises ModelError when another process holds the folder, or the pin cannot be read."""
     folder = locate.own_folder(checkpoint)
     pin = locate.read_pin(checkpoint)
     if pin is None or not locate.is_ours(folder) or not folder.is_dir():
@@ -246,8 +248,8 @@ def remove(checkpoint: Checkpoint) -> int:
 def add_folder(
     folder: Path, name: str | None = None, said: dict[str, str] | None = None
 ) -> list[tuple[Checkpoint, Path]]:
-    """Use the models in `folder`, or in folders below it, from where they are. `said` gives language and mode where
-    their names do not; `name` is a new checkpoint's. RequestError when nothing is found or something is not told."""
+    """Register the models in `folder` or below it, where they are. `said` gives language and mode that their names
+    lack; `name` names a new checkpoint. Raises RequestError when nothing is found or something is missing."""
     strangers.refuse_unwritable(folder)
     alone = (folder / "config.json").is_file() or (folder / "final_ckpt").is_dir()
     found, passed = ([locate.identify(folder)], []) if alone else locate.survey([folder])

@@ -1,5 +1,5 @@
-"""Which files in a checkpoint's folder are ours to delete: what the record of its download names, what has arrived of
-the rest of it, and what was made of it here. Everything else in the folder is somebody else's."""
+"""Finds the files in a checkpoint's folder that we may delete: those named in its pin, unfinished downloads, and files
+converted here. All others in the folder are not ours."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from yuegp.errors import ModelError
 from yuegp.owned import is_link
 
 _ARRIVING = re.compile(r"(.+)\.(?:part|[0-9a-f]{8}(?:-\d+)?\.bad)")
-"""A file that is still arriving, or that arrived damaged, as `transfer` names them."""
+"""Names that `transfer` gives to unfinished and damaged files."""
 
 
 def ours(checkpoint: Checkpoint, pin: Pin) -> list[Path]:
-    """The files in a checkpoint's own folder that we put there. One of the record that was changed since is not among
-    them. Links count as what the download put in the place of a file; none is followed."""
+    """The files that we put into a checkpoint's own folder, without those changed since. Counts links, which a download
+    may put in place of a file, and never follows them."""
     folder = locate.own_folder(checkpoint)
     written = locate.pin_path(checkpoint).stat().st_mtime
     return [path for path in _files(folder) if _is_ours(path, folder, checkpoint, pin, written)]
@@ -51,12 +51,12 @@ def _is_ours(path: Path, folder: Path, checkpoint: Checkpoint, pin: Pin, written
 
 
 def _is_wanted(checkpoint: Checkpoint, name: str) -> bool:
-    """Whether a download of the checkpoint would fetch a file of that name."""
+    """Whether a download of the checkpoint includes a file of that name."""
     return name in checkpoint.files if checkpoint.files else checkpoint.wanted([name]) == [name]
 
 
 def _as_downloaded(path: Path, size: int, sha256: str, written: float) -> bool:
-    """Whether a file is what the record says: as large, and not younger than the record; a younger one is read."""
+    """Whether a file is as the pin says: of its size, and not newer than the pin, or else of its checksum."""
     with contextlib.suppress(OSError):
         state = os.lstat(path)
         if state.st_size != size:

@@ -1,1 +1,1 @@
-"""Text to ids and back."""
+"""The vocabulary, the tokenizer and the prompts of a song."""

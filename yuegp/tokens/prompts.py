@@ -6,10 +6,10 @@
     SONG   = HEAD [REF] OPEN_1 audio eoa T("[end_of_segment]") OPEN_2 audio eoa …
 
 T is one tokenizer call; the borders between calls are part of the grammar, because each call begins with its own
-dummy prefix. Training used exactly this layout (YuE v1, inference and fine-tuning code), so nothing here may be
-tidied up. The model's markers say *segment* where we say section.
+dummy prefix. Training used exactly this layout (YuE v1, inference and fine-tuning code), so do not tidy it up. The
+model's markers say *segment* where we say section.
 
-No weights and no sound here: a reference comes in as codes.
+Needs no weights and no sound: a reference comes in as codes.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ REFERENCE_END = "[end_of_reference]"
 
 
 def section_text(section: Section) -> str:
-    """A section as the model reads it: label line, words stripped of white space at both ends, a blank line."""
+    """A section as the model reads it: label line, words without white space at both ends, a blank line."""
     return f"[{section.label}]\n{section.words.strip()}\n\n"
 
 
@@ -46,22 +46,22 @@ def head_text(tags: str, sections: Sequence[Section]) -> str:
 
 
 def reference_window(codes: np.ndarray, start: float, end: float) -> np.ndarray:
-    """The frames of `codes` (tracks, frames) between `start` and `end` seconds, cut to what exists.
+    """The frames of `codes` (tracks, frames) between `start` and `end` seconds, clipped to the existing ones.
 
-    Frames are cut before the tracks are interleaved: cutting afterwards, as the released program does, swaps vocal
-    and instrumental whenever the start falls on an odd id (0.25 s, say). The tolerance is for seconds that binary
-    numbers miss by a hair: 0.58 * 50 is 28.999999999999996."""
+    Call before interleaving the tracks: cutting afterwards, as the released program does, swaps vocal and instrumental
+    whenever the start falls on an odd id (0.25 s, say). The tolerance is for rounding: 0.58 * 50 is
+    28.999999999999996."""
     first, stop = (int(seconds * FRAMES_PER_SECOND + 1e-3) for seconds in (start, end))
     return codes[:, first:stop]
 
 
 def budget_ids(seconds: float) -> int:
-    """Audio ids in so many seconds: two per frame, always whole frames."""
+    """Audio ids in `seconds`: two per frame, whole frames only."""
     return 2 * int(seconds * FRAMES_PER_SECOND + 1e-3)
 
 
 def prompt_limit(context: int, budget: int) -> int:
-    """Ids a prompt may have when `budget` audio ids and the end of audio must follow it."""
+    """Most ids of a prompt that leaves room for `budget` audio ids and the end of audio."""
     return context - budget - 1
 
 
@@ -76,8 +76,8 @@ class Prompts:
     """`[end_of_segment]`, written when the next section opens."""
 
     def context(self, section: int, audio: Sequence[Sequence[int]], kept: Sequence[int]) -> list[int]:
-        """Everything before the first code of `section`: the head, the finished sections named in `kept` with
-        their audio ids, and the opening of `section`."""
+        """All ids before the first code of `section`: the head, the finished sections in `kept` with their audio ids,
+        and the opening of `section`."""
         ids = list(self.head)
         for k in kept:
             ids += [*self.openings[k], *audio[k], self.layout.eoa, *self.close]
@@ -86,9 +86,8 @@ class Prompts:
     def window(
         self, section: int, audio: Sequence[Sequence[int]], limit: int, muted: Container[int] = ()
     ) -> tuple[int, ...]:
-        """Which finished sections before `section` still fit into `limit` ids together with the head and the
-        opening: the newest ones, whole, without the `muted`. The head, with tags, all lyrics and the reference,
-        always stays."""
+        """The finished sections before `section` that fit into `limit` ids together with head and opening: the newest
+        ones, whole, without the `muted`. The head, with tags, all lyrics and the reference, always stays."""
         room = limit - len(self.head) - len(self.openings[section])
         if room < 0:
             raise RequestError(
@@ -114,7 +113,7 @@ def build(
     sections: Sequence[Section],
     reference: np.ndarray | None = None,
 ) -> Prompts:
-    """The prompts of a song. `reference` holds codebook-0 codes of shape (1, frames) for a mix (or one stem), or
+    """Build the prompts of a song. `reference` holds codebook-0 codes of shape (1, frames) for a mix (or one stem), or
     (2, frames), vocal first, for a dual-track reference."""
     head = tokenizer.encode(head_text(tags, sections))
     if reference is not None:

@@ -1,9 +1,9 @@
-"""Text to token ids. What the ids mean lives in `vocab.py`, what is said to the model in `prompts.py`.
+"""Text to token ids. `vocab.py` says what the ids mean, `prompts.py` builds the model's input.
 
-One call is one plain encoding: nothing is trimmed, lower-cased or normalised, no begin or end marker is added, and
-the empty text has no ids. Text only ever becomes text ids. The released program first splits its input at nineteen
-literals such as `<SOA>` or `</s>` and turns those into control tokens; here they are words like any others, because
-lyrics that hold them must not steer the model.
+One call is one plain encoding: it trims, lower-cases and normalises nothing, adds no begin or end marker, and returns
+no ids for empty text. Text only ever becomes text ids. The released program first splits its input at nineteen literals
+such as `<SOA>` or `</s>` and turns those into control tokens; here they are ordinary words, because lyrics must not
+steer the model.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ class ByteTokenizer:
 
 
 class SentencePieceTokenizer:
-    """A SentencePiece model file, such as the released `tokenizer.model`, of which the first `text_size` pieces are
-    text. Each call puts the model's own dummy prefix (a space) in front."""
+    """A SentencePiece model file, such as the released `tokenizer.model`, whose first `text_size` pieces are text. Each
+    call adds the model's own dummy prefix (a space) in front."""
 
     def __init__(self, path: Path, text_size: int = YUE_V1.text_size) -> None:
         self.path = path
@@ -63,9 +63,9 @@ class SentencePieceTokenizer:
 
 
 def open_tokenizer(kind: str, path: Path | None = None, layout: VocabLayout = YUE_V1) -> Tokenizer:
-    """The tokenizer of a model set: kind `sentencepiece` with the file at `path`, or `bytes`, which needs none.
+    """Open the tokenizer of a model set: kind `sentencepiece` with the file at `path`, or `bytes`, which needs none.
 
-    ModelError when the file is absent or is no SentencePiece model, or when its text does not fit `layout`."""
+    Raises ModelError when the file is absent or no SentencePiece model, or when its text does not fit `layout`."""
     if kind == "bytes":
         tokenizer: Tokenizer = ByteTokenizer()
     elif kind == "sentencepiece" and path is not None:
@@ -84,7 +84,7 @@ def open_tokenizer(kind: str, path: Path | None = None, layout: VocabLayout = YU
 
 
 def _read_pieces(path: Path) -> SentencePieceProcessor:
-    """The model is handed over as bytes: SentencePiece's own file reader fails on some non-ASCII Windows paths."""
+    """Load the model from bytes, because SentencePiece's own file reader fails on some non-ASCII Windows paths."""
     from sentencepiece import SentencePieceProcessor
 
     again = "Download the model's tokenizer.model again."
@@ -102,7 +102,7 @@ def _read_pieces(path: Path) -> SentencePieceProcessor:
 
 
 def _utf8(text: str) -> bytes:
-    """A half of a surrogate pair can arrive through the command line; no tokenizer can spell it."""
+    """UTF-8 bytes of `text`. Raises RequestError for lone surrogates, which a command line can contain."""
     try:
         return text.encode()
     except UnicodeEncodeError as exc:

@@ -1,7 +1,7 @@
-"""Which integers are text, which are markers, which are sound.
+"""The vocabulary's layout: which ids are text, which are markers, which are sound.
 
-A language model of the YuE family speaks one vocabulary for everything. `VocabLayout` names its regions once;
-every id the program uses is derived from it. No weights, no tokenizer: those live elsewhere.
+A language model of the YuE family has one vocabulary for everything. `VocabLayout` names its regions; every id the
+program uses is derived from it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ FRAMES_PER_SECOND = 50
 """Codes per second and track: 16 kHz over a hop of 320 samples."""
 
 STAGE2_CHUNK = 300
-"""Frames Stage 2 was trained on at once: six seconds."""
+"""Frames per chunk in Stage 2's training: six seconds."""
 
 
 @dataclass(frozen=True)
@@ -26,8 +26,8 @@ class VocabLayout:
     codec               the marker between `soa` and the codes (`<xcodec>`); also where the unconditional row starts
     stage_1, stage_2    Stage 2's prefix markers
     code_start          id of code 0 of codebook 0; code c of codebook k is `code_start + codebook_size * k + c`
-    codebooks           how many levels Stage 1 and Stage 2 together produce
-    text_size           ids below this are text; no marker and no code lies there
+    codebooks           levels that Stage 1 and Stage 2 together produce
+    text_size           ids below this are text; no marker or code lies there
     """
 
     name: str
@@ -50,7 +50,7 @@ class VocabLayout:
 
     @property
     def stage1_ids(self) -> tuple[int, ...]:
-        """Every id Stage 1 may draw: codebook 0, then end-of-audio (last, at index `codebook_size`)."""
+        """Every id Stage 1 may draw: codebook 0, then end-of-audio at index `codebook_size`."""
         return (*self.codes_of(0), self.eoa)
 
     @property
@@ -60,7 +60,7 @@ class VocabLayout:
 
     @property
     def smallest_vocabulary(self) -> dict[int, int]:
-        """Least vocabulary size a model needs, by stage (1 or 2)."""
+        """Smallest vocabulary size a model needs, by stage (1 or 2)."""
         markers = max(self.soa, self.eoa, self.codec, self.stage_1, self.stage_2) + 1
         return {1: max(markers, self.codes_of(0).stop), 2: max(markers, self.stage2_ids.stop)}
 
@@ -80,7 +80,7 @@ which the first eight codebooks are used."""
 
 
 def interleave(layout: VocabLayout, codes: np.ndarray) -> list[int]:
-    """Codebook-0 codes of both tracks, shape (2, frames), as ids v0 i0 v1 i1 … — vocal always first."""
+    """Codebook-0 codes of both tracks, shape (2, frames), as ids v0 i0 v1 i1 …, vocal first."""
     codes = np.asarray(codes)
     if codes.ndim != 2 or codes.shape[0] != 2:
         raise ValueError(f"expected codes of shape (2, frames), got {codes.shape}")
@@ -88,7 +88,7 @@ def interleave(layout: VocabLayout, codes: np.ndarray) -> list[int]:
 
 
 def deinterleave(layout: VocabLayout, ids: Sequence[int]) -> np.ndarray:
-    """Inverse of `interleave`: ids of codebook 0, an even number of them, as int16 codes of shape (2, frames)."""
+    """Inverse of `interleave`: an even number of codebook-0 ids as int16 codes of shape (2, frames)."""
     codes = np.asarray(ids, dtype=np.int64) - layout.code_start
     if codes.size % 2:
         raise ValueError(f"{codes.size} audio ids cannot be split into two tracks of equal length")

@@ -1,11 +1,10 @@
-"""Attention over a pool of pages, for machines without flash-attn: put in the place of its `flash_attn_with_kvcache`.
+"""Attention over a pool of pages, which replaces `flash_attn_with_kvcache` on machines without flash-attn.
 
-ExLlamaV2 0.3.2 without flash-attn falls back to an attention whose causal mask is missing, and says nothing: logits
-are off by 40 % and more. Its paged code, however, calls flash-attn's function by a module-global name and does nothing
-else of its own, so a function of ours under that name makes it right again. This one is torch's scaled dot product,
-row by row, with every mask stated.
+ExLlamaV2 0.3.2 without flash-attn silently falls back to an attention without a causal mask: logits are off by 40 % and
+more. Its paged code, however, only calls flash-attn's function by a module-global name, so our function under that name
+corrects it. This one is torch's scaled dot product, row by row, with explicit masks.
 
-The query heads that share a key head are treated as further query positions (as in `llama.py`): keys and values are
+Query heads that share a key head are treated as further query positions (as in `llama/network.py`): keys and values are
 never copied to the number of query heads.
 """
 
@@ -19,15 +18,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 BLOCK = 64
-"""Positions that attend together in a prefill: bounds the mask to 64 x heads-per-key-head x length."""
+"""Query positions per product in a prefill: bounds the mask to 64 x heads-per-key-head x length."""
 
 
 @dataclass(frozen=True)
 class AttentionWindow:
-    """What the rows of one pass may look at; the same for every layer.
+    """The positions that the rows of one pass attend to; the same for every layer.
 
-    `index` (rows * n,) says where in the pool the new positions go. `rows` holds for each row the stretch of the pool
-    it looks at and the mask (n, positions) over it, None where everything may be seen."""
+    `index` (rows * n,) says where in the pool the new positions go. `rows` holds for each row its slice of the pool and
+    the mask (n, positions) over it, None without masking."""
 
     index: Tensor
     rows: tuple[tuple[slice, Tensor | None], ...]
@@ -36,12 +35,12 @@ class AttentionWindow:
 def sight(
     starts: Sequence[int], lengths: Tensor, n: int, widths: Sequence[int], exact: bool, begins: Tensor
 ) -> AttentionWindow:
-    """The sight of rows that begin at `starts` in the pool, hold `lengths` (rows,) ids and get `n` more.
+    """The attention window of rows that begin at `starts` in the pool, hold `lengths` (rows,) ids and get `n` more.
 
-    `widths` is how far each row looks, in positions from its start. With `exact` it is where the row ends after this
-    pass, which spares the mask of a single position. Otherwise it is a bound, and the mask comes from `lengths` on the
-    device: the same recorded operations then serve growing rows, and what was never written is read and masked away, so
-    it must be finite (ExLlamaV2's caches begin as zeros). `begins` is `starts` as a tensor beside `lengths`."""
+    `widths` is how many positions from its start each row attends to. With `exact` that is the row's end after this
+    pass, so a single new position needs no mask. Otherwise it is an upper bound, and the mask comes from `lengths` on
+    the device: the same recorded operations then serve growing rows. Unwritten positions are read and masked, so they
+    must be finite (ExLlamaV2's caches begin as zeros). `begins` is `starts` as a tensor beside `lengths`."""
     ahead = torch.arange(n, device=lengths.device)
     rows = []
     for row, (start, width) in enumerate(zip(starts, widths, strict=True)):
@@ -71,11 +70,11 @@ class PagedAttention:
         cache_seqlens: Tensor | None = None,
         block_table: Tensor | None = None,
     ) -> Tensor:
-        """Write `k` and `v` (rows, n, kv_heads, head_dim) into the pool, unless they are None because they are there
-        already, and return attention of `q` (rows, n, heads, head_dim) over it, in the shape of `q`.
+        """Attention of `q` (rows, n, heads, head_dim) over the pool, in the shape of `q`.
 
-        The pools are (pages, page, kv_heads, head_dim). Lengths and pages are taken from `sight`; flash-attn's
-        arguments of that meaning are accepted and not read."""
+        First writes `k` and `v` (rows, n, kv_heads, head_dim) into the pool; None when they are there already. Pools
+        are (pages, page, kv_heads, head_dim). Lengths and pages come from `sight`; flash-attn's own arguments for them
+        are accepted and ignored."""
         if self.sight is None or not causal:
             raise RuntimeError("paged attention was called outside of a pass")
         keys, values = k_cache.flatten(0, 1), v_cache.flatten(0, 1)
@@ -92,7 +91,7 @@ class PagedAttention:
 
 
 def _attend(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, scale: float) -> Tensor:
-    """`q` (n, heads, width) over keys and values (length, kv_heads, width); the result is (n, heads, width)."""
+    """Attention (n, heads, width) of `q` (n, heads, width) over keys and values (length, kv_heads, width)."""
     n, heads, width = q.shape
     kv_heads = keys.shape[1]
     group = heads // kv_heads

@@ -1,6 +1,6 @@
-"""Both ends of a model, cut to what is used: rows of the embedding, and the output layer of the ids that can be drawn.
+"""Embedding and output layer, trimmed to the rows a session uses.
 
-Whole, each of them is 656 MiB for Stage 1; a song draws from 1,025 ids of 83,968.
+Whole, each takes 656 MiB for Stage 1; a song draws from 1,025 ids of 83,968.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from torch import Tensor
 from .format import ModelFolder
 
 SPARE = 2048
-"""Rows on the card for ids that are fed and were not expected: markers, the codebook below the drawn ones."""
+"""Spare rows on the card for ids that are fed but not drawn: markers, the codebook below the drawn ones."""
 
 ALIGN = 32
-"""The output layer has a multiple of so many rows on the card: faster products, the rest is cut off again."""
+"""The output layer is padded to a multiple of this many rows, for faster products; the padding is cut off again."""
 
 
 class Embedding:
-    """Rows of the embedding on the card for `expected` ids, and for what else is fed to steps, while there is room.
+    """Keeps embedding rows on the card for `expected` ids, and for other ids that steps are fed while there is room.
 
-    All other ids, prompts above all, are looked up in the model's file."""
+    All other ids, above all prompts, are read from the model's file."""
 
     def __init__(self, folder: ModelFolder, expected: Sequence[int], device: torch.device, dtype: torch.dtype) -> None:
         self._folder, self._dtype, self._count = folder, dtype, 0
@@ -33,16 +33,16 @@ class Embedding:
         self._add(torch.as_tensor(list(expected), dtype=torch.int64))
 
     def look_up(self, ids: Tensor) -> Tensor:
-        """Hidden states (…, hidden) for host ids (…), from the file."""
+        """Hidden states (…, hidden) for host ids (…), read from the file."""
         if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < len(self._slots):
             raise ValueError(f"an id of {int(ids.min())} to {int(ids.max())} is not among the {len(self._slots)}")
         rows = self._folder.embedding_rows(ids.flatten().tolist())
         return rows.to(self.table.device, self._dtype).view(*ids.shape, self.table.shape[1])
 
     def slots(self, ids: Tensor) -> Tensor | None:
-        """Where in `table` the rows of `ids` (any device) lie, on the card; None when some have no place there.
+        """Row indices into `table` for `ids` (any device), on the card; None when some do not fit there.
 
-        Waits for the card, once per step; a sampler that has just read the drawn ids has waited already."""
+        Waits for the card once per step; a sampler that has just read the drawn ids has waited already."""
         found = self._slots[ids.to(self._slots.device)]
         if bool((found >= 0).all()):
             return found
@@ -53,7 +53,7 @@ class Embedding:
         return self._slots[ids.to(self._slots.device)]
 
     def _add(self, ids: Tensor) -> None:
-        """Put rows on the card, in the room that is left."""
+        """Copy rows to the card, as many as still fit."""
         ids = ids[: len(self.table) - self._count]
         places = torch.arange(self._count, self._count + len(ids), device=self.table.device)
         self.table[places] = self.look_up(ids)
@@ -72,7 +72,7 @@ class Head:
         self._weight = F.pad(weight, (0, 0, 0, -len(weight) % ALIGN)).to(device, dtype)
 
     def __call__(self, hidden: Tensor, select: slice | None = None) -> Tensor:
-        """Logits (rows, n_keep), or of the selected ones, from hidden states (rows, hidden)."""
+        """Logits (rows, n_keep), or those of `select`, from hidden states (rows, hidden)."""
         if select is None:
             return F.linear(hidden, self._weight)[:, : self.size]
         return F.linear(hidden, self._weight[: self.size][select])

@@ -1,12 +1,10 @@
 """The exl2 engine: EXL2 and unpacked 16-bit models on a CUDA card, through ExLlamaV2's kernels.
 
 All rows of a session lie in one pool of pages and go through the weights together, each with its own length: with
-guidance, the long conditional row and the short unconditional one. A rewind changes a number. Logits are those of the
-ids that can be drawn, and stay on the card. At load the engine proves to itself that it computes right (`exl2_check`).
+guidance, the long conditional row and the short unconditional one. A rewind only lowers a length. Logits are those of
+the ids that can be drawn, and stay on the card. After loading, the engine tests itself (`self_test`).
 
 Its products are summed in an order that changes from run to run: equal seeds give songs that are close, not equal.
-Neighbours: `exl2_package` (taking the package in), `exl2_body` (layers), `exl2_ends` (embedding and output layer),
-`exl2_pages` (rows), `exl2_attention` (without flash-attn), `exl2_graph` (recorded steps), `exl2_format` (files).
 """
 
 from __future__ import annotations
@@ -39,22 +37,22 @@ WHOLE_STEP = "YUEGP_EXL2_WHOLE_STEP"
 """Set to 1 to record whole steps as CUDA graphs, in place of ExLlamaV2's own graphs of parts of layers."""
 
 BUCKET = 4 * PAGE
-"""A recorded step without flash-attn looks at so many positions, or twice, three times … as many."""
+"""A recorded step without flash-attn attends to a multiple of this many positions."""
 
 RECORDED_ROWS = 32
-"""Positions of all rows up to which a step is recorded: longer ones are prefills."""
+"""Most positions of all rows together in a recorded step; more are a prefill."""
 
 HOLDS = ("exl2", "float16", "bfloat16")
-"""Weights this engine is asked to hold. It computes in float16, and turns what is stored as bfloat16 into it."""
+"""Weight formats of this engine. It computes in float16 and converts bfloat16 to it."""
 
 
 class Exl2LM:
-    """A loaded model. See `LMEngine`. Setting `abort` ends a pass under way, and all later ones until it is cleared,
-    with `Cancelled`; rows are then as they were before the pass."""
+    """A loaded model. See `LMEngine`. While `abort` is set, a running pass and all later ones raise `Cancelled`; rows
+    are then as they were before the pass."""
 
     warmup = 220
-    """Steps of one kind until all is as fast as it gets: ExLlamaV2 times its kernels in the first of them, and records
-    its own graphs at the 205th (`graph.cuh`)."""
+    """Steps of one kind until full speed: ExLlamaV2 times its kernels in the first ones and records its own graphs at
+    the 205th (`graph.cuh`)."""
 
     def __init__(
         self,
@@ -111,7 +109,7 @@ class Exl2LM:
         return engine
 
     def open(self, capacities: Sequence[int], keep: Sequence[int] | None = None, kv: str | None = None) -> Exl2Session:
-        """See `LMEngine`. `kv` is another kind of KV cache than the engine's."""
+        """See `LMEngine`. `kv` overrides the engine's kind of KV cache."""
         if self._body is None:
             raise RuntimeError(f"the engine {self.name} was unloaded")
         if too_long := [c for c in capacities if c > self.context]:
@@ -141,7 +139,7 @@ class Exl2LM:
         self._body.unload()
 
     def unpark(self) -> None:
-        """Be as before `park`. When memory runs out on the way, calling again goes on."""
+        """Restore the state before `park`. If memory runs out on the way, call it again to continue."""
         if self._body is None:
             raise RuntimeError(f"the engine {self.name} was unloaded")
         self._body.load()
@@ -176,7 +174,7 @@ class Exl2Session:
         return self._read(row, ids, every=False)[0]
 
     def score(self, row: int, ids: Sequence[int]) -> Tensor:
-        """Append `ids` to one row; logits of every position (ids, n_keep): what comparing caches and bits needs."""
+        """Append `ids` to one row. Returns the logits of every position (ids, n_keep), to compare caches and bits."""
         return self._read(row, ids, every=True)
 
     def _read(self, row: int, ids: Sequence[int], every: bool) -> Tensor:
@@ -218,7 +216,7 @@ class Exl2Session:
             return self._head(hidden[:, 0], select)
 
     def _forward(self, rows: Rows, x: Tensor, wanted: int) -> Tensor:
-        """One pass over some rows, counted when it is through: a pass that is stopped leaves them as they were."""
+        """One pass over some rows. Lengths change only when it is complete: a stopped pass leaves them as they were."""
         n, first, stop = x.shape[1], rows.indices.start, rows.indices.stop
         before, lengths = self._pages.lengths[first:stop], self._lengths[first:stop]
         now = Pass(rows, n, before, lengths, tuple(length + n for length in before))
@@ -228,7 +226,7 @@ class Exl2Session:
         return hidden
 
     def _recorded(self, steps: Steps, slots: Tensor) -> Tensor:
-        """A step of all rows, recorded or repeated. Its ids lie in the same tensor every time."""
+        """One step of all rows, recorded or replayed. Its ids lie in the same tensor every time."""
         n = slots.shape[1]
         fed = self._fed.setdefault(n, torch.empty_like(slots))
         fed.copy_(slots)
@@ -269,12 +267,12 @@ class Exl2Session:
         return [] if self._pool is None else self._pool.all_tensors()
 
     def forget_recordings(self) -> None:
-        """Drop recorded steps: what they refer to is about to go."""
+        """Drop recorded steps, because the memory they refer to is about to be freed."""
         if self._steps:
             self._steps.forget()
 
     def found_again(self) -> None:
-        """The layers were read again."""
+        """Reconnect the pool after the layers were read again."""
         if self._pool is not None:
             self._body.adopt(self._pool)
 
@@ -290,14 +288,14 @@ class Exl2Session:
 
 
 def kv_bytes(layers: int, kv_width: int, kind: str) -> int:
-    """Bytes one position takes in the pool: keys and values of all layers, and with a quantized cache its share of the
-    one unpacked layer all layers use in turn."""
+    """Bytes per position in the pool: keys and values of all layers, and for a quantized cache its share of the one
+    unpacked layer that all layers use in turn."""
     keys, values = KV_BYTES[kind]
     return int(layers * kv_width * (keys + values)) + (0 if kind == "fp16" else 4 * kv_width)
 
 
 def _card(device: str) -> int:
-    """The number of the card a device name means. DeviceError when there is none."""
+    """Card number of a device name. Raises DeviceError when there is no such card."""
     if not device.startswith("cuda"):
         raise DeviceError(
             f"The ExLlamaV2 engine needs an NVIDIA card; it was asked to run on {device}.", "Use the torch engine."

@@ -1,7 +1,7 @@
-"""Does flash-attn work here? Found out in another process, because a build for another torch ends the one it is in.
+"""Tests whether flash-attn works here, in another process: a build for another torch ends the process that imports it.
 
 The probe attends over two pages with two rows of different lengths, on the card, and compares the result with torch's
-own attention: what is installed, loads and answers may still be wrong for a card.
+own attention: a package that loads and answers may still be wrong for a card.
 """
 
 from __future__ import annotations
@@ -45,15 +45,15 @@ print("flash-attn works:", __version__)
 
 @dataclass(frozen=True)
 class Probe:
-    """Whether flash-attn works on this machine, and how that was found out, in a few words."""
+    """Whether flash-attn works on this machine, and the reason in a few words."""
 
     works: bool
     why: str
 
 
 def probe(card: int = 0, time_limit: float = TIME_LIMIT) -> Probe:
-    """Try flash-attn on a card, in a process of its own. The answer is kept for the same Python, card and settings
-    for as long as this process runs."""
+    """Try flash-attn on a card, in a process of its own. Cached per Python, card and settings while this process
+    runs."""
     settings = tuple((name, os.environ.get(name)) for name in ("CUDA_VISIBLE_DEVICES", "LD_LIBRARY_PATH", "PYTHONPATH"))
     return _probe(sys.executable, card, time_limit, settings)
 

@@ -1,4 +1,4 @@
-"""Model folders as ExLlamaV2 reads them, and single rows of their matrices as numbers, without a card.
+"""Model folders for ExLlamaV2: checked, and single rows of their matrices unpacked without a card.
 
 An EXL2 matrix (in, out) is stored as (names end in):
 
@@ -40,7 +40,7 @@ hardly matters."""
 
 @dataclass(frozen=True)
 class ModelFolder:
-    """A folder the exl2 engine can load. `kind` is what its weights are stored as."""
+    """A folder the exl2 engine can load. `kind` is the stored format of its weights."""
 
     path: Path
     config: LlamaConfig
@@ -49,7 +49,7 @@ class ModelFolder:
 
     @property
     def layer_bytes(self) -> int:
-        """Bytes of everything but embedding and output layer on the card: packed matrices as they are, floats at 2."""
+        """Bytes on the card without embedding and output layer: packed matrices as stored, floats at 2 bytes each."""
         total = 0
         for _, (_, place) in self._layers():
             total += 2 * int(np.prod(place.shape)) if place.dtype in FLOATING else place.stop - place.start
@@ -57,7 +57,7 @@ class ModelFolder:
 
     @property
     def stored_bytes(self) -> int:
-        """Bytes of the same in the files."""
+        """Bytes of the same tensors in the files."""
         return sum(place.stop - place.start for name, (_, place) in self._layers())
 
     def _layers(self) -> Iterator[tuple[str, Place]]:
@@ -69,11 +69,11 @@ class ModelFolder:
         return self.floats(EMBEDDING, ids)
 
     def head_rows(self, ids: Sequence[int] | None) -> Tensor:
-        """Rows of the output layer, float16 (n, hidden), unpacked if they are packed; None: of the whole vocabulary."""
+        """Rows of the output layer, float16 (n, hidden), unpacked if packed; None for the whole vocabulary."""
         return self.floats(HEAD + ".weight", ids)
 
     def floats(self, name: str, rows: Sequence[int] | None = None) -> Tensor:
-        """Rows, or all, of a weight by its plain name, unpacked if it is packed: float16."""
+        """Rows, or all, of the weight `name` as float16, unpacked if packed."""
         ids = range(self.config.tensors()[name][0]) if rows is None else rows
         if name in self.places:
             return self._rows(name, ids)
@@ -100,8 +100,8 @@ class ModelFolder:
 
 
 def look_into(folder: Path, weights: str) -> ModelFolder:
-    """The folder, checked for all that would make ExLlamaV2 compute something else than it holds. `weights` is what it
-    is wanted as: exl2, or float16 or bfloat16 for weights that are not packed."""
+    """Open a model folder, checked for everything that would make ExLlamaV2 compute with wrong weights. `weights` is
+    the expected format: exl2, or float16 or bfloat16 for unpacked weights. Raises ModelError."""
     config = read_config(folder)
     places = tensors(folder)
     kind = format_of(folder, places)
@@ -132,9 +132,9 @@ def look_into(folder: Path, weights: str) -> ModelFolder:
 
 
 def _check_packed(folder: ModelFolder, stem: str, columns: int, rows: int) -> None:
-    """ModelError where a packed matrix (in, out) is not one that a kernel can follow: to read outside of its tensors is
-    garbage there, or the end of all work on the card."""
-    columns += -columns % 32  # the converter pads them
+    """Raise ModelError unless the parts of a packed matrix (in, out) fit together: on the card, a read outside its
+    tensors returns garbage or ends all work."""
+    columns += -columns % 32  # the converter pads to 32
     groups = _check_stored(folder, stem + "q_groups", ("I16",), None).reshape(-1).astype(int)
     words = _check_stored(folder, stem + "q_weight", ("I32",), None).shape[0]
     bits, firsts = groups[::2], groups[1::2]
@@ -156,7 +156,7 @@ def _check_packed(folder: ModelFolder, stem: str, columns: int, rows: int) -> No
 
 
 def _check_stored(folder: ModelFolder, name: str, dtypes: Sequence[str], shape: tuple[int, ...] | None) -> np.ndarray:
-    """The tensor, mapped, if it is of one of these types and of this shape; None: of any that has values."""
+    """The tensor, mapped, if it has one of `dtypes` and this shape (None: any shape with values), else ModelError."""
     if name in folder.places:
         place = folder.places[name][1]
         if place.dtype not in dtypes or 0 in place.shape or (shape or place.shape) != place.shape:
@@ -192,7 +192,7 @@ def unpack(parts: dict[str, np.ndarray], columns: Sequence[int]) -> np.ndarray:
 
 
 def unpack_bits(words: np.ndarray, bits: int) -> np.ndarray:
-    """Streams of `bits`-bit values, one per column of `words` uint32 (32 k, n): the values (32 k 32 / bits, n)."""
+    """Values (32 k 32 / bits, n) of the streams of `bits`-bit values in the columns of `words` uint32 (32 k, n)."""
     streams = words.reshape(-1, bits, words.shape[1]).astype(np.uint64)  # `bits` words hold 32 values
     out = np.empty((len(streams), 32, words.shape[1]), np.uint8)
     for i in range(32):

@@ -1,8 +1,8 @@
-"""A whole decoding step as one CUDA graph: some four hundred launches, and the Python between them, become one.
+"""Records a whole decoding step as one CUDA graph: some four hundred launches, and the Python between them, become one.
 
 A recording repeats the same operations on the same addresses, so everything that changes from step to step must lie on
-the card: the ids, the lengths of the rows, and with our own attention how much of the pool is masked away. A recording
-that does not repeat what it was made from is refused.
+the card: the ids, the row lengths, and with our own attention the mask over the pool. A recording whose replay differs
+from the original step is refused.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ from torch import Tensor
 from yuegp.errors import DeviceError
 
 TUNED = 200
-"""ExLlamaV2 times its first 200 products of each shape and waits for each, which cannot be recorded."""
+"""Products of each shape that ExLlamaV2 times first, waiting for each: these steps cannot be recorded."""
 
 TOLERANCE = 0.05
-"""Of the logits' norm. Its kernels add in changing order, so a repetition is close, not equal."""
+"""Allowed error, relative to the logits' norm. The kernels sum in changing order, so a replay is close, not equal."""
 
 
 class Record(Protocol):
-    """Runs a function once while recording it, and returns what repeats it into the same output tensor."""
+    """Runs a function once while recording it. Returns its output tensor and a function that replays it into that."""
 
     def __call__(self, work: Callable[[], Tensor]) -> tuple[Tensor, Callable[[], None]]: ...
 
 
 class CudaRecord:
-    """Records CUDA graphs that share their scratch memory. Call on the stream that is to be recorded."""
+    """Records CUDA graphs that share scratch memory. Call on the stream to be recorded."""
 
     def __init__(self) -> None:
         self._memory = torch.cuda.graph_pool_handle()
@@ -43,9 +43,9 @@ class CudaRecord:
 
 
 class Steps:
-    """Steps that are recorded once they are warm, and repeated from then on.
+    """Records steps once they are warm, and replays them from then on.
 
-    `layers` is how many products of each shape one step makes at least, which says when the package has timed them."""
+    `layers` is the least number of products of each shape per step: it tells when the package has timed them all."""
 
     def __init__(self, record: Record, layers: int) -> None:
         self._record = record
@@ -54,10 +54,10 @@ class Steps:
         self._recorded: dict[Hashable, tuple[Tensor, Callable[[], None]]] = {}
 
     def run(self, n: int, key: Hashable, work: Callable[[], Tensor], undo: Callable[[], object]) -> Tensor:
-        """`work`'s result for a step of `n` ids per row. Steps of equal (n, key) use the same tensors.
+        """Result of `work` for a step of `n` ids per row. Steps of equal (n, key) use the same tensors.
 
-        `undo` takes back what `work` did to the lengths on the card: a step that is recorded is also done the plain
-        way first, and compared."""
+        `undo` reverts what `work` did to the lengths on the card: a step to be recorded also runs unrecorded first, to
+        compare."""
         self._runs[n] = self._runs.get(n, 0) + 1
         if (n, key) in self._recorded:
             out, repeat = self._recorded[n, key]
@@ -78,6 +78,6 @@ class Steps:
         return plain
 
     def forget(self) -> None:
-        """Drop all recordings, and count the warm-up anew: the package times a model's products once it is loaded."""
+        """Drop all recordings and restart the warm-up: the package times a model's products anew after each load."""
         self._runs.clear()
         self._recorded.clear()

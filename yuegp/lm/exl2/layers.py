@@ -1,9 +1,9 @@
 """The layers of a model inside ExLlamaV2: hidden states in, hidden states out, over a pool of pages.
 
-Embedding and output layer are left out of what the package loads: of the first only some rows are wanted on the card,
-of the second only those of ids that can be drawn, and the package would reserve scratch memory for all of it.
-The loop over its modules is ours, so that a pass can be stopped between two layers, everything behind the last
-attention is computed for the last position only, and a pass can be recorded as one CUDA graph.
+The package does not load embedding and output layer: it would keep them whole on the card and reserve scratch memory
+for all logits, and only some of their rows are needed. The loop over its modules is ours, so that a pass can stop
+between two layers, compute what follows the last attention for the last position only, and be recorded as one CUDA
+graph.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from .pages import Pages
 from .weights import Weights
 
 ROWS = 1024
-"""Positions of all rows that one pass takes at most: sizes the package's scratch memory."""
+"""Most positions of all rows together in one pass: sizes the package's scratch memory."""
 
 
 class Rows:
-    """Some rows of a session as the device knows them: where in the pool they begin, and their pages."""
+    """Rows of a session on the device: where they begin in the pool, and their pages."""
 
     def __init__(self, pages: Pages, indices: range, device: torch.device) -> None:
         self.indices = indices
@@ -46,8 +46,8 @@ class Rows:
 class Pass:
     """One forward pass of `n` ids per row.
 
-    `before` is how many ids each row holds, `lengths` (rows,) int32 the same on the device. `widths` is how far each
-    row looks: exactly to its end, or when `exact` is false up to a bound (see `exl2_attention.sight`)."""
+    `before` is the number of ids in each row, `lengths` (rows,) int32 the same on the device. `widths` is how many
+    positions each row attends to: exactly its length, or a bound when `exact` is false (see `attention.sight`)."""
 
     rows: Rows
     n: int
@@ -58,7 +58,7 @@ class Pass:
 
 
 class Body:
-    """The loaded layers. `stop` ends the pass under way, or the next one, with `Cancelled`."""
+    """The loaded layers. `stop` makes the running pass, or the next one, raise `Cancelled`."""
 
     def __init__(
         self,
@@ -69,7 +69,7 @@ class Body:
         loaded: Callable[[int, int], None],
     ) -> None:
         """`layer_graphs` lets the package record parts of layers as CUDA graphs, which excludes recording whole steps.
-        `loaded(done, total)` counts bytes read; what it raises ends the loading and is passed on."""
+        `loaded(done, total)` receives bytes read; an exception from it ends the loading."""
         self.device, self.dtype = device, package.dtype
         self.stop = threading.Event()
         self._package, self._folder, self._layer_graphs = package, folder, layer_graphs
@@ -78,7 +78,7 @@ class Body:
         self.load(loaded)
 
     def load(self, loaded: Callable[[int, int], None] = lambda done, total: None) -> None:
-        """Read the layers again after `unload`; nothing where they are here."""
+        """Read the layers again after `unload`; does nothing while they are loaded."""
         if self._model is None:
             self._model = self._read(loaded)
             self._modules = list(self._model.modules)
@@ -123,25 +123,25 @@ class Body:
         return model
 
     def pool(self, positions: int, kind: str) -> Any:
-        """An empty cache with room for that many positions. `kind` is fp16, q8, q6 or q4."""
+        """An empty cache for `positions` positions. `kind` is fp16, q8, q6 or q4."""
         with self.lane(), pass_errors():
             return self._package.caches[kind](self._model, batch_size=1, max_seq_len=positions)
 
     def adopt(self, pool: Any) -> None:
-        """Serve a pool that was made before the layers were read again: it asks its model what lies where."""
+        """Attach a pool that was made before the layers were read again: it asks its model for the layout."""
         pool.model = self._model
 
     def copy(self, pool: Any, src: int, dst: int, positions: int) -> None:
-        """Copy a stretch of a pool to another place in it."""
+        """Copy `positions` positions within a pool, from `src` to `dst`."""
         with self.lane():
             for tensor in pool.all_tensors():
                 tensor[0, dst : dst + positions] = tensor[0, src : src + positions]
 
     def forward(self, x: Tensor, pool: Any, pages: Pages, now: Pass, wanted: int = 1) -> Tensor:
-        """Hidden states `x` (rows, n, hidden), written over, through all layers; their keys and values go to the pool.
+        """Run hidden states `x` (rows, n, hidden), overwritten, through all layers; keys and values go to the pool.
 
-        Returns the last `wanted` positions of each row after the final norm, (rows, wanted, hidden); for none of them
-        the work ends sooner. To be called inside `lane`."""
+        Returns the last `wanted` positions of each row after the final norm, (rows, wanted, hidden); with 0 it stops
+        after the last attention. Call inside `lane`."""
         params = self._params(pages, now)
         if self._package.attention:
             r = now.rows
@@ -157,8 +157,8 @@ class Body:
         return x
 
     def _params(self, pages: Pages, now: Pass) -> Any:
-        """The package's description of a paged pass. It wants its tensors made on the host and would then fetch them,
-        and wait, in every pass; here they are on the device already."""
+        """The package's parameters for a paged pass. Its own way builds the tensors on the host and waits for the copy
+        in every pass; here they are on the device already."""
         params = self._package.paged(
             batch_size=len(now.before),
             block_index=now.rows.table,
@@ -173,7 +173,7 @@ class Body:
         return params
 
     def unload(self) -> None:
-        """Give back all memory but the CUDA context."""
+        """Free all memory except the CUDA context."""
         if self._model is not None:
             self._model.unload()
         self._model, self._modules = None, []
@@ -190,7 +190,7 @@ class Body:
 
     @contextlib.contextmanager
     def lane(self) -> Iterator[None]:
-        """Work on ExLlamaV2's stream, in order with what was queued before and with what will be queued after."""
+        """Work on ExLlamaV2's stream, in order with the work queued before and after on the caller's stream."""
         with torch.inference_mode():
             if self.device.type != "cuda":
                 yield
@@ -227,7 +227,7 @@ def _load_errors(folder: ModelFolder) -> Iterator[None]:
 
 @contextlib.contextmanager
 def pass_errors() -> Iterator[None]:
-    """What can go wrong on the card in a pass, as DeviceError."""
+    """Turn errors of the card during a pass into DeviceError."""
     try:
         yield
     except RuntimeError as exc:

@@ -1,7 +1,7 @@
-"""The ExLlamaV2 package, taken in with the settings under which it computes right, or refused with the reason.
+"""Imports the ExLlamaV2 package with the settings under which it computes right, or refuses it with the reason.
 
-Version 0.3.2 only: it is the last one, and every place this engine reaches into was read there. Without flash-attn its
-own attention has no causal mask (0.2.9 to 0.3.2), so its fall-backs are switched off and ours takes their place.
+Version 0.3.2 only: it is the last one, and this engine relies on its internals. Without flash-attn its own attention
+has no causal mask (0.2.9 to 0.3.2), so its fall-backs are switched off and ours takes their place.
 """
 
 from __future__ import annotations
@@ -27,11 +27,10 @@ _TORCH = "Use the torch engine instead."
 
 @dataclass(frozen=True)
 class Package:
-    """The part of ExLlamaV2 this engine uses: its classes, and what they compute with.
+    """The parts of ExLlamaV2 this engine uses.
 
-    `config` makes settings of a folder's name, and opens no weight file.
-    `attention` is ours where flash-attn does not work, None where it does. `stream` gives the stream ExLlamaV2 works
-    on for a card, None on a CPU."""
+    `config` makes settings from a folder's name and opens no weight file. `attention` is ours where flash-attn does not
+    work, None where it does. `stream` returns the CUDA stream ExLlamaV2 works on, None on a CPU."""
 
     config: Callable[[str], Any]
     model: Callable[[Any], Any]
@@ -43,7 +42,7 @@ class Package:
 
 
 def load_package(card: int) -> Package:
-    """Import ExLlamaV2 for the card of that number. DeviceError when it is absent, of another version, or broken."""
+    """Import ExLlamaV2 for card number `card`. Raises DeviceError when it is absent, of another version, or broken."""
     flash = probe(card)
     names = ["exllamav2", "exllamav2.attn", "exllamav2.attn_params", "exllamav2.device"]
     _check_presence()
@@ -77,7 +76,7 @@ def load_package(card: int) -> Package:
 
 
 def prepared(kind: Callable[[], Any], folder: str) -> Any:
-    """The package's settings for a model folder. Weight files it does not look for: `exl2_weights` hands them over."""
+    """The package's settings for a model folder. It does not search for weight files: `weights.py` provides them."""
     settings = kind()
     settings.model_dir = folder
     settings.prepare(no_tensors=True)
@@ -86,7 +85,7 @@ def prepared(kind: Callable[[], Any], folder: str) -> Any:
 
 
 def check(version: str, attn: Any, flash: Probe) -> None:
-    """DeviceError in a state known, or not known not, to be wrong."""
+    """Raise DeviceError unless this version and attention are known to compute right."""
     if why := other_version(version):
         raise DeviceError(why, _wheel_hint())
     ours = isinstance(getattr(attn, "flash_attn_with_kvcache", None), PagedAttention)
@@ -110,8 +109,8 @@ def _wheel_hint() -> str:
 
 @contextlib.contextmanager
 def _switches(flash: Probe) -> Iterator[None]:
-    """The environment under which the package is imported. A flash-attn or xformers made for another torch would end
-    the import itself."""
+    """Set the environment for importing the package: a flash-attn or xformers made for another torch would break the
+    import."""
     wanted = {"EXLLAMA_NO_SDPA": "1", "EXLLAMA_NO_XFORMERS": "1"}
     wanted |= {} if flash.works else {"EXLLAMA_NO_FLASH_ATTN": "1"}
     before = {name: os.environ.get(name) for name in (*wanted, "EXLLAMA_NO_FLASH_ATTN")}

@@ -1,8 +1,7 @@
-"""Which part of the pool each row has, and how long each row is: the bookkeeping of paged caches, in plain numbers.
+"""Bookkeeping of paged caches in plain numbers: which part of the pool each row has, and how long each row is.
 
-One pool of KV positions serves all rows of a session. A row gets whole pages, one after the other, so that what a row
-has written is one stretch of the pool: a rewind lowers a number, a copy is one move, and an attention that is not
-paged can look at a row without gathering.
+One pool of KV positions serves all rows of a session. A row gets consecutive whole pages, so its positions are one
+slice of the pool: a rewind lowers a number, a copy is one move, and an attention that is not paged needs no gathering.
 """
 
 from __future__ import annotations
@@ -10,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 PAGE = 256
-"""Positions per page. flash-attn accepts multiples of 256 only, and ExLlamaV2 itself uses this one."""
+"""Positions per page. flash-attn accepts multiples of 256 only; ExLlamaV2 uses 256."""
 
 
 class Pages:
-    """Rows of given capacities, all empty at first. `lengths` counts the ids each row holds."""
+    """Rows of given capacities, empty at first. `lengths` is the number of ids in each row."""
 
     def __init__(self, capacities: Sequence[int], page: int = PAGE) -> None:
         if not capacities or min(capacities) < 1:
@@ -35,20 +34,20 @@ class Pages:
         return self.first[row] * self.page
 
     def table(self, rows: Sequence[int]) -> list[list[int]]:
-        """Page numbers of the rows, equally many for each: a shorter row repeats its last page, which is never
-        looked at there because the row's length ends before it."""
+        """Page numbers of the rows, equally many for each: a shorter row repeats its last page, which is never read
+        there because the row ends before it."""
         width = max(self.counts[row] for row in rows)
         return [[self.first[row] + min(i, self.counts[row] - 1) for i in range(width)] for row in rows]
 
     def check_room(self, row: int, more: int) -> None:
-        """ValueError when `more` ids do not fit a row. Its capacity counts, not what its last page has left."""
+        """Raise ValueError when `more` ids exceed the row's capacity, even if its last page has room left."""
         if self.lengths[row] + more > self.capacities[row]:
             raise ValueError(
                 f"{more} more ids do not fit a row of {self.lengths[row]} ids with room for {self.capacities[row]}"
             )
 
     def grow(self, rows: Sequence[int], more: int) -> None:
-        """Count `more` ids that were written to each of the rows."""
+        """Add `more` to the length of each of the rows."""
         for row in rows:
             self.lengths[row] += more
 
@@ -59,8 +58,8 @@ class Pages:
         self.lengths[row] = length
 
     def copy(self, src: int, dst: int) -> tuple[int, int, int]:
-        """Make `dst` as long as `src`. Returns what is to be moved in the pool: (from, to, positions), whole pages,
-        because quantized caches may pack neighbouring positions together."""
+        """Make `dst` as long as `src`. Returns what the caller must move in the pool: (from, to, positions), in whole
+        pages because quantized caches may pack neighbouring positions together."""
         length = self.lengths[src]
         if length > self.capacities[dst]:
             raise ValueError(f"a row of {length} ids does not fit one with room for {self.capacities[dst]}")

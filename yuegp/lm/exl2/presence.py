@@ -1,5 +1,5 @@
-"""Whether ExLlamaV2 could be used here, from what is installed and without importing it or torch. What it is told by is
-what a set-up gets wrong: no package, one without its compiled part, another version, one made for another torch.
+"""Whether ExLlamaV2 could be used here, judged from package metadata without importing it or torch. Finds the usual
+faults of an installation: no package, no compiled part, another version, a build for another torch.
 """
 
 from __future__ import annotations
@@ -10,19 +10,19 @@ import os
 import re
 
 VERSION = "0.3.2"
-"""The last one, and the only one of which it is known that it computes right."""
+"""The last release, and the only one known to compute right."""
 
 BUILD = "YUEGP_EXL2_BUILD"
-"""Set to 1 to let ExLlamaV2 compile its extension when no ready-built one is installed."""
+"""Set to 1 to let ExLlamaV2 compile its extension when no compiled one is installed."""
 
 UNCOMPILED = "The ExLlamaV2 engine needs the compiled part of the package exllamav2."
 
 OLDEST_CARD = (6, 0)
-"""Compute capability from which its ready-built files hold code. Source: build-wheels-release.yml of its repository."""
+"""Lowest compute capability its wheels hold code for. Source: build-wheels-release.yml of its repository."""
 
 
 def lacking() -> str:
-    """What is missing for it, as the object of "needs"; empty when nothing is."""
+    """What ExLlamaV2 still needs here, worded as the object of "needs"; empty when nothing is missing."""
     if importlib.util.find_spec("exllamav2") is None:
         return "the package exllamav2"
     if importlib.util.find_spec("exllamav2_ext") is None and os.environ.get(BUILD) != "1":
@@ -37,20 +37,20 @@ def lacking() -> str:
 
 
 def missing() -> str:
-    """Why the exl2 engine cannot start in this Python, a sentence; empty where nothing speaks against it."""
+    """Sentence that says why the exl2 engine cannot start in this Python; empty when it can."""
     why = lacking()
     return f"The ExLlamaV2 engine needs {why}." if why else ""
 
 
 def other_version(version: str) -> str:
-    """What is to be said of another version than ours; nothing of ours. A build names its torch behind a plus sign."""
+    """Sentence about a version other than `VERSION`, else empty. A build names its torch behind a plus sign."""
     if version.partition("+")[0] == VERSION:
         return ""
     return f"ExLlamaV2 {version} is installed; only {VERSION} is known to compute right."
 
 
 def _version(package: str) -> str:
-    """As its metadata states it; empty where there are none."""
+    """Installed version from the package's metadata; empty when it is not installed."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:

@@ -1,7 +1,7 @@
-"""Does the engine compute what it should? Asked once, after loading, of the weights that are there and the card.
+"""Tests once, after loading, that the engine computes right with these weights on this card.
 
-ExLlamaV2 0.3.2 has a state in which it computes without a causal mask and says nothing; what is heard then is
-plausible-sounding garbage. The same ids read in one pass and in two must give the same logits.
+ExLlamaV2 0.3.2 has a state in which it silently computes without a causal mask; the song is then plausible-sounding
+garbage. The same ids read in one pass and in two must give the same logits.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from yuegp.errors import DeviceError
 from yuegp.lm.engine import LMSession
 
 LIMITS = {"fp16": 0.1, "q8": 0.15, "q6": 0.35, "q4": 0.5}
-"""How far apart two readings may be, in parts of the logits, by kind of KV cache. A quantized one is read exactly in
-one pass and as it was rounded in two, so these say `not garbage`; the FP16 reading, always done, is the strict one."""
+"""Largest relative difference of the logits between two readings, by kind of KV cache. One pass reads a quantized cache
+exactly, two passes read it rounded, so its limits only exclude garbage; the FP16 reading, always done, is strict."""
 
 LONG, SHORT, SPLIT, KEPT = 280, 9, 131, 512
-"""Ids of the longer row (more than a page), of the shorter one; where the longer is split; how many logits count."""
+"""Ids of the longer row (more than a page) and of the shorter one; where the longer is split; logits compared."""
 
 
 class ScoredSession(LMSession, Protocol):
@@ -57,10 +57,10 @@ def disagreement(engine: ScoringEngine, kind: str) -> float:
     """The largest relative difference between logits of the same position reached in different ways; infinite when
     some are not finite.
 
-    A row is read in one pass, with the logits of every position. The same ids are read by another row in two pieces
-    and a step, and their beginning by a third, rewound one and the same step. So each row has another length in that
-    step, and what is compared are positions with many others behind them in the one pass: without a causal mask these
-    would be seen."""
+    One row reads all ids in one pass, with the logits of every position. A second row reads the same ids in two pieces
+    and a step; a third, rewound, reads their beginning in that same step. So the rows have different lengths in the
+    step, and the compared positions have many others behind them in the single pass: without a causal mask they would
+    see those."""
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(0, engine.vocab_size, (LONG,), generator=generator).tolist()
     kept = torch.randperm(engine.vocab_size, generator=generator)[:KEPT].tolist()
@@ -77,7 +77,7 @@ def disagreement(engine: ScoringEngine, kind: str) -> float:
 
 
 def _difference(a: Tensor, b: Tensor) -> float:
-    """Relative difference of two logit vectors; what is common to all logits does not count."""
+    """Relative difference of two logit vectors, ignoring a constant added to all logits."""
     a, b = a.float() - a.float().mean(), b.float() - b.float().mean()
     error = float((a - b).norm() / a.norm())
     return error if math.isfinite(error) else math.inf

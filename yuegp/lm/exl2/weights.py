@@ -1,8 +1,8 @@
-"""What ExLlamaV2's modules are made of, read by our own reader.
+"""Reads weights for ExLlamaV2's modules with our own reader.
 
 The package opens weights in C++ by `fopen(char*)`: under a folder with letters outside Windows' code page that fails,
-one of its threads then waits for ever, or its exception ends the process without a word. It also looks for files by a
-glob pattern, in which the brackets of a folder's name mean something else. So nothing of it touches a weight file.
+and one of its threads waits for ever or its exception ends the process silently. It also finds files by a glob pattern,
+which misreads brackets in a folder's name. So the package never opens a weight file itself.
 """
 
 from __future__ import annotations
@@ -22,24 +22,24 @@ from yuegp.lm.weights.reader import read_tensor, staging, torch_dtype
 
 
 class Weights:
-    """The tensors of `places`, handed to the modules of a model as they ask for them: integers as they are stored,
-    floats as float16, which is what the package makes of each of them. A float16 too small for a weight is an error
-    here, and was an infinity there.
+    """Provides the tensors of `places` to a model's modules on request: integers as stored, floats as float16, as the
+    package converts them. A weight beyond float16's range is an error here; the package made it infinite.
 
-    `heard(done, total)` is told of bytes, several times within a large tensor; what it raises ends the loading."""
+    `heard(done, total)` receives bytes read, several times within a large tensor; an exception from it ends the
+    loading."""
 
     def __init__(self, places: Mapping[str, Place], total: int, heard: Callable[[int, int], None]) -> None:
         self._places, self._heard, self.total, self.done = places, heard, total, 0
         self._buffer: Tensor | None = None
 
     def serve(self, modules: Iterable[Any]) -> None:
-        """Stand in the place of `load_multi`, through which the package's modules read whatever they read."""
+        """Replace `load_multi`, through which the package's modules read all their tensors."""
         for module in modules:
             module.load_multi = partial(self._load, module)
             self.serve(getattr(module, "submodules", ()))
 
     def _load(self, module: Any, key: str, keys: Iterable[str], measure: bool = False, cpu: bool = False) -> Any:
-        """Those of the tensors `key.keys` that there are, on the device of `module`, or how many bytes they have."""
+        """The existing tensors `key.keys` on the device of `module`; with `measure`, their size in bytes."""
         found = {name: self._places[f"{key}.{name}"] for name in dict.fromkeys(keys) if f"{key}.{name}" in self._places}
         if measure:
             return sum(place.stop - place.start for _, place in found.values())
@@ -55,7 +55,7 @@ class Weights:
         self._heard(self.done, self.total)
 
     def close(self) -> None:
-        """Give back the buffer: the model keeps this object."""
+        """Free the buffer; the model keeps this object."""
         self._buffer = None
 
 
@@ -73,8 +73,8 @@ def _read(
 
 
 def replace_loader(stloader: Any, config: Any) -> None:
-    """The same for a process that is ExLlamaV2's own from beginning to end, its converter: in these two modules of the
-    package, read tensors by our reader, and find the files of folders whatever these are called."""
+    """Do the same in ExLlamaV2's converter, which runs in a process of its own: these two modules of the package then
+    read tensors with our reader and find files in folders of any name."""
 
     def get_tensor(file: Any, key: str, device: Any, out_dtype: torch.dtype | None = None) -> Tensor:
         entry, base = file.header[key], file.header_size

@@ -1,4 +1,4 @@
-"""A network from released tensors: fused, turned, pressed, and each layer put where it belongs."""
+"""Builds a network from released tensors: fused, transposed, quantized, each layer on its device."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ class Source(Protocol):
     """Released tensors by name and shape; matrices are (out, in)."""
 
     def floats(self, name: str, shape: tuple[int, ...], device: torch.device | None = None) -> Tensor:
-        """As plain numbers, on `device` or where the source puts them."""
+        """The tensor as plain numbers, on `device` or the source's default device."""
         ...
 
     def matrix(self, name: str, shape: tuple[int, ...]) -> Matrix:
-        """As it is stored: packed or plain."""
+        """The matrix as stored: packed or plain."""
         ...
 
 
 @dataclass(frozen=True)
 class Plain:
-    """A `Source` made of a function that hands over floats."""
+    """A `Source` from a function that returns plain tensors."""
 
     read: Callable[[str, tuple[int, ...]], Tensor]
 
@@ -44,7 +44,7 @@ class Plain:
 
 
 FAMILY = {"int8": Int8, "bnb8": Int8, "nf4": Nf4}
-"""How matrices are held, by `Setup.weights`; the eight bits of bitsandbytes are ours with other scales."""
+"""Packed class by `EngineConfig.weights`; bitsandbytes' 8-bit format is ours with other scales."""
 
 
 def build(
@@ -54,11 +54,11 @@ def build(
     place: Callable[[Iterable[Layer]], Iterable[Layer]] = list,
     head_device: torch.device | None = None,
 ) -> Llama:
-    """A network of the tensors of `source`.
+    """Build a network from the tensors of `source`.
 
-    The seven matrices of a layer are held as `weights` says; everything else stays floats. `place` takes the layers
-    one by one as they are made, and returns what the network goes through. The output layer goes to `head_device`,
-    unless it is the embedding."""
+    The seven matrices of a layer get the format `weights`; everything else stays floats. `place` takes the layers one
+    by one as they are built, and returns the iterable the network uses. The output layer goes to `head_device`, unless
+    it is the embedding."""
     shapes = config.tensors()
 
     def floats(name: str, device: torch.device | None = None) -> Tensor:
@@ -92,7 +92,7 @@ def build(
 
 
 def hold(weight: Matrix, weights: str) -> Matrix:
-    """A weight (out, in) as `weights` says. What is already held so is not pressed again."""
+    """A weight (out, in) in the format `weights`. A weight already in that format is returned unchanged."""
     kind = FAMILY.get(weights)
     if kind is None:
         return weight if isinstance(weight, Tensor) else weight.floats(getattr(torch, weights))
@@ -100,12 +100,12 @@ def hold(weight: Matrix, weights: str) -> Matrix:
         return weight
     plain = weight if isinstance(weight, Tensor) else weight.floats(torch.float32)
     if kind is Nf4 and plain.shape[1] % BLOCK:
-        return plain  # narrower than any released model: not worth blocks that cross rows
+        return plain  # narrower than any released model: blocks would cross rows
     return kind.quantize(plain)
 
 
 def joined(parts: list[Matrix]) -> Matrix:
-    """Weights (out, in) of the same input as one matrix: (in, out), or packed."""
+    """Weights (out, in) of one common input, joined: (in, sum of out), or packed."""
     packed = [part for part in parts if not isinstance(part, Tensor)]
     if len(packed) == len(parts):
         return reduce(lambda above, below: above.under(below), packed)
@@ -114,8 +114,8 @@ def joined(parts: list[Matrix]) -> Matrix:
 
 
 def _turned(weights: list[Tensor]) -> Tensor:
-    """Weights (out, in), side by side, as one (in, out) matrix. On a processor a product is fastest when the turned
-    matrix lies in memory, on a card when the turned one is a view."""
+    """Weights (out, in), side by side, transposed to one (in, out) matrix. On a processor products are fastest when the
+    transposed matrix is contiguous, on a card when it is a view."""
     if weights[0].is_cuda:
         return torch.cat(weights).t()
     return torch.cat([weight.t() for weight in weights], dim=1)

@@ -1,8 +1,8 @@
-"""Keys and values of what was read so far, and two ways for new positions to look back at them.
+"""KV caches, and two ways for new positions to attend to them.
 
-`RaggedView` slices each row to its length: the fewest operations, and lengths the processor must know. `StaticView` always
-looks at a fixed stretch and hides what is not there yet: shapes never change and lengths live on the card, which is
-what a captured CUDA graph needs. Both give the same numbers.
+`RaggedView` slices each row to its length: the fewest operations, but the host must know the lengths. `StaticView`
+always attends to a fixed stretch and masks what is not written yet: shapes never change and lengths live on the card,
+as a captured CUDA graph needs. Both give the same numbers.
 """
 
 from __future__ import annotations
@@ -19,24 +19,24 @@ from torch.nn.attention.bias import causal_lower_right
 from yuegp.checkpoints.config import LlamaConfig
 
 ROOM = 256
-"""Positions by which fixed-shape caches are rounded up: splits of them stay aligned."""
+"""Capacities of fixed-shape caches are rounded up to this many positions, which keeps their splits aligned."""
 
 STRETCH = 512
-"""Positions by which a growing stretch grows: each one is another captured graph."""
+"""Positions by which a stretch grows; each size is another captured graph."""
 
 BUSY = 64
-"""Attention problems (rows times key heads) from which on a card is busy without splitting them along positions."""
+"""Attention problems (rows times key heads) that keep a card busy without splitting them along positions."""
 
 SPLITS = 16
-"""Into how many pieces fewer problems are split along positions."""
+"""Pieces along positions into which fewer problems are split."""
 
 
 class KVCache:
     """KV caches of several rows of equal capacity, in one tensor (layers, 2, rows, kv_heads, capacity, head_dim): keys,
     then values.
 
-    A `fixed` bank is for `StaticView`: its room is rounded up, and zeroed, because hidden positions are multiplied by a
-    weight of zero and must therefore hold numbers."""
+    A `fixed` cache is for `StaticView`: its capacity is rounded up and zeroed, because masked positions are multiplied
+    by zero and must be finite."""
 
     def __init__(self, config: LlamaConfig, rows: int, capacity: int, like: Tensor, fixed: bool = False) -> None:
         self.capacity = capacity
@@ -46,7 +46,7 @@ class KVCache:
         self.kv = like.new_zeros(shape) if fixed else like.new_empty(shape)
 
     def row(self, index: int) -> KVCache:
-        """A bank that is a window on one row of this one; its length is its own."""
+        """A view of one row as a cache with a length of its own."""
         alone = object.__new__(KVCache)
         alone.capacity, alone.lengths = self.capacity, [self.lengths[index]]
         alone.kv = self.kv[:, :, index : index + 1]
@@ -54,22 +54,22 @@ class KVCache:
 
 
 class CacheView(Protocol):
-    """What attention needs to know about the past during one pass."""
+    """The past as attention sees it during one pass."""
 
     rotation: Tensor
     """Rotations of the new positions: complex, (rows or 1, n, 1, head_dim / 2)."""
 
     def mix(self, index: int, q: Tensor, kv: Tensor) -> Tensor:
-        """Store keys and values `kv` (rows, n, 2, kv_heads, head_dim) of layer `index`, and attend with `q` (rows, n,
-        heads, head_dim). Returns (rows, n, heads * head_dim)."""
+        """Store keys and values `kv` (rows, n, 2, kv_heads, head_dim) of layer `index` and return the attention
+        (rows, n, heads * head_dim) of `q` (rows, n, heads, head_dim)."""
         ...
 
 
 @dataclass(frozen=True)
 class _Span:
-    """Rows of one bank that can attend together, because they are equally long: `batch` of the call.
+    """Rows of one cache that attend together because they are equally long; `batch` are their indices in the call.
 
-    For each layer: where the new keys and values go, and all keys and values with them in place."""
+    Per layer: where new keys and values go, and views of all keys and values including them."""
 
     batch: slice
     fresh: tuple[Tensor, ...]
@@ -78,7 +78,7 @@ class _Span:
 
 
 class RaggedView:
-    """The past of rows whose lengths the processor knows, in as few spans as their lengths allow."""
+    """The past of rows whose lengths the host knows, in as few spans as their lengths allow."""
 
     def __init__(self, banks: Sequence[KVCache], n: int, table: Tensor) -> None:
         starts = [length for bank in banks for length in bank.lengths]
@@ -108,7 +108,7 @@ def _spans(banks: Sequence[KVCache], n: int) -> Iterator[_Span]:
             past = bank.kv[:, :, first:stop, :, :end]
             causal: Tensor | None = None
             if n > 1 and past.is_cuda:
-                causal = causal_lower_right(n, end)  # not a mask in memory: 16 million values for a long prompt
+                causal = causal_lower_right(n, end)  # no mask in memory: 16 million values for a long prompt
             elif n > 1:
                 causal = torch.ones(n, end, dtype=torch.bool, device=past.device).tril_(start)
             batch = slice(offset + first, offset + stop)
@@ -117,15 +117,15 @@ def _spans(banks: Sequence[KVCache], n: int) -> Iterator[_Span]:
 
 
 def attend(q: Tensor, keys: Tensor, values: Tensor, causal: Tensor | None) -> Tensor:
-    """Attention of `q` (rows, n, heads, head_dim) over keys and values (rows, kv_heads, length, head_dim); returns
-    (rows, n, heads * head_dim). `causal` is the mask (n, length) of the last n positions; None when n is 1."""
+    """Attention (rows, n, heads * head_dim) of `q` (rows, n, heads, head_dim) over keys and values (rows, kv_heads,
+    length, head_dim). `causal` is the mask (n, length) of the last n positions; None when n is 1."""
     rows, n, heads, width = q.shape
     kv_heads = keys.shape[1]
     if n == 1:
         grouped = q.reshape(rows, kv_heads, heads // kv_heads, width)
         return F.scaled_dot_product_attention(grouped, keys, values).view(rows, 1, heads * width)
     if q.is_cuda and heads != kv_heads and torch.cuda.get_device_capability(q.device) < (8, 0):
-        # Cards before Ampere have no flash attention, and the kernel that is left wants as many key heads as heads.
+        # Cards before Ampere have no flash attention; the remaining kernel needs as many key heads as query heads.
         keys, values = (x.repeat_interleave(heads // kv_heads, 1) for x in (keys, values))
     mixed = F.scaled_dot_product_attention(
         q.transpose(1, 2), keys, values, attn_mask=causal, enable_gqa=heads != keys.shape[1]
@@ -134,7 +134,7 @@ def attend(q: Tensor, keys: Tensor, values: Tensor, causal: Tensor | None) -> Te
 
 
 def stretches(banks: Sequence[KVCache], n: int) -> tuple[int, ...]:
-    """For each fixed bank, how far `StaticView` has to look to see `n` more positions of every row."""
+    """For each fixed cache, the stretch `StaticView` needs to cover `n` more positions of every row."""
     reach = []
     for bank in banks:
         room, wanted = bank.kv.shape[4], -(-(max(bank.lengths) + n) // STRETCH) * STRETCH
@@ -147,7 +147,7 @@ def _pieces(bank: KVCache) -> int:
 
 
 class StaticView:
-    """The past of rows whose lengths (rows,) int64 live on the device, seen through stretches of fixed size."""
+    """The past of rows whose lengths (rows,) int64 live on the device, in stretches of fixed size."""
 
     def __init__(
         self,
@@ -186,8 +186,8 @@ class StaticView:
 def attend_masked(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor, pieces: int) -> Tensor:
     """`attend` with float32 `mask` (rows, 1, n * heads / kv_heads, length), 0 or minus infinity, in plain products.
 
-    Scores and their softmax are single precision. The second product runs along positions: with few rows it is cut
-    into `pieces`, which the card works on at the same time."""
+    Scores and softmax are in single precision. The second product runs along positions: with few rows it is cut into
+    `pieces`, which the card computes in parallel."""
     (rows, n, heads, width), kv_heads = q.shape, keys.shape[1]
     many = heads // kv_heads * n
     grouped = q.reshape(rows, n, kv_heads, -1, width).transpose(1, 2).reshape(rows * kv_heads, many, width)
@@ -202,7 +202,7 @@ def attend_masked(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor, pieces:
 
 
 def _product32(a: Tensor, b: Tensor) -> Tensor:
-    """Batched product in single precision of inputs of any precision."""
+    """Batched matrix product in single precision."""
     if a.is_cuda and a.dtype != torch.float32:
         return torch.bmm(a, b, out_dtype=torch.float32)
     return torch.bmm(a, b).float()

@@ -1,6 +1,7 @@
 """The torch engine: released Hugging Face folders on a CPU or a CUDA card. Deterministic, and needs no compiled wheel.
 
-`reader.py` reads, `build.py` puts together, `llama.py` computes; here is what an engine and its rows are.
+`weights/reader.py` reads the files, `build.py` builds the network, `network.py` computes; here are the engine and its
+sessions.
 """
 
 from __future__ import annotations
@@ -32,15 +33,15 @@ PREFILL = 512
 """Ids per prefill pass: bounds the scratch memory of a long prompt; larger passes are no faster on a CPU."""
 
 STREAMED_PREFILL = 2048
-"""The same when every pass moves weights to the card: fewer passes count for more than scratch memory."""
+"""The same when every pass moves weights to the card: fewer passes matter more than scratch memory."""
 
 STEP = 2
-"""Most ids per row in a decoding step of fixed shape; more are read like a prompt."""
+"""Most ids per row in a decoding step of fixed shape; more are prefilled."""
 
 
 def compute_type(setup: EngineConfig) -> torch.dtype:
-    """What `setup` computes in: the type of its weights, or for packed ones float32 on a processor and float16 on a
-    card, which every card is fast in and which rounds less than bfloat16."""
+    """Type that `setup` computes in: that of its weights, or for packed ones float32 on a processor and float16 on a
+    card, where it is fast on every card and rounds less than bfloat16."""
     if setup.weights in FAMILY:
         return torch.float32 if setup.device == "cpu" else torch.float16
     if setup.weights not in ("float32", "float16", "bfloat16"):
@@ -49,8 +50,8 @@ def compute_type(setup: EngineConfig) -> torch.dtype:
 
 
 def assemble(config: LlamaConfig, source: Source, setup: EngineConfig, progress: Progress | None = None) -> Llama:
-    """A network held as `setup` says. On a card the output layer stays in main memory: sessions take the part of it
-    that they need."""
+    """Build a network as `setup` says. On a card the output layer stays in main memory: sessions copy the part they
+    need."""
     device, resident = torch.device(setup.device), setup.resident
 
     def place(layers: Iterable[Layer]) -> Iterable[Layer]:
@@ -76,14 +77,14 @@ def assemble(config: LlamaConfig, source: Source, setup: EngineConfig, progress:
 
 
 def layer_bytes(layers: Iterable[Layer]) -> int:
-    """Bytes of all layers, wherever they are."""
+    """Bytes of all layers, on any device."""
     if isinstance(layers, StreamedLayers):
         return layers.kept_bytes + layers.streamed_bytes
     return sum(tensor.numel() * tensor.element_size() for layer in layers for tensor in layer.tensors())
 
 
 def weights_of(network: Llama) -> list[Tensor]:
-    """The weights on the network's device; of layers only if none are streamed."""
+    """The weights on the network's device; those of the layers only if none are streamed."""
     layers = [] if isinstance(network.layers, StreamedLayers) else list(network.layers)
     tensors = [network.embedding, network.norm, *(tensor for layer in layers for tensor in layer.tensors())]
     if network.head.device == network.embedding.device and not network.config.tied:
@@ -113,16 +114,16 @@ class TorchLM:
         self.dtype = network.embedding.dtype
         self.weight_bytes = weight_bytes(network)
         self.layer_bytes = layer_bytes(network.layers)
-        """Bytes of all layers, wherever they are: what a pass reads besides caches and the output layer."""
+        """Bytes of all layers, on any device: what a pass reads besides caches and the output layer."""
         self.fixed = network.embedding.is_cuda and not isinstance(network.layers, StreamedLayers)
-        """Whether decoding steps have a fixed shape, so that a card can record and play them back."""
+        """True if decoding steps have a fixed shape, so that the card can record and replay them."""
         self.kv_bytes = network.config.kv_values * network.embedding.element_size()
         self._sessions: weakref.WeakSet[TorchSession] = weakref.WeakSet()
         self._aside: ParkedTensors | None = None
 
     @classmethod
     def load(cls, folder: Path, setup: EngineConfig | None = None, progress: Progress | None = None) -> Self:
-        """Read `config.json` and the safetensors of a released folder. ModelError names what is wrong with it."""
+        """Read `config.json` and the safetensors of a released folder. Raises ModelError for a faulty folder."""
         setup = setup or EngineConfig()
         if setup.kv != "same":
             raise ValueError(f"the torch engine keeps keys and values as it computes, not as {setup.kv!r}")
@@ -144,7 +145,7 @@ class TorchLM:
         return session
 
     def park(self, caches: bool) -> None:
-        """Wait in main memory, with the caches of open sessions or without: see `offload.manager.Offloadable`."""
+        """Move to main memory, with `caches` also those of open sessions: see `offload.manager.Offloadable`."""
         if self._network is None:
             raise RuntimeError(f"the engine {self.name} was unloaded")
         sessions = list(self._sessions)
@@ -154,7 +155,7 @@ class TorchLM:
         self._aside.leave(bank.kv for session in sessions for bank in session.banks if caches)
 
     def unpark(self) -> None:
-        """Be as before `park`."""
+        """Restore the state before `park`."""
         if self._aside is not None:
             self._aside.back()
 
@@ -165,7 +166,7 @@ class TorchLM:
 
 
 class TorchSession:
-    """Rows with their own KV caches. See `LMSession`. Neighbouring rows of equal capacity share a bank."""
+    """Rows with their own KV caches. See `LMSession`. Neighbouring rows of equal capacity share one `KVCache`."""
 
     def __init__(
         self, network: Llama, capacities: Sequence[int], keep: Sequence[int] | None, fixed: bool = False
@@ -213,7 +214,7 @@ class TorchSession:
         return hidden @ (self._head if select is None else self._head[:, select])
 
     def _read(self, ids: Tensor, banks: list[KVCache]) -> Tensor:
-        """Append `ids` (rows, n) to the rows of `banks`, in passes of bearable size; the last hidden states."""
+        """Append `ids` (rows, n) to the rows of `banks` in passes of bounded size. Returns the last hidden states."""
         for start in range(0, ids.shape[1], self._pass):
             part = ids[:, start : start + self._pass]
             hidden = self._network.hidden(part, RaggedView(banks, part.shape[1], self._network.rotation))
@@ -244,7 +245,7 @@ class TorchSession:
         return self._banks
 
     def forget_recordings(self) -> None:
-        """Drop recorded steps: what they refer to is about to move."""
+        """Drop recorded steps, because the memory they refer to is about to move."""
         if self._decoder:
             self._decoder = Decoder(self._network, self._banks)
 
@@ -253,7 +254,7 @@ class TorchSession:
         if self._decoder:
             self._decoder = None
             if self._device.type == "cuda":
-                torch.cuda.empty_cache()  # what a recorded step used is of no use to anything else until then
+                torch.cuda.empty_cache()  # nothing else can use a recorded step's memory until then
 
     def __enter__(self) -> Self:
         return self

@@ -1,8 +1,8 @@
-"""One decoding step of fixed shape, recorded once on a card as a CUDA graph and played back from then on.
+"""Records a decoding step of fixed shape once as a CUDA graph, and replays it from then on.
 
 A step of a large model is a thousand small kernels. Launching them one by one costs the processor more time than the
-card needs to run them; a graph is one launch. It plays back exactly what was recorded, so everything that changes from
-step to step stands in tensors at fixed places: ids, lengths, caches. Without a card the same step runs as it is.
+card needs to run them; a graph is one launch. It replays exactly what was recorded, so everything that changes from
+step to step lies in tensors at fixed addresses: ids, lengths, caches. Without a card the same step runs unrecorded.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from .cache import KVCache, StaticView, stretches
 from .network import Llama
 
 Key = tuple[int, tuple[int, ...]]
-"""Ids per row, and how far each bank is looked at."""
+"""Ids per row, and the stretch of each cache."""
 
 
 class Decoder:
-    """Steps of a few ids per row over all rows of one session, whose banks must be `fixed`.
+    """Decodes a few ids per row over all rows of one session, whose caches must be `fixed`.
 
-    Lengths of rows may change between steps in any way, through `bank.lengths`; the caches must stay where they are."""
+    Row lengths may change freely between steps, through `bank.lengths`; the caches must not move."""
 
     def __init__(self, network: Llama, banks: Sequence[KVCache]) -> None:
         self._network, self._banks = network, banks
@@ -31,12 +31,13 @@ class Decoder:
         rows = sum(len(bank.lengths) for bank in banks)
         self._lengths = torch.zeros(rows, dtype=torch.int64, device=device)
         self._known = [0] * rows
-        """What `_lengths` holds, so that it is only written when a row was cut, copied or prefilled."""
+        """Host copy of `_lengths`, so that it is written only after a row was truncated, copied or prefilled."""
         self._ids: dict[int, Tensor] = {}
         self._graphs: dict[Key, tuple[torch.cuda.CUDAGraph, Tensor]] = {}
 
     def step(self, ids: Tensor) -> Tensor:
-        """Append `ids` (rows, n) to every row; the last hidden states (rows, hidden), until the next step."""
+        """Append `ids` (rows, n) to every row. Returns the last hidden states (rows, hidden), valid until the next
+        step."""
         n = ids.shape[1]
         lengths = [length for bank in self._banks for length in bank.lengths]
         if lengths != self._known:
@@ -63,8 +64,8 @@ class Decoder:
         return self._network.hidden(self._ids[n], past)
 
     def _capture(self, key: Key) -> tuple[torch.cuda.CUDAGraph, Tensor]:
-        """Record one step. It runs once before, because libraries set themselves up at first use; that writes to the
-        caches what the first playback writes there again."""
+        """Record one step. It runs once before, because libraries initialise themselves at first use; the first replay
+        writes the same values to the caches again."""
         with torch.cuda.device(self._lengths.device):
             side = torch.cuda.Stream()
             side.wait_stream(torch.cuda.current_stream())
@@ -74,7 +75,7 @@ class Decoder:
             graph = torch.cuda.CUDAGraph()
             first = next(iter(self._graphs.values()), None)
             pool = None if first is None else first[0].pool()
-            # Of this thread only: another that touches the card meanwhile must not end the recording.
+            # Thread-local: another thread that uses the card meanwhile must not end the recording.
             with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
                 hidden = self._run(key)
         return graph, hidden

@@ -1,8 +1,7 @@
 """The Llama network in plain torch: weights in, logits out, with KV caches that callers own.
 
 Every model of the YuE family is a Llama: RMS norm, rotary positions, grouped-query attention, gated MLP, no biases.
-This file knows the arithmetic; `cache.py` knows the past, `packed.py` weights that are not floats, `torch_lm.py` files,
-devices and rows.
+This file holds the arithmetic; `cache.py` the past, `weights/packed.py` packed weights, `engine.py` devices and rows.
 
 Three things differ from a textbook implementation, all for fewer operations per step, because decoding one id at a
 time is bound by the number of operations for small models and by weight traffic for large ones:
@@ -55,8 +54,8 @@ class Layer:
 class Llama:
     """The network. Holds weights and the rotation table; keeps no state between calls.
 
-    `embedding` is (vocabulary, hidden), `head` (hidden, vocabulary) and may lie on another device. `layers` is gone
-    through once per pass, in order."""
+    `embedding` is (vocabulary, hidden), `head` (hidden, vocabulary), possibly on another device. Each pass iterates
+    over `layers` once, in order."""
 
     def __init__(
         self, config: LlamaConfig, embedding: Tensor, layers: Iterable[Layer], norm: Tensor, head: Tensor
@@ -79,7 +78,7 @@ class Llama:
             qkv = product(normed, layer.qkv).view(rows, n, n_qk + c.kv_heads, c.head_dim)
             rotate_(qkv[:, :, :n_qk], past.rotation)
             attended = past.mix(index, qkv[:, :, : c.heads], qkv[:, :, c.heads :].unflatten(2, (2, c.kv_heads)))
-            if n > 1 and index == c.layers - 1:  # from here on only the last position is wanted
+            if n > 1 and index == c.layers - 1:  # from here on only the last position matters
                 attended, x = attended[:, -1:], x[:, -1:]
             x = add_product(x.reshape(-1, c.hidden), attended.reshape(-1, c.heads * c.head_dim), layer.out)
             gate, up = product(F.rms_norm(x, (c.hidden,), layer.mlp_norm, c.eps), layer.gate_up).chunk(2, dim=-1)
@@ -95,12 +94,12 @@ def rotation_table(config: LlamaConfig) -> Tensor:
 
 
 def pair_rotary_rows(weight: Tensor, head_dim: int) -> Tensor:
-    """A released query or key weight, whose rotary pairs lie half a head apart, with the pairs side by side."""
+    """A released query or key weight with its rotary pairs, half a head apart there, moved side by side."""
     return weight.view(-1, 2, head_dim // 2, weight.shape[1]).transpose(1, 2).reshape(weight.shape)
 
 
 def rotary_order(rows: int, head_dim: int) -> Tensor:
-    """The same as the order of rows, (rows,) int64."""
+    """The row order of `pair_rotary_rows`, (rows,) int64."""
     return pair_rotary_rows(torch.arange(rows)[:, None], head_dim)[:, 0]
 
 

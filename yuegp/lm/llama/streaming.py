@@ -1,8 +1,7 @@
-"""Layers that do not fit the card: they wait in main memory and are sent ahead, one by one, during every pass.
+"""Streams layers that do not fit the card from main memory, one by one, during every pass.
 
-Each waiting layer is one run of pinned bytes (`offload/pinned.py`), and the card keeps room for two. While the network
-computes with one, the next is on its way, over a stream of its own. On a processor the same code copies within main
-memory.
+Each waiting layer is one pinned buffer (`offload/pinned.py`), and the card has room for two. While the network computes
+with one, a second CUDA stream copies the next. On a processor the same code copies within main memory.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from offload.pinned import PinnedBuffer
 from .network import Layer
 
 ALIGN = 256
-"""Bytes at whose multiples tensors begin in a run: what kernels expect of an allocation."""
+"""Byte alignment of tensors within a buffer, as kernels expect of an allocation."""
 
 ROOMS = 2
 
@@ -34,9 +33,9 @@ class _Part(NamedTuple):
 
 
 class StreamedLayers:
-    """All layers of a network, in order; the first `resident` stay, the others pass through. Iterating is one pass.
+    """All layers of a network, in order; the first `resident` stay, the others are streamed. Iterating is one pass.
 
-    `layers` is consumed one by one, each already on `device`; what does not stay is moved out before the next."""
+    `layers` is consumed one by one, each already on `device`; a streamed layer is moved out before the next."""
 
     def __init__(self, layers: Iterable[Layer], resident: int, device: torch.device) -> None:
         self.device, self.resident = device, resident
@@ -63,17 +62,17 @@ class StreamedLayers:
 
     @property
     def streamed_bytes(self) -> int:
-        """Bytes that every pass moves."""
+        """Bytes moved in every pass."""
         return sum(run.size for run in self._waiting)
 
     @property
     def room_bytes(self) -> int:
-        """Bytes on the device that passing layers use."""
+        """Bytes on the device reserved for streamed layers."""
         return sum(room.numel() for room in self._rooms)
 
     def __iter__(self) -> Iterator[Layer]:
         if self._waiting and (self._used % len(self._waiting) or self._sent != self._used + ROOMS):
-            self._restart()  # the last pass was given up half-way
+            self._restart()  # the last pass was abandoned half-way
         yield from self._kept
         for _ in self._waiting:
             room = self._used % ROOMS
@@ -86,7 +85,7 @@ class StreamedLayers:
             self._send()
 
     def transfer_seconds(self) -> float:
-        """Seconds one pass takes for moving alone, measured with one layer."""
+        """Seconds one pass spends moving layers, measured with one layer."""
         if not self._waiting:
             return 0.0
         self._settle()
@@ -116,14 +115,14 @@ class StreamedLayers:
                 self._shown.append(layer.map(lambda _, views=views: next(views)))  # type: ignore[misc]
 
     def _restart(self) -> None:
-        """Begin at the first waiting layer again, with both rooms filled ahead."""
+        """Restart at the first streamed layer, with both buffers on the card filled ahead."""
         self._settle()
         self._sent = self._used = 0
         for _ in self._rooms:
             self._send()
 
     def _send(self) -> None:
-        """Send the next layer to the room that was free first."""
+        """Send the next layer to the buffer that was freed first."""
         room, run = self._sent % ROOMS, self._waiting[self._sent % len(self._waiting)]
         with torch.cuda.stream(self._stream) if self._cuda else contextlib.nullcontext():
             if self._stream is not None and self._sent >= ROOMS:
@@ -139,6 +138,6 @@ class StreamedLayers:
 
 
 def _views(memory: Tensor, parts: list[_Part]) -> list[Tensor]:
-    """The tensors that lie in a run of bytes, with the strides they had."""
+    """The tensors in a buffer of bytes, with their original strides."""
     flat = (memory[part.start : part.stop].view(part.dtype) for part in parts)
     return [torch.as_strided(view, part.size, part.stride) for view, part in zip(flat, parts, strict=True)]

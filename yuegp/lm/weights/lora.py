@@ -1,9 +1,9 @@
 """LoRA adapters as PEFT saves them, merged into the weights while these are read.
 
 A folder holds `adapter_config.json` and `adapter_model.safetensors` with, per adapted weight, A (rank, in) and B (out,
-rank): the weight becomes W + strength * scale * B A. Weights that were trained whole beside (`modules_to_save`) become
-W + strength * (trained - W). Only what changes a Llama's tensors so is taken; anything else an adapter might bring is
-refused by name, because leaving it out silently would be another model (`lora_config`).
+rank): the weight becomes W + strength * scale * B A. Weights that were trained whole (`modules_to_save`) become W +
+strength * (trained - W). Anything else an adapter contains is refused by name, because leaving it out silently would
+give another model (`lora_config`). The torch engine merges adapters; no command or page offers them yet.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _WHOLE = re.compile(r"^base_model\.model\.(?P<name>(?!.*\.(?:lora_|base_layer\.)
 
 
 class Adapter:
-    """One adapter with a strength: 1 as it was trained, 0 not at all."""
+    """One adapter with its strength: 1 as trained, 0 without effect."""
 
     def __init__(self, folder: Path, strength: float = 1.0) -> None:
         self.folder, self.strength = folder, strength
@@ -59,7 +59,7 @@ class Adapter:
             raise ModelError(f"{self._file} holds {what}.", "Use an adapter trained with plain LoRA.")
 
     def check(self, shapes: dict[str, tuple[int, ...]]) -> None:
-        """Refuse an adapter that was made for a model of other tensors."""
+        """Raise ModelError for an adapter of a model with other tensors."""
         for name, pair in self._pairs.items():
             a, b = (self._where[pair[side]].shape for side in "AB")
             fits = len(a) == len(b) == 2 and a[0] == b[1] > 0 and (b[0], a[1]) == shapes.get(name)
@@ -80,7 +80,7 @@ class Adapter:
         return name in self._pairs or name in self._whole
 
     def add_(self, name: str, weight: Tensor) -> None:
-        """Add this adapter's part to a weight (out, in) in place, computed in single precision."""
+        """Merge this adapter into a weight (out, in) in place, computed in single precision."""
         if name in self._whole:
             change = self._read(self._whole[name], weight).sub_(weight).mul_(self.strength)
         else:
@@ -99,7 +99,7 @@ class Adapter:
 
 
 class Adapted:
-    """A folder's tensors with adapters merged in. See `build.Source`. What an adapter changes comes as floats."""
+    """A folder's tensors with adapters merged in. See `build.Source`. Adapted tensors come as floats."""
 
     def __init__(self, reader: Reader, adapters: Sequence[Adapter]) -> None:
         self._reader, self._adapters = reader, adapters

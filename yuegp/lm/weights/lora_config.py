@@ -1,7 +1,7 @@
-"""What an adapter's `adapter_config.json` says about the arithmetic, and which arithmetic is not known here.
+"""Reads an adapter's `adapter_config.json` and refuses arithmetic that is not implemented here.
 
-Merging is W + strength * scale * B A and nothing else. Whatever would make that another model than the trained one is
-refused by name, because leaving it out silently is the worse answer. Names and meanings: PEFT 0.21, `LoraConfig`.
+Merging is W + strength * scale * B A and nothing else. Every entry that asks for more is refused by name, because
+ignoring it would silently give another model. Names and meanings: PEFT 0.21, `LoraConfig`.
 """
 
 from __future__ import annotations
@@ -29,20 +29,20 @@ UNKNOWN = {
     "lora_bias": "biases",
     "enable_lora": "LoRA on parts of fused weights",
 }
-"""Entries that change the arithmetic in ways not known here."""
+"""Entries that change the arithmetic in ways not implemented here."""
 
 TRAINING = {"loftq_config", "eva_config", "corda_config", "lora_ga_config", "megatron_config", "runtime_config"}
-"""Entries that say how an adapter was begun or trained. What they did to the model shows in `init_lora_weights`."""
+"""Entries about how an adapter was initialised or trained. Their effect on the model shows in `init_lora_weights`."""
 
 UNCHANGED = {"true", "false", "none", "gaussian", "eva", "orthogonal", "mica"}
-"""Beginnings (`init_lora_weights`) that leave the model's own weights as they are. Others (PiSSA, OLoRA, CorDA, LoftQ,
-LoRA-GA) take their first B A out of them, or round them: the trained B A belongs to weights that nobody has."""
+"""Values of `init_lora_weights` that leave the base weights unchanged. Others (PiSSA, OLoRA, CorDA, LoftQ, LoRA-GA)
+subtract their first B A from them, or round them: their B A belongs to weights that were not saved."""
 
 BEGINNINGS = {"pissa": "PiSSA", "olora": "OLoRA", "corda": "CorDA", "loftq": "LoftQ", "lora_ga": "LoRA-GA"}
 
 
 def read_lora_config(folder: Path) -> dict[str, Any]:
-    """The configuration of the adapter in `folder`. ModelError where it is none, or one of another arithmetic."""
+    """The configuration of the adapter in `folder`. Raises ModelError when it is invalid or of another arithmetic."""
     path = folder / "adapter_config.json"
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
@@ -62,12 +62,12 @@ def read_lora_config(folder: Path) -> dict[str, Any]:
             f"The adapter {folder} uses {' and '.join(odd)}, which yuegp does not know.",
             "Use an adapter trained with plain LoRA.",
         )
-    scale(config, "", 1)  # numbers that are none are said now
+    scale(config, "", 1)  # raises now for invalid numbers
     return config
 
 
 def _variant(key: str) -> bool:
-    """Whether an entry that this file does not know looks like another kind of LoRA: what PEFT adds, it names so."""
+    """Whether an unknown entry looks like another kind of LoRA, judged by how PEFT names such entries."""
     known = key in UNKNOWN or key in TRAINING or key == "use_rslora"
     return not known and (key.startswith("use_") or key.endswith("_config"))
 
@@ -86,7 +86,7 @@ def _refuse_beginning(folder: Path, begun: Any) -> None:
 
 
 def scale(config: dict[str, Any], module: str, rank: int) -> float:
-    """What B A of a module is multiplied by. ModelError where the numbers in the configuration are none."""
+    """Factor of a module's B A. Raises ModelError when the configuration's numbers are invalid."""
     try:
         plain = float(config.get("lora_alpha", 8))
         patterns = {key: float(alpha) for key, alpha in dict(config.get("alpha_pattern") or {}).items()}

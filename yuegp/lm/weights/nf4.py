@@ -1,6 +1,6 @@
 """Weights in four bits: NF4, sixteen levels that are equally likely under a normal distribution, times the largest
-weight of every block. Level table and format: QLoRA (arXiv 2305.14314) and bitsandbytes, which is used on a card where
-it computes right (`nf4_kernels`); decoding here is plain torch, gives the same numbers, and is what a processor uses.
+weight of every block. Level table and format: QLoRA (arXiv 2305.14314) and bitsandbytes, which multiplies on cards
+where it computes right (`nf4_kernels`). Elsewhere plain torch decodes, with the same numbers.
 
 A stored weight is, by bitsandbytes' names: `X.weight` uint8, two levels per byte, the first in the high half, along the
 flattened (out, in) weight; `.absmax`, per block, float32, or uint8 when it is quantized once more (`.nested_absmax`,
@@ -25,7 +25,7 @@ from yuegp.errors import ModelError
 from .nf4_kernels import kernels
 
 BLOCK = 64
-"""Weights per block when we press; others are read."""
+"""Weights per block when quantizing; other sizes can be read."""
 
 LEVELS = (
     -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635, -0.18477343022823334,
@@ -45,7 +45,7 @@ class Nf4:
 
     @classmethod
     def quantize(cls, weight: Tensor, block: int = BLOCK) -> Nf4:
-        """A weight (out, in) of which `in` is a multiple of `block`."""
+        """Quantize a weight (out, in) of which `in` is a multiple of `block`."""
         blocks = weight.float().view(len(weight), -1, block)
         peaks = blocks.abs().amax(-1)
         scaled = (blocks / peaks.clamp(min=1e-38)[..., None]).clamp_(-1, 1)
@@ -85,7 +85,7 @@ def _levels(device: torch.device) -> Tensor:
 
 @functools.cache
 def _pairs(device: torch.device) -> Tensor:
-    """The two levels that each byte stands for, (256, 2)."""
+    """The two levels each byte encodes, (256, 2)."""
     levels, byte = _levels(device), torch.arange(256, device=device)
     return torch.stack([levels[byte >> 4], levels[byte & 15]], 1)
 
@@ -96,7 +96,7 @@ def _unpack(codes: Tensor) -> Tensor:
 
 
 def multiply(library: Any, x: Tensor, weight: Nf4) -> Tensor:
-    """`Nf4.times` by bitsandbytes. Which is given, because it has to be trusted first (`nf4_kernels`)."""
+    """`Nf4.times` computed by bitsandbytes, given as `library` because it must be tested first (`nf4_kernels`)."""
     state = library.functional.QuantState(
         absmax=weight.peaks.view(-1),
         shape=torch.Size((weight.codes.shape[0], 2 * weight.codes.shape[1])),
@@ -110,8 +110,8 @@ def multiply(library: Any, x: Tensor, weight: Nf4) -> Tensor:
 
 
 def stored(name: str, shape: tuple[int, ...], raw: Callable[[str], Tensor]) -> Tensor | Nf4:
-    """The stored weight `name` ("….weight"), from `raw`, which reads a tensor by name. Floats where the blocks cross
-    rows, which happens in models far narrower than YuE's."""
+    """The stored weight `name` ("….weight"); `raw` reads a tensor by name. Returns floats where blocks cross rows,
+    which happens in models far narrower than YuE's."""
     try:
         state = json.loads(bytes(raw(name + STATE).cpu().numpy()))
         block, offset = int(state["blocksize"]), float(state.get("nested_offset", 0.0))

@@ -1,9 +1,8 @@
-"""Does bitsandbytes compute nf4 right on this card? Only then is it used; decoding with plain torch is the way without.
+"""Tests whether bitsandbytes computes nf4 right on this card. If not, plain torch decodes.
 
-Found out in another process, once per process of ours: its compiled part may be missing, be made for another CUDA or
-for newer cards, and then it raises when imported or when used, answers with zeros, or ends the process it is in
-(`exit(1)` in its C++ where a launch fails). A few small products are compared with our own arithmetic. Only that
-process loads torch for it: the page asks too.
+The test runs in another process, once per process of ours: the compiled part may be missing or made for another CUDA or
+newer cards; it then raises, returns zeros, or ends its process (`exit(1)` in its C++ where a launch fails). It compares
+a few small products with our own arithmetic. The page asks too, so only the other process loads torch.
 """
 
 from __future__ import annotations
@@ -24,34 +23,35 @@ TIME_LIMIT = 90.0
 """Seconds. Loading torch and the library from a cold disk takes most of it."""
 
 TOLERANCE = 0.02
-"""Of the result's norm. Products in bfloat16 are off by 0.003, an nf4 weight from what it stands for by 0.1."""
+"""Allowed error relative to the result's norm. bfloat16 products are off by 0.003, an nf4 weight from its original by
+0.1."""
 
 ROWS = (1, 2, 8, 40)
-"""Rows of the products: the library has kernels of its own for one, for a few, and decodes the weight for more."""
+"""Rows of the tested products: the library has kernels for one row and for a few, and decodes the weight for more."""
 
 ABSENT = "bitsandbytes is not installed"
 
 PROGRAM = "import sys; from yuegp.lm.weights.nf4_kernels import compare; sys.exit(compare(*sys.argv[1:]))"
 
 Broken = (ImportError, OSError, RuntimeError, AttributeError, NameError, TypeError, ValueError, LookupError)
-"""What a library that does not fit its surroundings has been seen to raise."""
+"""Exceptions seen from libraries built for another environment."""
 
 
 @dataclass(frozen=True)
 class Trial:
-    """Whether the library works, and how that was found out, in a few words."""
+    """Whether the library works, and the reason in a few words."""
 
     works: bool
     why: str
 
 
 def kernels(device: torch.device, dtype: torch.dtype, block: int) -> Any:
-    """bitsandbytes, where it multiplies right with values of `dtype` on this card; None: on processors, or without."""
+    """The module bitsandbytes if it multiplies right in `dtype` on this card, else None; None on processors."""
     return _taken(device.index or 0, str(dtype), block)[0] if device.type == "cuda" else None
 
 
 def missing(device: torch.device, dtype: torch.dtype, block: int) -> str:
-    """Why it is not used on this card, in a few words; empty where it is."""
+    """Why bitsandbytes is not used on this card, in a few words; empty where it is."""
     return _taken(device.index or 0, str(dtype), block)[1] if device.type == "cuda" else ""
 
 
@@ -61,14 +61,14 @@ def _taken(card: int, dtype: str, block: int) -> tuple[Any, str]:
     if found.works:
         try:
             return importlib.import_module("bitsandbytes"), ""
-        except Broken as exc:  # where other libraries are loaded already, it may fail all the same
+        except Broken as exc:  # may fail here although the test passed: other libraries are loaded already
             return None, f"bitsandbytes does not work here: {_line(exc)}"
     return None, found.why
 
 
 @functools.cache
 def trial(device: str, dtype: str, block: int = 64, time_limit: float = TIME_LIMIT) -> Trial:
-    """Try the library in a process of its own. The answer is kept for as long as this process runs."""
+    """Try the library in a process of its own. Cached while this process runs."""
     environment = dict(os.environ, PYTHONPATH=os.pathsep.join(path or os.getcwd() for path in sys.path))
     command = [sys.executable, "-c", PROGRAM, device, dtype, str(block)]
     try:
@@ -88,7 +88,8 @@ def trial(device: str, dtype: str, block: int = 64, time_limit: float = TIME_LIM
 
 
 def compare(device: str, dtype: str, block: str) -> str | None:
-    """What is wrong with the library, or None: its products with one weight and ours. For the other process."""
+    """Compare the library's products of one weight with ours. Returns what is wrong, or None. Runs in the other
+    process."""
     import torch
 
     from .nf4 import Nf4, multiply
@@ -111,6 +112,6 @@ def compare(device: str, dtype: str, block: str) -> str | None:
 
 
 def _line(exc: BaseException) -> str:
-    """What an error says first; the library's own go on for many lines."""
+    """First line of an error; the library's run over many."""
     said = [line.strip() for line in str(exc).splitlines() if line.strip()]
     return f"{type(exc).__name__}: {said[0]}" if said else type(exc).__name__

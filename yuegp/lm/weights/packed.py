@@ -1,6 +1,6 @@
-"""Matrices of a network: plain tensors (in, out), or packed ones that know how to be multiplied with.
+"""Matrices of a network: plain tensors (in, out), or packed ones of the formats in `int8.py` and `nf4.py`.
 
-A packed matrix belongs to one of the formats in `int8.py` and `nf4.py`. The two kinds meet here and nowhere else.
+Only this file tells the two kinds apart.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from torch import Tensor
 
 
 class Packed(Protocol):
-    """A weight (out, in) held in fewer bits."""
+    """A quantized weight (out, in)."""
 
     def times(self, x: Tensor) -> Tensor:
-        """x (rows, in) or (rows, n, in) times the transposed weight, in the type of `x`."""
+        """`x` (rows, in) or (rows, n, in) times the transposed weight, in the type of `x`."""
         ...
 
     def floats(self, dtype: torch.dtype) -> Tensor:
@@ -34,7 +34,7 @@ class Packed(Protocol):
     def tensors(self) -> list[Tensor]: ...
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Self:
-        """The same weight made of other tensors, in the order of `tensors`."""
+        """The same weight with `change` applied to each tensor, in the order of `tensors`."""
         ...
 
 
@@ -46,7 +46,7 @@ def product(x: Tensor, weight: Matrix) -> Tensor:
 
 
 def add_product(base: Tensor, x: Tensor, weight: Matrix) -> Tensor:
-    """base + x times weight, all of two dimensions."""
+    """`base` + `x` times `weight`, all two-dimensional."""
     return torch.addmm(base, x, weight) if isinstance(weight, Tensor) else base + weight.times(x)
 
 

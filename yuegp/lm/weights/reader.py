@@ -1,7 +1,7 @@
-"""Weights from a model folder straight to where they shall live.
+"""Reads weights from a model folder directly to their device.
 
 A tensor is read in pieces through one buffer of `PIECE` bytes (pinned when a card is the target) and converted on the
-target. Main memory never holds more than that buffer and what is meant to stay there, whatever the size of a file.
+target. Main memory holds only that buffer and what stays there, whatever the size of a file.
 """
 
 from __future__ import annotations
@@ -61,13 +61,13 @@ class Reader:
         self._buffer: Tensor | None = None
 
     def floats(self, name: str, shape: tuple[int, ...], device: torch.device | None = None) -> Tensor:
-        """A tensor as plain numbers in `dtype`, decoded if it is stored packed."""
+        """A tensor as plain numbers in `dtype`, decoded if stored packed. Raises as `matrix`."""
         weight = self.matrix(name, shape, device)
         return weight if isinstance(weight, Tensor) else weight.floats(self.dtype).to(device or self.device)
 
     def matrix(self, name: str, shape: tuple[int, ...], device: torch.device | None = None) -> Matrix:
-        """A tensor as it is stored: packed, or floats in `dtype`. ModelError when it is missing, of another shape, or
-        holds values that are not numbers."""
+        """A tensor as stored: packed, or floats in `dtype`. Raises ModelError when it is missing, has another shape, or
+        holds NaN or infinity."""
         path, place = self._place(name)
         if place.dtype == "U8" and name + nf4.STATE in self._where:
             weight = nf4.stored(name, shape, self.raw)
@@ -88,7 +88,7 @@ class Reader:
         return self._read(name, device or self.device, self.dtype)
 
     def raw(self, name: str) -> Tensor:
-        """A tensor as it is stored, on the device."""
+        """A tensor in its stored type, on the device."""
         return self._read(name, self.device, torch_dtype(name, *self._place(name)))
 
     def _place(self, name: str) -> Place:
@@ -108,8 +108,8 @@ class Reader:
 
 
 def staging(device: torch.device) -> Tensor:
-    """A buffer for `read_tensor`, pinned if a card is to be fed from it and the system has pinned memory to give:
-    WSL and Windows have little at times."""
+    """A buffer for `read_tensor`, pinned when `device` is a card and the system has pinned memory left: WSL and Windows
+    sometimes have little."""
     if device.type == "cuda":
         with contextlib.suppress(RuntimeError):
             return torch.empty(PIECE, dtype=torch.uint8, pin_memory=True)
@@ -117,7 +117,7 @@ def staging(device: torch.device) -> Tensor:
 
 
 def torch_dtype(name: str, path: Path, place: StoredTensor) -> torch.dtype:
-    """The type a tensor is stored as. ModelError for one that nothing here computes with, such as eight-bit floats."""
+    """The stored type of a tensor. Raises ModelError for types without use here, such as eight-bit floats."""
     if place.dtype not in DTYPES:
         raise ModelError(
             f"{path}: the tensor {name} is stored as {place.dtype}, which yuegp does not read.",
@@ -135,10 +135,10 @@ def read_tensor(
     buffer: Tensor | None = None,
     advance: Callable[[int], None] = lambda count: None,
 ) -> Tensor:
-    """One tensor of a safetensors file, piece by piece through `buffer` (uint8); `advance` is told of bytes read, and
-    what it raises ends the reading. ModelError, with file and tensor, when bytes are missing or are no numbers.
+    """Read one tensor of a safetensors file, piece by piece through `buffer` (uint8). `advance` receives bytes read; an
+    exception from it ends the reading. Raises ModelError, with file and tensor, for missing bytes, NaN or infinity.
 
-    Files are opened by Python: whatever letters a path has, on every system."""
+    Python opens the files, so paths may have any letters on every system."""
     stored = torch_dtype(name, path, place)
     size = stored.itemsize
     tensor = torch.empty(place.shape, dtype=dtype, device=device)
@@ -153,7 +153,7 @@ def read_tensor(
                 piece = flat[start : start + PIECE // size]
                 source = piece if direct else buffer[: piece.numel() * size].view(stored)
                 _fill(file, source, path, name)
-                if not direct:  # first there, then converted: a card converts faster
+                if not direct:  # copied first, then converted: a card converts faster
                     piece.copy_(source if dtype == stored else source.to(device))
                 if dtype.is_floating_point:
                     sound &= torch.isfinite(torch.stack(torch.aminmax(piece))).all()  # NaN is both extremes
@@ -171,7 +171,7 @@ def read_tensor(
 
 
 def _fill(file: FileIO, target: Tensor, path: Path, name: str) -> None:
-    """Read as many bytes as `target` has."""
+    """Fill `target` from the file. Raises ModelError when bytes are missing."""
     view = memoryview(target.view(torch.uint8).numpy().data)
     while view:
         count = file.readinto(view)
