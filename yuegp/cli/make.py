@@ -217,8 +217,14 @@ def takes(arguments: argparse.Namespace) -> None:
     seeds = [first + i for i in range(arguments.number)]
     with queue.Queue().work(), ProgressBar(options.quiet) as screen:
         begun = edit.choices(
-            song, take, arguments.section - 1, seeds, edit.later_sections(arguments.later), screen.show,
-            options.device, options.models,
+            song,
+            take,
+            arguments.section - 1,
+            seeds,
+            edit.later_sections(arguments.later),
+            screen.show,
+            options.device,
+            options.models,
         )
     _run(song, begun, options)
     if not options.json:
