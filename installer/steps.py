@@ -54,7 +54,7 @@ def torch_step(root: Path, plan: Plan, tools: Tools, env: Mapping[str, str] = os
     if plan.torch == "locked":
         return Step("torch", tools.ways(*plain))
     exact, index = f"torch=={version}+{plan.torch}", index_of(plan.torch, env)
-    # What the build without CUDA needs besides comes with the other packages, checked by hashes.
+    # The other packages include the dependencies of the build without CUDA, checked by hashes.
     alone = (
         ["--no-deps"]
         if plan.torch == "cpu" and lock_fits(root, root / "requirements" / "lock" / "packages.txt")

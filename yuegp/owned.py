@@ -64,8 +64,8 @@ def folder_in(parent: Path, name: str) -> Path:
 
 
 def remove(path: Path) -> None:
-    """Remove a file or a link, or the files and links of a folder and then the folder. Folders in it stay, and so does
-    what cannot be removed. The name must be one that we gave."""
+    """Remove a file or a link, or the files and links in a folder and then the folder. Subfolders stay, and so does
+    whatever cannot be removed. The name must be one that we gave."""
     with contextlib.suppress(OSError, LibraryError):
         if path.is_dir() and not is_link(path):
             for inside in path.iterdir():

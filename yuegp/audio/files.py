@@ -239,7 +239,7 @@ def _reference_paths(reference: Reference) -> list[str]:
 
 
 def _judge(path: str, start: float, end: float, notes: list[Note]) -> AudioInfo:
-    """Refuse one reference file, or return its facts and add to the notes."""
+    """Check one reference file, add to `notes`, and return its `AudioInfo`. Raises RequestError."""
     info = probe(path)
     if info.channels > 2:
         raise RequestError(f"{path} has {info.channels} channels.", "Give a mono or stereo file.")

@@ -247,7 +247,7 @@ class _Fetch:
                 if self._matches(path, file):
                     return True
             if path.stat().st_size < file.size and not part_of(path).exists() and not is_pointer(path):
-                replace_file(path, part_of(path))  # cut short: the checksum will tell whether its beginning is right
+                replace_file(path, part_of(path))  # cut short: the final checksum tells whether its beginning is right
             else:
                 set_aside(path, "replaced")
         except FileNotFoundError:
@@ -408,7 +408,7 @@ class RateEstimator:
     samples: list[tuple[float, int]] = field(default_factory=list)
 
     def update(self, now: float, done: int) -> None:
-        """`done` bytes at the time `now`, in seconds of any clock."""
+        """Record `done` bytes at time `now`, in seconds of any clock."""
         self.samples.append((now, done))
         while len(self.samples) > 2 and now - self.samples[1][0] >= self.window:
             self.samples.pop(0)

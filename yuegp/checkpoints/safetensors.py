@@ -124,7 +124,7 @@ def not_numbers(bits: np.ndarray, dtype: str) -> bool:
 
 
 def scan_file(path: Path, header: Mapping[str, StoredTensor], progress: Progress | None = None) -> None:
-    """Refuse NaN and infinite weights. Reads every float of the file, a block at a time."""
+    """Raise ModelError for NaN or infinite weights. Reads every float of the file, block by block."""
     size, broken = path.stat().st_size, []
     for name, tensor in header.items():
         if tensor.dtype not in _EXPONENT:

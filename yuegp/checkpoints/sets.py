@@ -273,11 +273,9 @@ def _read_layout(entry: Any) -> VocabLayout:
 
 
 def check(model_set: ModelSet, scan: Progress | None = None) -> None:
-    """Refuse, with a ModelError, a set that could not make a song: anything absent, cut short, of another kind or
-    for another vocabulary, and NaN weights in small files, or in all of them when `scan` is given to report to. Takes
-    milliseconds without it; loads nothing.
-
-    Which files and tensors a codec folder must hold is `codec.check_codec`'s business."""
+    """Raise ModelError for a set that could not make a song: files that are missing, cut short, of another kind or for
+    another vocabulary, or NaN in small files, and in all files when `scan` is given, which receives progress. Takes
+    milliseconds without it; loads nothing. `codec.check_codec` checks the codec folder."""
     for stage, folder in ((1, model_set.stage1), (2, model_set.stage2)):
         config = read_config(folder)
         check_vocabulary(stage, folder, config, model_set.layout, model_set.vocabularies)
@@ -293,7 +291,7 @@ def check(model_set: ModelSet, scan: Progress | None = None) -> None:
 
 
 def scan_sound(folder: Path, scan: Progress | None = None) -> None:
-    """Refuse NaN in the safetensors files of a codec folder: in small ones always, in all when `scan` is given."""
+    """Raise ModelError for NaN in the safetensors files of a codec folder: in small ones, or with `scan` in all."""
     for path in sorted(folder.rglob("*.safetensors")):
         header = safetensors_header(path)
         if scan or path.stat().st_size <= SCAN_LIMIT:

@@ -48,8 +48,8 @@ def language_model(folder: Path) -> LanguageModel:
 
 
 def check_tensors(folder: Path, config: LlamaConfig, scan: Progress | None = None) -> str:
-    """How the weights are stored, after making sure that the files are whole and hold every tensor of the
-    configuration in its shape, and no others. Small files are searched for NaN, all of them when `scan` is given."""
+    """Format of the weights, after checking that the files are whole and hold exactly the configuration's tensors in
+    their shapes. Searches small files for NaN, with `scan` all of them. Raises ModelError."""
     found: dict[str, StoredTensor] = {}
     headers = {path: safetensors_header(path) for path in weight_files(folder)}
     total, done = sum(path.stat().st_size for path in headers), 0
@@ -101,7 +101,7 @@ def check_tensors(folder: Path, config: LlamaConfig, scan: Progress | None = Non
 
 
 def _part_of(progress: Progress, start: int, total: int) -> Progress:
-    """Reports of one file as reports of all of them."""
+    """A progress callback for one file that reports its part of all files."""
     return lambda name, done, _: progress(name, start + done, total)
 
 

@@ -31,9 +31,10 @@ class NotWritten(ModelError):
 
 
 def convert(folder: Path, progress: Progress | None = None) -> list[Path]:
-    """Write the safetensors files that are missing from a codec folder, or were made from another `.pth`, and return
-    them. Safetensors files that we did not make are left alone. ModelError when a `.pth` holds no table of tensors, or
-    NaN; NotWritten when the folder cannot be written."""
+    """Write and return the safetensors files that a codec folder lacks or that were made from another `.pth`.
+
+    Safetensors files of other origin stay untouched. Raises ModelError when a `.pth` holds no table of tensors or NaN,
+    NotWritten when the folder cannot be written."""
     written = []
     for name in (CODEC, *UPSAMPLERS.values()):
         source, target = folder / f"{name}.pth", folder / f"{name}.safetensors"

@@ -69,7 +69,7 @@ def check_codec(folder: Path | str, encode: bool = False, scan: Progress | None 
 
 
 def _scan(path: Path, tensors: Mapping[str, TorchTensor], progress: Progress | None) -> None:
-    """Refuse NaN and infinite weights in a `.pth`. Its training state is not looked at."""
+    """Raise ModelError for NaN or infinite weights in a `.pth`, ignoring its training state."""
     sizes = {name: tensor.span * WIDTHS[tensor.dtype] for name, tensor in tensors.items()}
     total, done = sum(sizes.values()), 0
     for name, tensor in tensors.items():

@@ -19,7 +19,7 @@ WEIGHTS = (AUTO, "float", "int8", "nf4", "exl2")
 """`float` keeps the bits the model was trained with."""
 
 CACHES = (AUTO, *sizes.CACHES)
-"""`fp16`: not quantized, whatever numbers the engine computes in."""
+"""`fp16` means not quantized, in the type the engine computes in."""
 
 
 @dataclass(frozen=True)

@@ -81,8 +81,8 @@ def candidates(
     device: str = "auto",
     wishes: ModelOptions = ANY,
 ) -> tuple[list[SectionCodes], MadeWith]:
-    """One section once per seed, after the earlier sections of `parent`, in as few batches as the memory allows.
-    Nothing is saved here."""
+    """Write one section once per seed, after the earlier sections of `parent`, in as few batches as the memory allows.
+    Saves nothing."""
     from .memory import DoesNotFit
     from .session import GenerationSession
     from .stage1 import write_candidates
@@ -121,7 +121,7 @@ def candidates(
 
 
 def _join_kept(take: Take) -> None:
-    """Put the sections kept from the parent behind those that are written now, with what the parent knows of them."""
+    """Append the sections kept from the parent to those written now, with the parent's data about them."""
     info = take.info
     parent = Take.open(take.folder.parent / f"{info.parent:03}")
     first, stop = info.kept_sections[0].start, info.kept_sections[-1].stop

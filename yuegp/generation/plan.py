@@ -69,7 +69,7 @@ class SongPlan:
     budget: int
     """Most audio ids of a section."""
     seconds: float
-    """Longest the song can become."""
+    """Longest possible song."""
     notes: tuple[Note, ...]
 
     @property
@@ -178,7 +178,7 @@ def plan_for(take: Take) -> SongPlan:
 
 
 def missing_sections(plan: SongPlan, take: Take) -> range:
-    """The sections to be written next, one after the other: up to the kept ones that follow, or to the end."""
+    """The consecutive sections to write next: up to the kept ones that follow, or to the end."""
     spans, kept = take.info.spans, take.info.kept_sections
     first = spans[-1].section + (not spans[-1].open) if spans else 0
     return range(first, kept[0].section if kept else plan.count)

@@ -74,7 +74,7 @@ class GenerationSession:
 
     @property
     def models(self) -> ModelManager[LMEngine]:
-        """Who is on the card."""
+        """The model manager."""
         if self._models is None:
             raise RuntimeError("nothing was planned yet")
         return self._models

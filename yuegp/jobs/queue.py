@@ -94,8 +94,8 @@ class Job:
     device: str = "auto"
     wishes: ModelOptions = ANY
     batch_takes: tuple[TakeNumber, ...] = ()
-    """Takes, this one included, that were begun together and want the same section, each with a seed of its own:
-    whichever is made first writes that section for all of them, in one batch."""
+    """Takes, this one included, of the same section, each with its own seed: the first one made writes the section for
+    all of them, in one batch."""
     state: State = field(default=State.WAITING, metadata=NEEDED)
     created: str = ""
     started: str = ""

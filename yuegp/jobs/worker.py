@@ -54,8 +54,8 @@ def run_job(job: Job, watch: ProgressCallback) -> None:
 
 
 def forecast(job: Job) -> tuple[eta.Costs, eta.Workload] | None:
-    """What earlier takes of the same model cost on this device, and what is to be done. None when that cannot be
-    found out; `run_job` then says why."""
+    """Costs of earlier takes of the same model on this device, and the job's workload. None on an error, which
+    `run_job` then reports."""
     from yuegp.generation.memory import place
 
     try:
@@ -96,7 +96,7 @@ class ProgressTracker:
         self._recent: deque[tuple[float, int]] = deque()
 
     def update(self, event: Event) -> None:
-        """Take an event in: cheap, every one may be given."""
+        """Record an event. Cheap: pass every event."""
         now = self.clock()
         self.note = event.note or self.note
         if self._seen.last is None or self._seen.last.stage != event.stage:
@@ -299,7 +299,7 @@ class _Watcher:
         self._told = self._saved = -math.inf
 
     def update(self, event: Event) -> None:
-        """The job's `watch`. Raises Cancelled."""
+        """The job's progress callback. Raises Cancelled when a stop or pause is requested."""
         self.meter.update(event)
         part = (event.stage, event.what)
         if part != self._part or self.worker.clock() - self._told >= PUBLISH_SECONDS:
@@ -312,7 +312,7 @@ class _Watcher:
             raise Cancelled
 
     def emit(self, progress: JobProgress) -> None:
-        """Publish, and save for other processes if that was not done just now."""
+        """Publish, and save for other processes at most every `SAVE_SECONDS`."""
         self._told = self.worker.clock()
         self.worker.emit(progress)
         if self._told - self._saved >= SAVE_SECONDS:

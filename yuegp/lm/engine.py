@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class EngineConfig:
-    """How a language model is held. Plain data: comparing, printing and saving it loads nothing.
+    """How an engine stores and runs a language model. Plain data: comparing, printing and saving it loads nothing.
 
-    `weights` is what they are held as: float32, float16, bfloat16, int8, nf4, bnb8 or exl2. `kv` is the type of the
-    KV cache: `same` as the engine computes in; exl2 also fp16, q8, q6 and q4. `resident` is the number of layers that
-    stay on the card, the others being sent there from RAM for every pass (torch only); None keeps all of them.
-    `adapters` are folders of LoRA adapters to merge at load, each with its strength (torch only)."""
+    `weights` is their format in memory: float32, float16, bfloat16, int8, nf4, bnb8 or exl2. `kv` is the type of the KV
+    cache: `same` as the engine computes in; exl2 also fp16, q8, q6 and q4. `resident` is the number of layers that stay
+    on the card; every pass streams the others from RAM (torch only); None keeps all. `adapters` are folders of LoRA
+    adapters to merge at load, each with its strength (torch only; no command sets them yet)."""
 
     engine: str = "torch"
     device: str = "cpu"
@@ -35,7 +35,7 @@ class LMSession(Protocol):
     """Independent rows, each with its own KV cache. A context manager: leaving it frees the caches."""
 
     def prefill(self, row: int, ids: Sequence[int]) -> Tensor:
-        """Append `ids` to one row; logits of the last position, shape (n_keep,)."""
+        """Append `ids` to one row. Returns the logits of the last position, shape (n_keep,)."""
         ...
 
     def step(self, ids: Tensor, select: slice | None = None) -> Tensor:
@@ -51,7 +51,7 @@ class LMSession(Protocol):
         ...
 
     def copy(self, src: int, dst: int) -> None:
-        """Make row `dst` equal to row `src`: takes that share a prompt."""
+        """Make row `dst` equal to row `src`, so that several takes share one prompt."""
         ...
 
     def length(self, row: int) -> int:
@@ -75,15 +75,15 @@ class LMEngine(Protocol):
     kv_bytes: int
     """Bytes one id of one row takes in the KV cache."""
     setup: EngineConfig
-    """How this engine holds its model."""
+    """The configuration it was loaded with."""
     weight_bytes: int
     """Bytes of weights on the device: without layers that are streamed, caches and scratch memory."""
 
     def open(self, capacities: Sequence[int], keep: Sequence[int] | None = None) -> LMSession:
-        """One row per entry of `capacities` (ids each row can hold). `keep` names the ids whose logits are wanted,
-        in that order; the output layer is trimmed to them. None keeps the whole vocabulary."""
+        """Open a session with one row per entry of `capacities` (ids each row can hold). `keep` names the ids whose
+        logits are wanted, in that order; the output layer is trimmed to them. None keeps the whole vocabulary."""
         ...
 
     def unload(self) -> None:
-        """Give the memory back. The engine cannot be used afterwards."""
+        """Free all memory. The engine cannot be used afterwards."""
         ...

@@ -218,7 +218,7 @@ class TakeInfo:
     stage: Stage = field(default=Stage.NEW, metadata=NEEDED)
     spans: tuple[Span, ...] = field(default=(), metadata=NEEDED)
     kept_sections: tuple[Span, ...] = field(default=(), metadata=NEEDED)
-    """Sections kept from `parent` that follow once the ones before them are written; frames are the parent's."""
+    """Sections kept from `parent`, placed after the new ones once those are written; frames are the parent's."""
     seams: tuple[Frame, ...] = field(default=(), metadata=NEEDED)
     """Frames where kept codes were joined to other codes before them; rendering crossfades the sound there."""
     muted: tuple[Count, ...] = field(default=(), metadata=NEEDED)

@@ -229,8 +229,8 @@ def _packages() -> tuple[dict[str, Package], dict[str, Any], str]:
 
 
 def _foreseen(packages: Mapping[str, Package]) -> tuple[str, str]:
-    """What is chosen of YuE's released models for the card that is here; nothing without one. Packages were imported
-    to look at them, so more is known of the fast engine than `choice` can see."""
+    """Format of Stage 1 that `choice` would pick for this card, and why none fits; both empty without a card.
+    `packages` were imported, so this knows more about the fast engine than `choice` does."""
     from yuegp.generation.memory import machine
 
     here = machine()

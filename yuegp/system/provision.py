@@ -29,7 +29,7 @@ from yuegp.tokens.vocab import YUE_V1
 from . import removal
 
 StepProgress = Callable[[str, str, int, int], None]
-"""progress(what is done, checkpoint or file, done, total) in bytes; raising `Cancelled` stops it."""
+"""progress(action, checkpoint or file, done, total) in bytes; raising `Cancelled` stops the work."""
 
 # Getting
 
@@ -143,8 +143,8 @@ def _is_whole(checkpoint: Checkpoint, folder: Path) -> bool:
 
 
 def execute(order: DownloadPlan, progress: StepProgress | None = None) -> list[Path]:
-    """Download what is missing, convert what has to be, and judge the result. The folders, those that were here
-    included. May be called again after any failure."""
+    """Download what is missing, convert the sound model, and check the result. Returns all folders, including those
+    that existed. May be called again after any failure."""
     if order.plans:
         download.check_space(list(order.plans))
     folders = [folder for _, folder in order.here]
@@ -163,8 +163,8 @@ def execute(order: DownloadPlan, progress: StepProgress | None = None) -> list[P
 
 
 def _convert(folder: Path, progress: StepProgress | None, again: bool = False) -> None:
-    """Write the sound model's safetensors beside its pickles, where the folder is ours: those that are missing, or
-    `again` those that do not fit any more. A disk without room for them stops nothing: the pickles can be read."""
+    """Write missing safetensors of the sound model beside its pickles, if the folder is ours; with `again`, those that
+    no longer fit too. Ignores a full disk: the pickles remain readable."""
     if locate.is_ours(folder) and (again or not is_converted(folder)):
         with download.locked(folder), contextlib.suppress(NotWritten):
             convert(folder, (lambda what, done, total: progress("convert", what, done, total)) if progress else None)
@@ -180,9 +180,9 @@ def remember_choice(choice: Choice, order: DownloadPlan) -> None:
 
 
 def examine(checkpoint: Checkpoint, folder: Path, progress: StepProgress | None = None) -> None:
-    """Refuse, with a ModelError, a folder that does not hold what it should. With `progress` everything is read:
-    checksums against those of the download, and every weight for NaN; without it headers only, and the weights of the
-    sound model (0.9 GB), which is loaded after all the others: a song must not fail there."""
+    """Raise ModelError unless a folder holds its checkpoint. With `progress`, reads everything: checksums against the
+    pin's, and every weight for NaN. Without it, reads headers, and the weights of the sound model (0.9 GB) because that
+    loads last: a song must not fail there."""
     checksums = (lambda what, done, total: progress("checksums", what, done, total)) if progress else None
     scan = (lambda what, done, total: progress("weights", what, done, total)) if progress else None
     if progress:
@@ -234,9 +234,9 @@ def remove(checkpoint: Checkpoint) -> int:
             freed += size
         inside = {parent for path in gone for parent in path.parents if folder in parent.parents}
         for place in sorted(inside, reverse=True):
-            with contextlib.suppress(OSError, LibraryError):  # something else is in it
+            with contextlib.suppress(OSError, LibraryError):  # the folder has other contents
                 files.patiently(place.rmdir, place, "removed")
-    with contextlib.suppress(OSError, LibraryError):  # a lock that somebody looks at keeps the empty folder
+    with contextlib.suppress(OSError, LibraryError):  # another process waiting for the lock keeps the empty folder
         files.patiently(folder.rmdir, folder, "removed")
     registry.forget(checkpoint.id)
     return freed

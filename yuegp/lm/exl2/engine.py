@@ -86,8 +86,8 @@ class Exl2LM:
 
     @classmethod
     def load(cls, folder: Path, setup: EngineConfig, progress: Progress | None = None) -> Self:
-        """Load a folder as `setup` says, and prove that it computes right. DeviceError when there is no card, no
-        ExLlamaV2, or wrong numbers; ModelError when the folder is at fault."""
+        """Load a folder as `setup` says, and test it. Raises DeviceError without a card or ExLlamaV2 or when it
+        computes wrong numbers, ModelError for a faulty folder."""
         if setup.kv != "same" and setup.kv not in CACHES:
             raise ValueError(f"there is no KV cache of kind {setup.kv!r}")
         if setup.weights not in HOLDS:

@@ -41,7 +41,7 @@ class ScoringEngine(Protocol):
 
 
 def self_test(engine: ScoringEngine) -> None:
-    """DeviceError when readings that must agree do not. Takes six passes of up to 280 ids."""
+    """Raise DeviceError when readings that must agree differ. Takes six passes of up to 280 ids."""
     for kind in dict.fromkeys(["fp16", engine.kv]):
         error = disagreement(engine, kind)
         if not error <= LIMITS[kind]:
