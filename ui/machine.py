@@ -3,12 +3,12 @@ Loads no torch; answers that cost some tens of milliseconds are kept for a while
 
 from __future__ import annotations
 
-import shutil
 import time
 from pathlib import Path
 from threading import Lock
 
 from offload.device import Machine
+from yuegp.files import free_bytes
 from yuegp.generation.memory import machine as ask
 from yuegp.generation.plan import SongPlan
 from yuegp.jobs import eta
@@ -56,6 +56,4 @@ def _learned(root: Path, model: str, on: str) -> eta.Costs:
 
 def disk_free(root: Path) -> int:
     """Bytes free where songs are kept, or will be."""
-    while not root.exists() and root != root.parent:
-        root = root.parent
-    return shutil.disk_usage(root).free
+    return free_bytes(root) or 0
