@@ -13,6 +13,7 @@ from yuegp.cli.arguments import Commands, add_device_option, print_json
 from yuegp.cli.progress import ProgressBar
 from yuegp.errors import RequestError
 from yuegp.progress import Progress
+from yuegp.units import file_size
 
 if TYPE_CHECKING:
     from yuegp.checkpoints.sets import ModelSet
@@ -107,7 +108,7 @@ def convert(arguments: argparse.Namespace) -> None:
     if arguments.json:
         print_json({"folder": str(target), "bytes": size})
     else:
-        print(f"{size / 1e6:,.1f} MB\n{target}")
+        print(f"{file_size(size)}\n{target}")
 
 
 def measure(arguments: argparse.Namespace) -> None:

@@ -17,20 +17,22 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from offload.units import GIB, memory_size
 from yuegp import __version__
 from yuegp.checkpoints import formats
 from yuegp.checkpoints.config import read_config
 from yuegp.checkpoints.verify import weight_files
 from yuegp.errors import Cancelled, DeviceError, LibraryError, ModelError, RequestError
-from yuegp.files import discard, replace, write_atomic
+from yuegp.files import discard, free_bytes, replace, write_atomic
 from yuegp.lm.exl2.format import HEAD_BITS
 from yuegp.owned import is_link
 from yuegp.progress import Progress, quiet
 from yuegp.shortage import shortage_in
+from yuegp.units import file_size
 
 from .quantize import same_job
 
-NEED_VRAM = 8 << 30
+NEED_VRAM = 8 * GIB
 """What the package's documentation asks for at YuE's width."""
 
 _STATUS = re.compile(r"\[STATUS\](.*)\[/STATUS\]")
@@ -81,17 +83,17 @@ def check(job: ConversionJob, free_vram: int | None) -> None:
         )
     if free_vram < NEED_VRAM:
         raise DeviceError(
-            f"Pressing to EXL2 needs {NEED_VRAM / 2**30:.0f} GB of free VRAM; {free_vram / 2**30:.1f} GB are free.",
+            f"Pressing to EXL2 needs {memory_size(NEED_VRAM)} of free VRAM; {memory_size(free_vram)} are free.",
             "Close other programs that use the card.",
         )
     size = sum(path.stat().st_size for path in weight_files(job.source))
     states = job.rows.stat().st_size // 8 * config.hidden * 2  # a half per hidden value of every row
     needed = int(size * (job.bits / 16 + 0.1) * 2) + states * 2
     job.target.parent.mkdir(parents=True, exist_ok=True)
-    free = shutil.disk_usage(job.target.parent).free
-    if free < needed:
+    free = free_bytes(job.target.parent)
+    if free is not None and free < needed:
         raise LibraryError(
-            f"Pressing needs about {needed / 1e9:.0f} GB beside {job.target}, and {free / 1e9:.0f} GB are free.",
+            f"Pressing needs about {file_size(needed)} beside {job.target}, and {file_size(free)} are free.",
             "Free some space, or choose a folder on another disk.",
         )
 

@@ -26,10 +26,11 @@ from yuegp.checkpoints.config import read_config, read_entries
 from yuegp.checkpoints.safetensors import safetensors_header
 from yuegp.checkpoints.verify import weight_files
 from yuegp.errors import LibraryError, RequestError
-from yuegp.files import discard, put, read_json, write_atomic
+from yuegp.files import discard, free_bytes, put, read_json, write_atomic
 from yuegp.lm.weights import int8, nf4
 from yuegp.locks import lock_handle
 from yuegp.progress import Progress, quiet
+from yuegp.units import file_size
 
 SHARD_BYTES = 1 << 30
 """Of original weights that go into one shard of the result."""
@@ -184,10 +185,10 @@ def _check_disk(target: Path, kind: str, found: dict[str, formats.Place]) -> Non
     needed = sum(
         int((place.stop - place.start) * (SHARE[kind] if is_pressed(name) else 1)) for name, (_, place) in found.items()
     ) - sum(path.stat().st_size for path in target.glob("*.safetensors"))
-    free = shutil.disk_usage(target).free
-    if free < needed:
+    free = free_bytes(target)
+    if free is not None and free < needed:
         raise LibraryError(
-            f"Pressing needs {needed / 1e9:.1f} GB in {target}, and {free / 1e9:.1f} GB are free.",
+            f"Pressing needs {file_size(needed)} in {target}, and {file_size(free)} are free.",
             "Free some space, or choose a folder on another disk.",
         )
 

@@ -6,11 +6,11 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+from offload.units import GIB
 from yuegp.jobs.queue import Job
 from yuegp.system.doctor import FAIL, WARN
 from yuegp.system.environment import CardReport, Environment, Package
 
-GIB = 1 << 30
 NOW = datetime(2026, 6, 1, tzinfo=UTC)
 NEEDED = "torch soundfile soxr transformers safetensors sentencepiece gradio huggingface_hub"
 WHOLE = {name: Package("1.0") for name in NEEDED.split()}
@@ -161,7 +161,7 @@ FAULTS = [
         WARN,
         "7.0 GB left to promise",
     ),
-    Fault("little disk", replace(CPU, disk_free=GIB), "disk", WARN, "1.0 GB are free"),
+    Fault("little disk", replace(CPU, disk_free=10**9), "disk", WARN, "1.00 GB are free"),
     Fault("home not writable", replace(CPU, home_error="/x may not be written."), "folder", FAIL, "may not be written"),
     Fault("broken song", replace(CPU, broken=(("2026-song", "song.json is cut short."),)), "songs", WARN, "cut short"),
     Fault(
@@ -171,7 +171,7 @@ FAULTS = [
         WARN,
         "models.json",
     ),
-    Fault("uploads of an earlier version", replace(CPU, uploads=(("/x/uploads", GIB),)), "uploads", WARN, "1.0 GB"),
+    Fault("uploads of an earlier version", replace(CPU, uploads=(("/x/uploads", 10**9),)), "uploads", WARN, "1.00 GB"),
     Fault("broken queue", replace(CPU, queue_error="queue.json is damaged."), "queue", FAIL, "damaged"),
     Fault("power cut", replace(CPU, interrupted=1), "queue", WARN, "1 song was interrupted"),
     Fault(

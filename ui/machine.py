@@ -3,12 +3,12 @@ Loads no torch. Answers that take tens of milliseconds are cached for `FRESH_SEC
 
 from __future__ import annotations
 
-import shutil
 import time
 from pathlib import Path
 from threading import Lock
 
 from offload.device import Machine
+from yuegp.files import free_bytes
 from yuegp.generation.memory import machine as ask
 from yuegp.generation.plan import SongPlan
 from yuegp.jobs import eta
@@ -55,7 +55,5 @@ def _learned(root: Path, model: str, on: str) -> eta.Costs:
 
 
 def disk_free(root: Path) -> int:
-    """Free bytes on the disk of `root`, a folder that need not exist yet."""
-    while not root.exists() and root != root.parent:
-        root = root.parent
-    return shutil.disk_usage(root).free
+    """Bytes free where songs are kept, or will be."""
+    return free_bytes(root) or 0

@@ -27,6 +27,8 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from yuegp.units import file_size
+
 from .checked import Fault, parse
 from .errors import LibraryError
 
@@ -164,7 +166,7 @@ def check_writable(root: Path, needed_bytes: int = 0) -> None:
     discard(probe)
     if (free := free_bytes(root)) is not None and free < needed_bytes:
         raise LibraryError(
-            f"The disk of {root} has {_megabytes(free)} free, and this song needs about {_megabytes(needed_bytes)}.",
+            f"The disk of {root} has {file_size(free)} free, and this song needs about {file_size(needed_bytes)}.",
             "Free some space, or choose another folder with --out.",
         )
 
@@ -267,7 +269,7 @@ def cannot_read(path: Path, exc: OSError) -> LibraryError:
 def cannot_write(path: Path, exc: OSError) -> LibraryError:
     """The error for a file that could not be written, with a next step."""
     free = free_bytes(path)
-    left = "" if free is None else f" ({_megabytes(free)} free)"
+    left = "" if free is None else f" ({file_size(free)} free)"
     cause, hint = {
         errno.ENOSPC: (f"the disk is full{left}", "Free some space, then resume the song."),
         errno.EDQUOT: (f"your disk quota is used up{left}", "Free some space, then resume the song."),
@@ -293,7 +295,3 @@ def free_bytes(path: Path) -> int | None:
         with contextlib.suppress(OSError):
             return shutil.disk_usage(place).free
     return None
-
-
-def _megabytes(count: int) -> str:
-    return f"{count / 1e6:,.0f} MB"

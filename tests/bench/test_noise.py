@@ -36,7 +36,7 @@ def test_a_tensor_of_another_size_than_told_is_noticed(tmp_path: Path) -> None:
 
 def test_a_disk_without_room_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=10**9))
-    with pytest.raises(DeviceError, match=r"2\.0 GB do not fit .* where 1\.0 GB are free"):
+    with pytest.raises(DeviceError, match=r"2\.00 GB do not fit .* where 1\.00 GB are free"):
         save(tmp_path / "x", {"a": cut(Noise(np.zeros(1, np.float32)), "F32", (500, 10**6))})
     assert not (tmp_path / "x").exists()
 

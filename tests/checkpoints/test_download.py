@@ -382,7 +382,7 @@ def test_too_little_space_is_said_before_a_byte_is_fetched(
 ) -> None:
     monkeypatch.setattr(download, "free_bytes", lambda folder: 1_000)
     error = refusal(lambda: download.get(ENTRY))
-    assert "0.00 GB free" in error.what and "YUEGP_MODELS" in error.hint
+    assert "0.00 MB free" in error.what and "YUEGP_MODELS" in error.hint
     assert [path for _, path, _ in hub.log if "resolve" in path] == []
 
 

@@ -379,7 +379,7 @@ def test_writing_replaces_the_whole_file_and_leaves_nothing_else(tmp_path: Path)
 @pytest.mark.parametrize(
     ("number", "cause", "hint"),
     [
-        (errno.ENOSPC, r"the disk is full \([\d,]+ MB free\)", "resume the song"),
+        (errno.ENOSPC, r"the disk is full \([\d.]+ [GM]B free\)", "resume the song"),
         (errno.EDQUOT, "disk quota", "Free some space"),
         (errno.EROFS, "read-only", "--out"),
         (errno.EACCES, "may not write there", "permissions"),
@@ -423,7 +423,7 @@ def test_a_good_folder_is_made_and_left_empty(tmp_path: Path) -> None:
 
 
 def test_too_little_space_is_noticed_before_any_work(tmp_path: Path) -> None:
-    with pytest.raises(LibraryError, match=r"MB free, and this song needs about 1,000,000,000,000 MB"):
+    with pytest.raises(LibraryError, match=r"[GM]B free, and this song needs about 1000000000.00 GB"):
         check_writable(tmp_path, 10**18)
 
 

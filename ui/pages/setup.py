@@ -10,6 +10,7 @@ from typing import Any
 
 import gradio as gr
 
+from offload.units import memory_size
 from ui import machine, settings
 from ui.context import AppContext
 from ui.shell import Shell
@@ -19,6 +20,7 @@ from yuegp.checkpoints import locate, registry, sets
 from yuegp.errors import ModelError, YueGPError
 from yuegp.generation import choice
 from yuegp.system import doctor
+from yuegp.units import file_size
 
 from .create import plan
 
@@ -61,7 +63,7 @@ def render(context: AppContext, t: Texts) -> dict[str, Any]:
             {"name": t("setup.songs"), "text": str(context.root)},
             {"name": t("setup.models_folder"), "text": str(paths.models_dir().absolute())},
             {"name": t("setup.home"), "text": str(paths.home().absolute())},
-            {"name": t("setup.free"), "text": size(machine.disk_free(context.root))},
+            {"name": t("setup.free"), "text": file_size(machine.disk_free(context.root))},
         ],
         "language": settings.load().language,
         "version": t("setup.version", version=__version__),
@@ -78,10 +80,15 @@ def machine_rows(t: Texts) -> list[tuple[str, str]]:
     except YueGPError as exc:
         return [(t("setup.card"), f"{exc.what} {exc.hint}".strip())]
     rows = [
-        (t("setup.card"), t("setup.card.text", name=card.name, total=size(card.total), free=size(card.free)))
+        (
+            t("setup.card"),
+            t("setup.card.text", name=card.name, total=memory_size(card.total), free=memory_size(card.free)),
+        )
         for card in here.cards
     ] or [(t("setup.card"), t("setup.card.none"))]
-    rows.append((t("setup.memory"), t("setup.memory.text", total=size(here.ram_total), free=size(here.ram_free))))
+    rows.append(
+        (t("setup.memory"), t("setup.memory.text", total=memory_size(here.ram_total), free=memory_size(here.ram_free)))
+    )
     rows.append((t("setup.where"), t("setup.where.card" if here.card else "setup.where.cpu")))
     return rows
 
@@ -103,15 +110,10 @@ def profile(t: Texts) -> dict[str, Any] | None:
     facts = {
         "stage1": held.stage1_format,
         "stage2": held.stage2_format,
-        "peak": size(held.peak),
-        "budget": size(held.budget),
+        "peak": memory_size(held.peak),
+        "budget": memory_size(held.budget),
     }
     return {"text": t("setup.profile.text", **facts), "reasons": [why, *held.reasons]}
-
-
-def size(count: float) -> str:
-    """Bytes in words."""
-    return f"{count / 2**30:.1f} GB" if count >= 2**30 else f"{count / 2**20:.0f} MB"
 
 
 # Models
@@ -129,12 +131,12 @@ def _model_row(name: str, t: Texts) -> dict[str, Any]:
         lacking = _missing(name)
         if not lacking:
             return {"name": name, "title": title(name, t), "here": False, "text": exc.what, "get": exc.hint}
-        needed = t("setup.model.missing", size=size(sum(lacking)))
+        needed = t("setup.model.missing", size=file_size(sum(lacking)))
         row = {"name": name, "title": title(name, t), "here": False, "text": needed, "get": f"models get {name}"}
         return {**row, "can": name in sets.RELEASED}
     taken = sum(_bytes_in(folder) for folder in {found.stage1, found.stage2, found.codec})
     note = t("setup.model.demo") if name in sets.EMBEDDED else ""
-    text = t("setup.model.here", size=size(taken))
+    text = t("setup.model.here", size=file_size(taken))
     return {"name": name, "title": title(name, t), "here": True, "text": text, "note": note, "get": ""}
 
 
@@ -170,13 +172,13 @@ def download(context: AppContext, t: Texts) -> dict[str, Any]:
         text = t(f"setup.get.{now.state}")
     elif now.state == "offered":
         parts = ", ".join(now.parts)
-        text = t("setup.get.offered", missing=size(now.missing), free=size(now.free), parts=parts)
+        text = t("setup.get.offered", missing=file_size(now.missing), free=file_size(now.free), parts=parts)
         text = " ".join([*now.notes, text])
     elif now.state == "getting":
-        known = {"what": now.what, "done": size(now.done), "total": size(now.total)}
+        known = {"what": now.what, "done": file_size(now.done), "total": file_size(now.total)}
         text = t("setup.get.asking")
         if now.doing and now.rate and now.left is not None:
-            text = t(f"setup.get.{now.doing}_pace", rate=size(now.rate), left=plan.span(now.left, t), **known)
+            text = t(f"setup.get.{now.doing}_pace", rate=file_size(now.rate), left=plan.span(now.left, t), **known)
         elif now.doing:
             text = t(f"setup.get.{now.doing}", **known)
     share = now.done / now.total if now.state == "getting" and now.total else 0.0

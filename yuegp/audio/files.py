@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import math
 import os
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from yuegp import files
 from yuegp.errors import GenerationError, LibraryError, RequestError
 from yuegp.song.notes import Note, NoteCode, note
 from yuegp.song.schema import Reference
+from yuegp.units import file_size
 
 CODEC_RATE = 16000
 
@@ -335,7 +335,5 @@ def write(path: Path | str, wave: np.ndarray, rate: int, kind: str = "flac24") -
 
 
 def _free(folder: Path) -> str:
-    try:
-        return f" ({shutil.disk_usage(folder).free:,} bytes are free there)"
-    except OSError:
-        return ""
+    free = files.free_bytes(folder)
+    return "" if free is None else f" ({file_size(free)} are free there)"

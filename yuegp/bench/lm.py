@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from offload.units import GIB, MIB, gigabytes
 from yuegp.checkpoints.config import LlamaConfig, read_config
 from yuegp.checkpoints.sets import find
 from yuegp.errors import RequestError
@@ -121,7 +122,7 @@ def _run(job: LMBenchmark, say: Callable[[str], None]) -> str:
     meter.settle()
     loaded, steady = time.perf_counter() - start, meter.used()
     say(
-        f"{job.preset}: {job.config.layers} layers of {job.config.hidden}, {engine.weight_bytes / 1e9:.2f} GB as "
+        f"{job.preset}: {job.config.layers} layers of {job.config.hidden}, {gigabytes(engine.weight_bytes)} as "
         f"{job.setup.weights} on {meter.name}; {'loaded' if job.folder else 'made'} in {loaded:.1f} s; "
         f"a copy moves {bandwidth / 1e9:.0f} GB/s"
     )
@@ -143,7 +144,7 @@ def _run(job: LMBenchmark, say: Callable[[str], None]) -> str:
     unloaded, left = time.perf_counter() - start, meter.used()
     say(
         f"one step repeated {REPEATS} times: {distinct} different result{'s' if distinct != 1 else ''}; "
-        f"memory steady {steady / 1e9:.2f}, peak {peak / 1e9:.2f}, after unloading {left / 1e9:.2f} GB "
+        f"memory steady {gigabytes(steady)}, peak {gigabytes(peak)}, after unloading {gigabytes(left)} "
         f"({meter.what}); unloaded in {unloaded:.2f} s"
     )
     return json.dumps(
@@ -170,7 +171,7 @@ def _run(job: LMBenchmark, say: Callable[[str], None]) -> str:
 
 def copy_bandwidth(device: torch.device) -> float:
     """Bytes per second that a plain copy reads and writes on this device, together; the best of several."""
-    size = (1 << 30) if device.type == "cuda" else (128 << 20)
+    size = GIB if device.type == "cuda" else 128 * MIB
     source = torch.zeros(size, dtype=torch.uint8, device=device)
     target = torch.zeros_like(source)
     best = float("inf")

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,6 +16,8 @@ import numpy as np
 
 from yuegp.checkpoints.config import LlamaConfig
 from yuegp.errors import DeviceError
+from yuegp.files import free_bytes
+from yuegp.units import file_size
 
 BLOCK = 1 << 25
 """Values in a block of noise, at most."""
@@ -79,9 +80,9 @@ def save(path: Path, parts: Mapping[str, Part]) -> None:
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     path.parent.mkdir(parents=True, exist_ok=True)
-    if (free := shutil.disk_usage(path.parent).free) < stop:
+    if (free := free_bytes(path.parent)) is not None and free < stop:
         raise DeviceError(
-            f"Random weights of {stop / 1e9:.1f} GB do not fit into {path.parent}, where {free / 1e9:.1f} GB are free.",
+            f"Random weights of {file_size(stop)} do not fit into {path.parent}, where {file_size(free)} are free.",
             "Make room there, or let the variable TMPDIR name a folder on a larger disk.",
         )
     with path.open("wb") as file:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
+from offload.units import gigabytes
 from yuegp.checkpoints.config import LlamaConfig, parse_config
 from yuegp.errors import DeviceError, RequestError
 from yuegp.lm import EngineConfig
@@ -59,7 +60,7 @@ def versus(
     difference = _difference(*sides, device)  # also warms both up
     times = [[_time(side, steps, device) for side in sides] for _ in range(rounds)]
     mine, other = (statistics.median(column) for column in zip(*times, strict=True))
-    sent = f"{waiting.streamed_bytes / 1e9:.2f} GB of layers per step"
+    sent = f"{gigabytes(waiting.streamed_bytes)} of layers per step"
     note = f"{sent}, {moving:.0f} ms by moving alone; {steps} steps, median of {rounds} alternating runs"
     if device == "cpu":
         note = (

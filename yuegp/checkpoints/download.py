@@ -17,11 +17,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from yuegp import files
 from yuegp.checkpoints.safetensors import is_pointer
 from yuegp.errors import LibraryError, ModelError
 from yuegp.files import replace as replace_file
 from yuegp.locks import song_lock
 from yuegp.progress import Progress
+from yuegp.units import file_size
 
 from . import filenames, hub, pins
 from .hub import HubFile, HubUnreachable, Listing, NotOffered, RevisionGone
@@ -151,18 +153,18 @@ def check_space(plans: list[Plan]) -> int:
     free = free_bytes(folder)
     if free < missing + RESERVE:
         raise ModelError(
-            f"{missing / 1e9:.2f} GB are to be downloaded, and the disk of {folder} has {free / 1e9:.2f} GB free.",
+            f"{file_size(missing)} are to be downloaded, and the disk of {folder} has {file_size(free)} free.",
             "Free some space, or set YUEGP_MODELS to a folder on another disk.",
         )
     return free
 
 
 def free_bytes(folder: Path) -> int:
-    """Free bytes on the disk of `folder`, which need not exist yet."""
-    for place in (folder.absolute(), *folder.absolute().parents):
-        with contextlib.suppress(OSError):
-            return shutil.disk_usage(place).free
-    raise ModelError(f"There is no disk for {folder}.", "Set YUEGP_MODELS to a folder that can exist.")
+    """`files.free_bytes`, for a folder of models. ModelError where there is no disk."""
+    free = files.free_bytes(folder.absolute())
+    if free is None:
+        raise ModelError(f"There is no disk for {folder}.", "Set YUEGP_MODELS to a folder that can exist.")
+    return free
 
 
 def get(checkpoint: Checkpoint, progress: Progress | None = None) -> Path:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from yuegp.checkpoints.registry import Checkpoint
 from yuegp.errors import RequestError
+from yuegp.units import file_size
 
 from .arguments import Commands, add_command, print_json
 
@@ -70,11 +71,11 @@ def show(arguments: argparse.Namespace) -> None:
         if state == "missing" and not arguments.all and not _is_principal(checkpoint):
             continue
         about = "" if folder else "about "
-        print(f"{checkpoint.id:<28} {state:<11} {about + _gb(size):>15}  {_what(checkpoint)}")
+        print(f"{checkpoint.id:<28} {state:<11} {about + file_size(size):>15}  {_what(checkpoint)}")
         if folder:
             print(f"{'':<28} {folder}")
         for aside in sorted(locate.own_folder(checkpoint).rglob("*.bad")):
-            print(f"{'':<28} set aside, may be deleted: {aside} ({_gb(aside.stat().st_size)})")
+            print(f"{'':<28} set aside, may be deleted: {aside} ({file_size(aside.stat().st_size)})")
     print(f"\nModels are kept in {paths.models_dir()}. The model {', '.join(EMBEDDED)} is built in.")
     if not arguments.all:
         print("Smaller copies are left out here: python launch.py models list --all")
@@ -102,10 +103,6 @@ def _size(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
-def _gb(size: float) -> str:
-    return f"{size / 1e9:.2f} GB" if size >= 1e7 else f"{size / 1e6:.2f} MB"
-
-
 # get
 
 
@@ -127,7 +124,7 @@ def get(arguments: argparse.Namespace) -> None:
         raise
     if not arguments.json:
         _show_order(order)
-    if order.plans and not _agreed(arguments, f"Download {_gb(order.missing)}?"):
+    if order.plans and not _agreed(arguments, f"Download {file_size(order.missing)}?"):
         print("Nothing was downloaded.")
         return
     with ProgressBar(arguments.quiet or arguments.json, meter := TransferMeter()) as screen:
@@ -178,10 +175,10 @@ def _show_order(order: DownloadPlan) -> None:
         print(f"  not used  {why}")
     for plan in order.plans:
         here = plan.total - plan.missing
-        begun = f", {_gb(here)} of it are here" if here >= 1e6 else ""
-        print(f"  download  {plan.checkpoint.id:<28} {_gb(plan.total)} from {plan.checkpoint.source}{begun}")
+        begun = f", {file_size(here)} of it are here" if here >= 1e6 else ""
+        print(f"  download  {plan.checkpoint.id:<28} {file_size(plan.total)} from {plan.checkpoint.source}{begun}")
     if order.plans:
-        print(f"To download: {_gb(order.missing)}. Free on that disk: {_gb(order.free)}.")
+        print(f"To download: {file_size(order.missing)}. Free on that disk: {file_size(order.free)}.")
 
 
 def _show_missing(checkpoints: list[Checkpoint]) -> None:
@@ -192,7 +189,7 @@ def _show_missing(checkpoints: list[Checkpoint]) -> None:
         if folder := locate.locate(checkpoint):
             print(f"  here      {checkpoint.id:<28} {folder}")
         else:
-            print(f"  missing   {checkpoint.id:<28} about {_gb(checkpoint.about)} from {checkpoint.source}")
+            print(f"  missing   {checkpoint.id:<28} about {file_size(checkpoint.about)} from {checkpoint.source}")
 
 
 def _agreed(arguments: argparse.Namespace, question: str) -> bool:
@@ -297,14 +294,14 @@ def remove(arguments: argparse.Namespace) -> None:
         raise RequestError("Which model is to be removed?", "Name one; python launch.py models shows them.")
     checkpoint = registry.named(arguments.words[0])
     folder = locate.own_folder(checkpoint)
-    if folder.is_dir() and not _agreed(arguments, f"Delete {folder} ({_gb(_size(folder))})?"):
+    if folder.is_dir() and not _agreed(arguments, f"Delete {folder} ({file_size(_size(folder))})?"):
         print("Nothing was deleted.")
         return
     freed, left = provision.remove(checkpoint), locate.locate(checkpoint)
     if arguments.json:
         print_json({"freed": freed, "left": left and str(left)})
         return
-    print(f"Freed {_gb(freed)}." if freed else f"{checkpoint.id} was forgotten; no files of ours were there.")
+    print(f"Freed {file_size(freed)}." if freed else f"{checkpoint.id} was forgotten; no files of ours were there.")
     if left:
         print(f"Another program's copy stays where it is: {left}")
 

@@ -15,7 +15,7 @@ from offload.device import Card
 from offload.plan import MemoryPlan, MemoryRequest
 from offload.planner import NO_LIMITS, within
 from offload.sizes import WeightFormat
-from offload.units import gigabytes
+from offload.units import memory_size
 from yuegp.checkpoints import locate, registry, sets
 from yuegp.checkpoints.registry import Checkpoint
 from yuegp.errors import ModelError, RequestError
@@ -87,7 +87,7 @@ def choose(
     found = _published(fast, ("stage1", language, mode)), _published(fast, ("stage2", "any", "any"))
     firsts, seconds = (_copies(some, card, set()) for some in found)
     codec = registry.sound_model()
-    where = f"{card.name} ({gigabytes(card.free, 1)} free)" if card else "the processor"
+    where = f"{card.name} ({memory_size(card.free)} free)" if card else "the processor"
     best = _plan(firsts, seconds, card, ram)
     if best is None:
         smallest = (min(some.values(), key=lambda c: c.about) for some in (firsts, seconds))

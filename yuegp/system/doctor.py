@@ -11,8 +11,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from offload.units import GIB, memory_size
 from yuegp.generation.released import RELEASED_STAGE1
 from yuegp.shortage import PAGE_FILE
+from yuegp.units import file_size
 
 from .environment import PORT, Environment, survey
 
@@ -21,13 +23,13 @@ OK, WARN, FAIL = "ok", "warn", "fail"
 PYTHONS = ((3, 11), (3, 13))
 """Oldest and newest tested Python."""
 
-NEED_RAM = 3 << 30
+NEED_RAM = 3 * GIB
 NEED_COMMIT = 2 * (RELEASED_STAGE1.config.layers * RELEASED_STAGE1.matrices + 2 * RELEASED_STAGE1.table)
 """Bytes of Stage 1's matrices in 16 bits, which Windows must still be able to commit for them to wait in RAM."""
-NEED_DISK = 2 << 30
+NEED_DISK = 2 * 10**9
 """Bytes for a few songs; downloading a released model checks for its own, far larger size."""
 
-USABLE_VRAM = 6 << 30
+USABLE_VRAM = 6 * GIB
 """Smallest card with a plan, in bytes."""
 
 AGREED_SECONDS = 24 * 3600
@@ -204,25 +206,25 @@ def _bitsandbytes(facts: Environment) -> Iterator[Finding]:
 
 def _cards(facts: Environment) -> Iterator[Finding]:
     for card in facts.cards:
-        held = ", ".join(f"{who} {_size(much)}" for who, much in card.held)
+        held = ", ".join(f"{who} {memory_size(much)}" for who, much in card.held)
         if card.total < USABLE_VRAM:
             yield Finding(
                 "card",
                 WARN,
-                f"The {card.name} has {_size(card.total)}; the smallest plan for the YuE models needs "
-                f"{_size(USABLE_VRAM)}.",
+                f"The {card.name} has {memory_size(card.total)}; the smallest plan for the YuE models needs "
+                f"{memory_size(USABLE_VRAM)}.",
                 "Songs are made on the processor, or with the demo model.",
             )
         elif card.free < card.total // 2:
             yield Finding(
                 "card",
                 WARN,
-                f"Only {_size(card.free)} of the {card.name}'s {_size(card.total)} are free"
+                f"Only {memory_size(card.free)} of the {card.name}'s {memory_size(card.total)} are free"
                 + (f"; {held}." if held else "."),
                 "Close programs that use the card: games, browsers with video, other AI programs.",
             )
         else:
-            yield Finding("card", OK, f"{card.name}: {_size(card.free)} of {_size(card.total)} free.")
+            yield Finding("card", OK, f"{card.name}: {memory_size(card.free)} of {memory_size(card.total)} free.")
     if not facts.cards:
         yield Finding(
             "card",
@@ -251,17 +253,19 @@ def _memory(facts: Environment) -> Iterator[Finding]:
         yield Finding(
             "memory",
             WARN,
-            f"Only {_size(facts.ram_free)} of memory are free; decoding a song needs up to {_size(NEED_RAM)}.",
+            f"Only {memory_size(facts.ram_free)} of memory are free; decoding a song needs up to "
+            f"{memory_size(NEED_RAM)}.",
             "Close other programs.",
         )
     else:
-        yield Finding("memory", OK, f"{_size(facts.ram_free)} of memory free.")
+        yield Finding("memory", OK, f"{memory_size(facts.ram_free)} of memory free.")
     if facts.page_file is not None and facts.commit_free is not None and facts.commit_free < NEED_COMMIT:
         yield Finding(
             "page file",
             WARN,
-            f"Windows has {_size(facts.commit_free)} left to promise, with a page file of {_size(facts.page_file)} "
-            f"that does not grow; YuE's Stage 1 takes up to {_size(NEED_COMMIT)} while it waits in RAM.",
+            f"Windows has {memory_size(facts.commit_free)} left to promise, with a page file of "
+            f"{memory_size(facts.page_file)} that does not grow; YuE's Stage 1 takes up to {memory_size(NEED_COMMIT)} "
+            "while it waits in RAM.",
             PAGE_FILE,
         )
 
@@ -278,11 +282,11 @@ def _disk(facts: Environment) -> Iterator[Finding]:
         yield Finding(
             "disk",
             WARN,
-            f"Only {_size(facts.disk_free)} are free on the disk with {facts.home}.",
+            f"Only {file_size(facts.disk_free)} are free on the disk with {facts.home}.",
             "Free some space, or set YUEGP_HOME to a folder on another disk.",
         )
     elif not facts.home_error:
-        yield Finding("disk", OK, f"{_size(facts.disk_free)} free for songs and models in {facts.home}.")
+        yield Finding("disk", OK, f"{file_size(facts.disk_free)} free for songs and models in {facts.home}.")
 
 
 def _songs(facts: Environment) -> Iterator[Finding]:
@@ -302,7 +306,7 @@ def _notes(facts: Environment) -> Iterator[Finding]:
         hint = "It was left as it is, and the rest works without it. Mend it, or move it away."
         yield Finding("notes", WARN, why, hint)
     for folder, size in facts.uploads:
-        what = f"{folder} ({_size(size)}) holds uploads of an earlier yuegp; this one uses a folder of its own."
+        what = f"{folder} ({file_size(size)}) holds uploads of an earlier yuegp; this one uses a folder of its own."
         yield Finding("uploads", WARN, what, "Nothing removes it by itself: delete it if nothing in it is yours.")
 
 
@@ -450,7 +454,3 @@ def public(text: str) -> str:
     text = re.sub(r"\bhf_[A-Za-z0-9]{8,}", "hf_…", text)
     user = getpass.getuser()
     return re.sub(rf"(?<=[/\\]){re.escape(user)}(?=[/\\]|$)", "…", text) if user else text
-
-
-def _size(count: int) -> str:
-    return f"{count / 2**30:.1f} GB"

@@ -11,7 +11,6 @@ import json
 import os
 import platform
 import re
-import shutil
 import subprocess
 import sys
 import urllib.error
@@ -27,6 +26,7 @@ from yuegp import __version__, checked, files, owned, paths
 from yuegp.checkpoints import locate, registry, sets
 from yuegp.checkpoints.registry import Checkpoint
 from yuegp.errors import YueGPError, said
+from yuegp.files import free_bytes
 from yuegp.generation import choice
 from yuegp.jobs.queue import Job, Queue
 from yuegp.library import catalog
@@ -188,7 +188,7 @@ def survey(port: int = PORT) -> Environment:
         **_memory(),
         home=home,
         home_error=home_error,
-        disk_free=_disk_free(home),
+        disk_free=free_bytes(home) or 0,
         songs=len(entries),
         broken=broken,
         damaged=_damaged(home),
@@ -272,14 +272,6 @@ def _memory() -> dict[str, Any]:
     here = ram()
     fixed = None if here.page_file_grows else here.page_file
     return {"ram_free": here.free, "page_file": fixed, "commit_free": here.commit_free}
-
-
-def _disk_free(folder: Path) -> int:
-    while not folder.exists() and folder != folder.parent:
-        folder = folder.parent
-    with contextlib.suppress(OSError):
-        return shutil.disk_usage(folder).free
-    return 0
 
 
 def _songs() -> tuple[list[catalog.SongSummary], tuple[tuple[str, str], ...]]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from offload.plan import MemoryPlan
+from offload.units import memory_size
 from ui import machine
 from ui.pages.wording import note_in_words
 from ui.texts import Texts
@@ -18,6 +19,7 @@ from yuegp.generation.plan import SongPlan
 from yuegp.song import lyrics, tags
 from yuegp.song.notes import Note
 from yuegp.song.schema import Reference, Section, SongRequest
+from yuegp.units import file_size
 
 from . import fields, model
 from .words import SECTION_SECONDS
@@ -132,16 +134,18 @@ def _time(plan: SongPlan, root: Path, wanted: Asked, t: Texts) -> str:
 
 
 def _memory(held: MemoryPlan, t: Texts) -> str:
-    found, needs = machine.describe_machine(), _bytes(held.peak)
+    found, needs = machine.describe_machine(), memory_size(held.peak)
     if held.device != "cpu" and (card := found.card):
-        return t("create.plan.card", card=card.name, total=_bytes(card.total), free=_bytes(card.free), needs=needs)
-    return t("create.plan.no_card", free=_bytes(found.ram_free), needs=needs)
+        return t(
+            "create.plan.card", card=card.name, total=memory_size(card.total), free=memory_size(card.free), needs=needs
+        )
+    return t("create.plan.no_card", free=memory_size(found.ram_free), needs=needs)
 
 
 def _disk(needed: int, root: Path, t: Texts) -> str:
     free = machine.disk_free(root)
     key = "create.plan.disk_text" if free > needed else "create.plan.disk_full"
-    return t(key, needed=_bytes(needed), free=_bytes(free))
+    return t(key, needed=file_size(needed), free=file_size(free))
 
 
 def span(seconds: float, t: Texts) -> str:
@@ -151,7 +155,3 @@ def span(seconds: float, t: Texts) -> str:
     if seconds < 5400:
         return t("create.minutes", n=round(seconds / 60))
     return t("create.hours", n=f"{seconds / 3600:.1f}")
-
-
-def _bytes(count: float) -> str:
-    return f"{count / 2**30:.1f} GB" if count >= 2**30 else f"{count / 2**20:.0f} MB"

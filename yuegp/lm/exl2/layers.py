@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from offload.units import gigabytes
 from yuegp.errors import Cancelled, DeviceError, ModelError, said
 from yuegp.shortage import named, shortage
 
@@ -217,7 +218,7 @@ def _load_errors(folder: ModelFolder) -> Iterator[None]:
             raise named(exc, f"while {folder.path} was read") from exc
         if kind:
             raise DeviceError(
-                f"The card has no room for the {folder.layer_bytes / 2**30:.1f} GiB of weights in {folder.path}.",
+                f"The card has no room for the {gigabytes(folder.layer_bytes, 1)} of weights in {folder.path}.",
                 "Close other programs that use the card, or choose a version of the model with fewer bits.",
             ) from exc
         raise ModelError(

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from offload.parking import ParkedTensors
+from offload.units import gigabytes
 from yuegp.checkpoints.config import LlamaConfig, read_config
 from yuegp.lm.engine import EngineConfig
 from yuegp.lm.weights.lora import Adapted, Adapter
@@ -66,9 +67,9 @@ def assemble(config: LlamaConfig, source: Source, setup: EngineConfig, progress:
         network = build(config, source, setup.weights, place, head_device)
     if progress and isinstance(network.layers, StreamedLayers):
         passing, total = config.layers - network.layers.resident, config.layers
-        gigabytes, seconds = network.layers.streamed_bytes / 1e9, network.layers.transfer_seconds()
+        sent, seconds = gigabytes(network.layers.streamed_bytes, 1), network.layers.transfer_seconds()
         progress(
-            f"{passing} of {total} layers do not stay on the card: {gigabytes:.1f} GB are sent there for every step, "
+            f"{passing} of {total} layers do not stay on the card: {sent} are sent there for every step, "
             f"which takes {seconds:.2f} s each time",
             total,
             total,
