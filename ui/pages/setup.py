@@ -216,7 +216,7 @@ def findings(t: Texts) -> list[dict[str, str]]:
     return [
         {"state": one.state, "said": t(f"setup.{one.state}"), "what": one.what, "hint": one.hint}
         for one in sorted(found, key=lambda one: order.index(one.state))
-        if one.name != "port"  # it is taken: by us
+        if one.name != "page"  # the port is taken: by us
     ]
 
 

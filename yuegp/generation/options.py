@@ -7,18 +7,23 @@ the models and the card that are here, `memory` knows. "auto" is whatever suits 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final, Literal, get_args
 
 from yuegp.errors import RequestError
 
-AUTO = "auto"
+AUTO: Final = "auto"
 
-ENGINES = (AUTO, "torch", "exl2")
+Engine = Literal["auto", "torch", "exl2"]
 
-WEIGHTS = (AUTO, "float", "int8", "nf4", "exl2")
+Weights = Literal["auto", "float", "int8", "nf4", "exl2"]
 """`float`: as many bits as the model was trained with."""
 
-CACHES = (AUTO, "fp16", "q8", "q6", "q4")
+Cache = Literal["auto", "fp16", "q8", "q6", "q4"]
 """`fp16`: not quantized, whatever numbers the engine computes in."""
+
+ENGINES: tuple[Engine, ...] = get_args(Engine)
+WEIGHTS: tuple[Weights, ...] = get_args(Weights)
+CACHES: tuple[Cache, ...] = get_args(Cache)
 
 
 @dataclass(frozen=True)
@@ -27,9 +32,9 @@ class ModelOptions:
 
     RequestError for words that are none of these, and for those that cannot go together."""
 
-    engine: str = AUTO
-    weights: str = AUTO
-    kv: str = AUTO
+    engine: Engine = AUTO
+    weights: Weights = AUTO
+    kv: Cache = AUTO
 
     def __post_init__(self) -> None:
         for name, value, known in (

@@ -23,7 +23,7 @@ from yuegp.song.schema import MadeWith, Span, Stage, TakeInfo
 
 from .memory import need
 from .options import ANY, ModelOptions
-from .plan import Event, ProgressCallback, SongPlan, missing_sections, prompts_of
+from .plan import Event, Phase, ProgressCallback, SongPlan, missing_sections, prompts_of
 from .previews import Previews
 from .render import reference_codes, render
 from .stage1 import SectionCodes, Stage1Input, write_sections
@@ -168,7 +168,7 @@ class GenerationSession:
         plan = self.plan
         before = finished * plan.budget
         self.tell(
-            Event("writing", f"{what} of {plan.count}", before + done, plan.count * plan.budget, "ids", self._made)
+            Event(Phase.WRITING, f"{what} of {plan.count}", before + done, plan.count * plan.budget, "ids", self._made)
         )
 
     def tell(self, event: Event) -> None:
@@ -203,7 +203,7 @@ class GenerationSession:
         total, before = mask.size, int(mask.sum())
 
         def progress(what: str, count: int, of: int) -> None:
-            self.tell(Event("refining", "both tracks", before + count, total, "frames", count))
+            self.tell(Event(Phase.REFINING, "both tracks", before + count, total, "frames", count))
 
         if not todo:
             return

@@ -22,7 +22,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from yuegp import files, paths
 from yuegp.checked import NEEDED, Fault, Newer, Plain, build, version
@@ -53,6 +53,9 @@ class State(StrEnum):
     STOPPED = "stopped"
     INTERRUPTED = "interrupted"
 
+
+Wish = Literal["", "stop", "pause"]
+"""What a running job has been asked to do."""
 
 TO_COME = (State.WAITING, State.PAUSED, State.INTERRUPTED)
 """Jobs that have a place in the order; the others run or are over."""
@@ -106,8 +109,7 @@ class Job:
     """... what to do about it."""
     trace: str = ""
     """Where the program failed, for a bug report; empty when the failure is one that we know."""
-    wish: str = ""
-    """`stop` or `pause` while a running job has been asked to."""
+    wish: Wish = ""
     last: JobProgress | None = field(default=None, metadata=NEEDED)
 
 
@@ -251,8 +253,8 @@ class Queue:
             if any(other.number == job.number for other in jobs):
                 _put(jobs, replace(job, wish="", finished=store.now()))
 
-    def wish(self, number: int) -> str:
-        """What somebody wants of the running job: ``, `stop` or `pause`. A job that is gone is to stop."""
+    def wish(self, number: int) -> Wish:
+        """What the running job has been asked to do. A job that is gone is to stop."""
         return next((job.wish for job in self.jobs() if job.number == number), "stop")
 
     def changed(self) -> object:

@@ -10,13 +10,25 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final, Literal
 
 from offload.sizes import RELEASED_STAGE1
 from yuegp.shortage import PAGE_FILE
 
 from .environment import PORT, Environment, survey
 
-OK, WARN, FAIL = "ok", "warn", "fail"
+State = Literal["ok", "warn", "fail"]
+"""`warn`: it works, but."""
+
+OK: Final = "ok"
+WARN: Final = "warn"
+FAIL: Final = "fail"
+
+Subject = Literal[
+    "python", "packages", "torch", "exllamav2", "flash-attn", "bitsandbytes", "card", "engine", "memory", "page file",
+    "folder", "disk", "songs", "notes", "uploads", "queue", "models", "proxy", "sound", "page", "clock", "launcher",
+]  # fmt: skip
+"""What a finding can be about."""
 
 PYTHONS = ((3, 11), (3, 13))
 """Oldest and newest Python we are tested with."""
@@ -38,10 +50,10 @@ REPAIR = "Run `python launch.py --repair`."
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at. `state` is ok, warn (works, but) or fail (does not work)."""
+    """One thing that was looked at."""
 
-    name: str
-    state: str
+    name: Subject
+    state: State
     what: str
     hint: str = ""
 

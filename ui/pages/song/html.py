@@ -10,6 +10,7 @@ from html import escape
 
 from ui.pages.wording import edit_in_words
 from ui.texts import Texts
+from yuegp.generation.plan import Phase
 from yuegp.jobs.queue import State
 
 from .timeline import Block, blocks, clock, lines, seconds, share, unwritten
@@ -23,7 +24,7 @@ TICKS = (1, 2, 5, 10, 15, 30, 60, 120, 300)
 
 MOST_TICKS = 7
 
-STAGES = ("reference", "writing", "refining", "sound")
+STAGES = (Phase.REFERENCE, Phase.WRITING, Phase.REFINING, Phase.SOUND)
 """What the worker reports, with a sentence each."""
 
 
