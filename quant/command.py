@@ -158,9 +158,9 @@ def _rows_folder(arguments: argparse.Namespace) -> Path:
 
 
 def _shown(screen: ProgressBar) -> Progress:
-    from yuegp.generation.plan import Event
+    from yuegp.generation.plan import Event, Phase
 
-    return lambda what, done, total: screen.show(Event("quant", what, done, total, "", done))
+    return lambda what, done, total: screen.show(Event(Phase.QUANT, what, done, total, "", done))
 
 
 def _device(arguments: argparse.Namespace) -> str:

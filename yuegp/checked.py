@@ -18,7 +18,7 @@ import types
 import typing
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 T = TypeVar("T")
 
@@ -150,6 +150,8 @@ def _reader(kind: Any) -> Reader:
         (some,) = (part for part in inside if part is not types.NoneType)
         reader = _reader(some)
         return lambda data: None if data is None else reader(data)
+    if origin is Literal:
+        return _one_of({word: word for word in inside})
     if origin is tuple:
         return _tuple(inside)
     if origin is dict:
@@ -159,7 +161,7 @@ def _reader(kind: Any) -> Reader:
     if kind is Any:
         return lambda data: data
     if isinstance(kind, type) and issubclass(kind, enum.Enum):
-        return _member(kind)
+        return _one_of({member.value: member for member in kind})
     return _plain(kind)
 
 
@@ -191,9 +193,7 @@ def _ruled(reader: Reader, rules: tuple[Any, ...]) -> Reader:
     return read
 
 
-def _member(kind: type[enum.Enum]) -> Reader:
-    known = {member.value: member for member in kind}
-
+def _one_of(known: dict[str, Any]) -> Reader:
     def read(data: Any) -> Any:
         if not isinstance(data, str) or data not in known:
             raise Fault(f"is {_kind(data)}, not one of {', '.join(map(str, known))}")

@@ -70,7 +70,7 @@ def test_the_profile_is_the_plans_and_says_why(monkeypatch: pytest.MonkeyPatch) 
 def test_findings_come_worst_first_and_the_port_that_we_hold_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
     found = [
         doctor.Finding("python", doctor.OK, "Python 3.12."),
-        doctor.Finding("port", doctor.WARN, "Port 7860 is taken."),
+        doctor.Finding("page", doctor.WARN, "Another program uses port 7860."),
         doctor.Finding("disk", doctor.WARN, "Little room.", "Make some."),
         doctor.Finding("folder", doctor.FAIL, "Nothing can be saved."),
     ]

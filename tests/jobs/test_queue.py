@@ -329,7 +329,7 @@ def test_queues_of_older_formats_are_read(queue: Queue, song: Callable[[], Path]
 @pytest.mark.parametrize(
     ("entry", "wrong", "said"),
     [
-        ("wishes", {"engine": "auto", "weights": "auto", "kv": "q2"}, "There is no KV cache called 'q2'"),
+        ("wishes", {"engine": "auto", "weights": "auto", "kv": "q2"}, "kv is 'q2', not one of auto, fp16, q8, q6, q4"),
         ("wishes", {"engine": "exl2", "weights": "nf4", "kv": "auto"}, "cannot go together"),
         ("take", "1", "take is '1', not a whole number"),
         ("take", True, "take is True, not a whole number"),

@@ -15,7 +15,6 @@ from typing import Any
 import gradio as gr
 
 from ui.context import AppContext
-from ui.pages.wording import note_in_words
 from ui.shell import Shell, goto, plain, sendable
 from ui.texts import Texts
 from yuegp.checkpoints import sets
@@ -24,6 +23,8 @@ from yuegp.library import catalog, export
 from yuegp.library.catalog import SongSummary
 from yuegp.song import tags
 from yuegp.song.schema import Stage, to_dict
+
+from .wording import note_in_words
 
 MOST = 400
 """Most rows sent at once; a search finds the others."""

@@ -11,6 +11,7 @@ from typing import Any
 from ui.context import AppContext
 from ui.texts import Texts
 from yuegp.errors import YueGPError
+from yuegp.generation.plan import Phase
 from yuegp.jobs.queue import OVER, Job, JobProgress, State
 from yuegp.library import catalog
 from yuegp.library.store import Song, Take
@@ -107,9 +108,9 @@ def _sections(take: Take, progress: JobProgress | None) -> list[dict[str, Any]]:
         if whole or (there and there[0] == heard["section"]):
             state, share = "ready", 1.0
         elif index in written:
-            state = "refining" if progress and progress.stage in ("refining", "sound") else "written"
-            share = progress.done / max(1, progress.total) if progress and progress.stage == "refining" else 1.0
-        elif progress and progress.stage == "writing" and index == min(set(range(count)) - written):
+            state = "refining" if progress and progress.stage in (Phase.REFINING, Phase.SOUND) else "written"
+            share = progress.done / max(1, progress.total) if progress and progress.stage == Phase.REFINING else 1.0
+        elif progress and progress.stage == Phase.WRITING and index == min(set(range(count)) - written):
             state = "writing"
             each = progress.total / count
             share = min(1.0, max(0.0, progress.done - index * each) / each)
@@ -130,7 +131,7 @@ def _sections(take: Take, progress: JobProgress | None) -> list[dict[str, Any]]:
 def share(take: Take, progress: JobProgress) -> float:
     """The share of the work on a running take that is done, 0 to 1. It does not follow the estimated time, which can
     grow: an uneven bar is better than one that moves back."""
-    if progress.stage == "sound":
+    if progress.stage == Phase.SOUND:
         before = WRITING + REFINING
         return before + (1 - before) * progress.done / max(1, progress.total)
     return _share(_sections(take, progress))

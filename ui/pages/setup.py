@@ -198,7 +198,7 @@ def findings(t: Texts) -> list[dict[str, str]]:
     return [
         {"state": one.state, "said": t(f"setup.{one.state}"), "what": one.what, "hint": one.hint}
         for one in sorted(found, key=lambda one: order.index(one.state))
-        if one.name != "port"  # this page holds the port
+        if one.name != "page"  # this page holds the port
     ]
 
 

@@ -18,7 +18,7 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 from yuegp.checkpoints import sets
 from yuegp.checkpoints.download import RateEstimator
@@ -30,7 +30,10 @@ from .generator import PATIENCE_SECONDS, hang_up, spawn
 TELL_SECONDS = 0.25
 """Shortest time between two reports of progress."""
 
-BUSY = ("asking", "getting")
+State = Literal["", "asking", "offered", "getting", "done", "stopped", "failed"]
+"""Empty before the first download is asked for; `asking` the hub what there is; the last three are ends."""
+
+BUSY: tuple[State, ...] = ("asking", "getting")
 
 
 @dataclass(frozen=True)
@@ -39,9 +42,7 @@ class Getting:
 
     name: str = ""
     """The set."""
-    state: str = ""
-    """Empty before the first download; `asking` while the hub says what there is; `offered`, `getting`; at the end
-    `done`, `stopped` or `failed`."""
+    state: State = ""
     parts: Sequence[str] = ()
     """Ids of the checkpoints to download."""
     notes: Sequence[str] = ()

@@ -12,7 +12,7 @@ import json
 import os
 import re
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, get_args
 
 from yuegp.checked import Between, Fault, Newer, Plain, build, shown, version
 from yuegp.errors import LibraryError, ModelError, RequestError
@@ -21,6 +21,14 @@ from yuegp.paths import home
 
 from . import filenames, pins
 
+Role = Literal["stage1", "stage2", "codec", "tokenizer"]
+"""What a checkpoint is for; `tokenizer` is a file that quantized copies often lack."""
+
+Mode = Literal["any", "cot", "icl"]
+
+Stored = Literal["bfloat16", "float16", "float32", "int8", "nf4", "bnb8", "exl2"]
+"""How the matrices are stored."""
+
 STAGE1_PARAMETERS, STAGE2_PARAMETERS = 6_224_613_376, 1_962_543_104
 """Numbers of weights. Source: the published shard sizes, and the tensors that the configurations describe."""
 
@@ -28,8 +36,8 @@ VOCABULARIES = {"stage1": 83968, "stage2": 83840}
 """Vocabulary sizes of the released models, which tell the two stages apart."""
 
 LANGUAGES = {"en": "English", "zh": "Mandarin and Cantonese", "jp-kr": "Japanese and Korean"}
-MODES = {"cot": "needs no reference", "icl": "continues the style of a reference recording"}
-STORED = ("bfloat16", "float16", "float32", "int8", "nf4", "bnb8", "exl2")
+MODES: dict[Mode, str] = {"cot": "needs no reference", "icl": "continues the style of a reference recording"}
+STORED: tuple[Stored, ...] = get_args(Stored)
 
 
 @dataclass(frozen=True)
@@ -39,12 +47,10 @@ class Checkpoint:
     id: Plain
     repo: Plain
     """Owner and name on the hub; empty for a plain folder."""
-    role: str
-    """`stage1`, `stage2`, `codec`, or `tokenizer` for a file that quantized copies often lack."""
+    role: Role
     language: str = "any"
-    mode: str = "any"
-    stored: str = "bfloat16"
-    """Stored format of the matrices: one of `STORED`."""
+    mode: Mode = "any"
+    stored: Stored = "bfloat16"
     bits: Annotated[float, Between(0.1, 64)] = 16
     """Average bits per weight of a matrix."""
     bytes: Annotated[int, Between(0, 2**50)] | None = None
@@ -224,8 +230,10 @@ def _bitsandbytes(base: Checkpoint, repo: str, nf4_bytes: int | None) -> tuple[C
     )  # fmt: skip
 
 
-def _exl2(base: Checkpoint, name: str, repo: str, bits: float, **where: str) -> Checkpoint:
-    """A copy in ExLlamaV2's format; `where` is its `revision` (a branch) or `subfolder` in the repository."""
+def _exl2(
+    base: Checkpoint, name: str, repo: str, bits: float, revision: str | None = None, subfolder: str = ""
+) -> Checkpoint:
+    """A copy in ExLlamaV2's format, on a branch or in a folder of the repository."""
     return replace(
         base,
         id=f"{base.id}-{name}",
@@ -237,7 +245,8 @@ def _exl2(base: Checkpoint, name: str, repo: str, bits: float, **where: str) -> 
         licence=None,
         bytes=None,
         good_for="the fast engine (ExLlamaV2, NVIDIA); pressed with text, not with music",
-        **where,
+        revision=revision,
+        subfolder=subfolder,
     )
 
 
@@ -400,12 +409,6 @@ def _id(entry: Any) -> Any:
 def _read_entry(entry: Any) -> Checkpoint:
     try:
         found = build(Checkpoint, entry)
-        for name, value, some in (
-            ("role", found.role, (*VOCABULARIES, "codec", "tokenizer")),
-            ("stored", found.stored, STORED),
-        ):
-            if value not in some:
-                raise Fault(f"its {name} is {shown(value)}, not one of {', '.join(some)}")
         if re.search(r"[/\\]|^\.*$", found.id) or re.search(r"\\|(^|/)\.*(/|$)", found.revision or "main"):
             raise Fault(f"its name {shown(found.id)} or revision {shown(found.revision)} cannot be that of a folder")
         return replace(found, files=found.files or None)

@@ -201,11 +201,11 @@ def _agreed(arguments: argparse.Namespace, question: str) -> bool:
 
 
 def _reporter(screen: Any, meter: TransferMeter) -> Any:
-    from yuegp.generation.plan import Event
+    from yuegp.generation.plan import Event, Phase
 
     def report(doing: str, what: str, done: int, total: int) -> None:
         meter.now = time.monotonic()
-        screen.show(Event(doing, what, done // 1_000_000, max(1, total // 1_000_000), "MB", done // 1_000_000))
+        screen.show(Event(Phase(doing), what, done // 1_000_000, max(1, total // 1_000_000), "MB", done // 1_000_000))
 
     return report
 

@@ -204,7 +204,7 @@ def export(arguments: argparse.Namespace) -> None:
     from yuegp.library import export as exporting
 
     song, take = song_and_take(arguments)
-    from yuegp.generation.plan import Event
+    from yuegp.generation.plan import Event, Phase
 
     from .progress import ProgressBar
 
@@ -212,7 +212,7 @@ def export(arguments: argparse.Namespace) -> None:
     with ProgressBar(quiet=arguments.json) as screen:
 
         def progress(what: str, done: int, total: int) -> None:
-            screen.show(Event("export", what, done, total, "frames", done))
+            screen.show(Event(Phase.EXPORT, what, done, total, "frames", done))
 
         target = arguments.to or Path.cwd()
         files = exporting.export(song, take, target, arguments.kind, parts, arguments.artist, progress)

@@ -7,19 +7,23 @@ possible with the models and the card. "auto" is what suits this machine best.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final, Literal, get_args
 
-from offload import sizes
 from yuegp.errors import RequestError
 
-AUTO = "auto"
+AUTO: Final = "auto"
 
-ENGINES = (AUTO, "torch", "exl2")
+Engine = Literal["auto", "torch", "exl2"]
 
-WEIGHTS = (AUTO, "float", "int8", "nf4", "exl2")
+Weights = Literal["auto", "float", "int8", "nf4", "exl2"]
 """`float` keeps the bits the model was trained with."""
 
-CACHES = (AUTO, *sizes.CACHES)
+Cache = Literal["auto", "fp16", "q8", "q6", "q4"]
 """`fp16` means not quantized, in the type the engine computes in."""
+
+ENGINES: tuple[Engine, ...] = get_args(Engine)
+WEIGHTS: tuple[Weights, ...] = get_args(Weights)
+CACHES: tuple[Cache, ...] = get_args(Cache)
 
 
 @dataclass(frozen=True)
@@ -28,9 +32,9 @@ class ModelOptions:
 
     Raises RequestError for unknown values and impossible combinations."""
 
-    engine: str = AUTO
-    weights: str = AUTO
-    kv: str = AUTO
+    engine: Engine = AUTO
+    weights: Weights = AUTO
+    kv: Cache = AUTO
 
     def __post_init__(self) -> None:
         for name, value, known in (

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from enum import StrEnum
 
 import numpy as np
 
@@ -36,13 +37,28 @@ BYTES_PER_SECOND = 3 * 44_100 * 3
 """Disk space per second of song: two stems and a mix at 24 bits, before FLAC compresses them."""
 
 
+class Phase(StrEnum):
+    """What is being done: to a song, in this order, and to whatever else shows its progress in the same way."""
+
+    REFERENCE = "reference"
+    WRITING = "writing"
+    REFINING = "refining"
+    SOUND = "sound"
+    EXPORT = "export"
+    QUANT = "quant"
+    DOWNLOAD = "download"
+    CONVERT = "convert"
+    CHECKSUMS = "checksums"
+    WEIGHTS = "weights"
+
+
 @dataclass(frozen=True)
 class Event:
-    """Progress of one stage: `done` of `total` units, `made` of them computed since the stage last began.
+    """Progress of one phase: `done` of `total` units, `made` of them computed since the phase last began.
 
     A song whose sections are refined one by one alternates between `writing` and `refining`."""
 
-    stage: str
+    stage: Phase
     what: str
     done: int
     total: int

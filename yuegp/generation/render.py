@@ -13,7 +13,7 @@ from yuegp.library.store import Take
 from yuegp.song.schema import Reference, Track
 from yuegp.tokens.prompts import reference_window
 
-from .plan import FADE, LEAD, Event, ProgressCallback, SongPlan
+from .plan import FADE, LEAD, Event, Phase, ProgressCallback, SongPlan
 
 REFERENCE_MARGIN = 15
 """Seconds encoded before and after a reference's window. The released program encodes the whole file, because the
@@ -30,7 +30,7 @@ def render(plan: SongPlan, take: Take, watch: ProgressCallback, where: str) -> N
     def progress(what: str, done: int, of: int) -> None:
         nonlocal base, count
         base, count = count if done == 0 else base, (count if done == 0 else base) + done
-        watch(Event("sound", f"{track.name.lower()} stem", count, total, "frames", count))
+        watch(Event(Phase.SOUND, f"{track.name.lower()} stem", count, total, "frames", count))
 
     decoder = codec.load_codec(plan.models.codec, where)
     sounds: list[tuple[np.ndarray, np.ndarray]] = []
@@ -59,7 +59,7 @@ def reference_codes(plan: SongPlan, reference: Reference, watch: ProgressCallbac
     begin = max(0, math.floor(reference.start) - REFERENCE_MARGIN)
     tracks = []
     for i, path in enumerate(paths):
-        watch(Event("reference", "listening", i, len(paths), "files", i))
+        watch(Event(Phase.REFERENCE, "listening", i, len(paths), "files", i))
         wave, rate = files.read(path, begin, reference.end + REFERENCE_MARGIN)
         tracks.append(encoder.encode(files.mono16k(wave, rate))[0])
     frames = min(map(len, tracks))

@@ -23,7 +23,7 @@ from yuegp.song.schema import MadeWith, Span, Stage, TakeInfo
 
 from .memory import engine_config, machine, memory_errors, need, opener, place, plan_memory
 from .options import ANY, ModelOptions
-from .plan import Event, ProgressCallback, SongPlan, missing_sections, prompts_of
+from .plan import Event, Phase, ProgressCallback, SongPlan, missing_sections, prompts_of
 from .previews import Previews
 from .render import reference_codes, render
 from .stage1 import SectionCodes, Stage1Input, write_sections
@@ -170,7 +170,7 @@ class GenerationSession:
         plan = self.plan
         before = finished * plan.budget
         self.emit(
-            Event("writing", f"{what} of {plan.count}", before + done, plan.count * plan.budget, "ids", self._made)
+            Event(Phase.WRITING, f"{what} of {plan.count}", before + done, plan.count * plan.budget, "ids", self._made)
         )
 
     def emit(self, event: Event) -> None:
@@ -205,7 +205,7 @@ class GenerationSession:
         total, before = mask.size, int(mask.sum())
 
         def progress(what: str, count: int, of: int) -> None:
-            self.emit(Event("refining", "both tracks", before + count, total, "frames", count))
+            self.emit(Event(Phase.REFINING, "both tracks", before + count, total, "frames", count))
 
         if not todo:
             return

@@ -12,15 +12,13 @@ from dataclasses import dataclass, field, replace
 from itertools import combinations
 from pathlib import Path
 from statistics import fmean, median
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from yuegp.errors import YueGPError
+from yuegp.generation.plan import Event, Phase
 from yuegp.library import store
 from yuegp.song.schema import Stage, TakeInfo
 from yuegp.tokens.vocab import FRAMES_PER_SECOND, STAGE2_CHUNK
-
-if TYPE_CHECKING:
-    from yuegp.generation.plan import Event
 
 NEWEST = 12
 """Number of takes to learn from. Older ones may be from another version or another card."""
@@ -111,21 +109,21 @@ class Observed:
     @property
     def drawn(self) -> int:
         """Audio ids of the current section."""
-        return self.last.made - self.start if self.last and self.last.stage == "writing" else 0
+        return self.last.made - self.start if self.last and self.last.stage == Phase.WRITING else 0
 
     def after(self, event: Event, now: float) -> Observed:
         """A copy with one more event, at `now` seconds of any monotonic clock."""
         first, last = self.first, self.last
         seen = replace(self, last=event, now=now)
-        if last and last.stage == "writing" and (last.stage, last.what) != (event.stage, event.what):
+        if last and last.stage == Phase.WRITING and (last.stage, last.what) != (event.stage, event.what):
             seen = replace(seen, lengths=(*self.lengths, self.drawn), start=last.made)
-        if last and last.stage == "refining" and event.stage == "writing":
+        if last and last.stage == Phase.REFINING and event.stage == Phase.WRITING:
             seen = replace(seen, refined=self.refined + last.made)
         if first is None or last is None or last.stage != event.stage or event.made < last.made:
             return replace(seen, first=event, entered=self.now, began=now, start=0)
-        if event.stage == "writing" and event.made > first.made:
+        if event.stage == Phase.WRITING and event.made > first.made:
             seen = replace(seen, pace=(now - self.began) / (event.made - first.made))
-        if event.stage == "refining":
+        if event.stage == Phase.REFINING:
             seen = replace(seen, rows=max(self.rows, event.done - last.done))
         return seen
 
@@ -156,10 +154,10 @@ def estimate(costs: Costs, facts: Workload, seen: Observed) -> float | None:
 def _work(fill: float | None, facts: Workload, seen: Observed) -> tuple[dict[str, float], float, float]:
     """Work left by stage; work done in the running stage by this run; and how much of that since its first event."""
     first, last = seen.first, seen.last
-    if first and last and last.stage == "sound":  # each frame goes through the codec and an upsampler, per track
+    if first and last and last.stage == Phase.SOUND:  # each frame goes through the codec and an upsampler, per track
         return {"sound": (last.total - last.done) / 4}, last.made / 4, (last.made - first.made) / 4
     ids = _ids_left(fill, facts, seen)
-    if first and last and last.stage == "refining":
+    if first and last and last.stage == Phase.REFINING:
         frames = last.total - last.done + last.made + round(ids)  # of both tracks
         by_sections = ids or seen.refined  # batches are as large as each section leaves them, not as memory allows
         rows = facts.rows if by_sections else seen.rows or facts.rows
@@ -170,7 +168,7 @@ def _work(fill: float | None, facts: Workload, seen: Observed) -> tuple[dict[str
     new = (sum(seen.lengths) + seen.drawn + ids) / 2
     passes = refining_passes(max(0, round(facts.fresh + new - seen.refined / 2)), facts.rows, facts.device)
     left = {"writing": ids, "refining": passes, "sound": facts.frames + new}
-    if first and last and last.stage == "writing":
+    if first and last and last.stage == Phase.WRITING:
         return left, last.made, last.made - first.made
     return left, 0.0, 0.0
 

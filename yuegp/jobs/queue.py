@@ -22,7 +22,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from yuegp import files, paths
 from yuegp.checked import NEEDED, Fault, Newer, Plain, build, version
@@ -53,6 +53,9 @@ class State(StrEnum):
     STOPPED = "stopped"
     INTERRUPTED = "interrupted"
 
+
+Wish = Literal["", "stop", "pause"]
+"""What a running job has been asked to do."""
 
 TO_COME = (State.WAITING, State.PAUSED, State.INTERRUPTED)
 """States of jobs with a position in the queue; the others run or are over."""
@@ -106,7 +109,7 @@ class Job:
     """What to do about it."""
     trace: str = ""
     """Traceback for a bug report; empty for a known kind of failure."""
-    wish: str = ""
+    wish: Wish = ""
     """`stop` or `pause` once the user has asked a running job for it."""
     last: JobProgress | None = field(default=None, metadata=NEEDED)
 
@@ -252,7 +255,7 @@ class Queue:
             if any(other.number == job.number for other in jobs):
                 _put(jobs, replace(job, wish="", finished=store.now()))
 
-    def wish(self, number: int) -> str:
+    def wish(self, number: int) -> Wish:
         """Request for the running job: ``, `stop` or `pause`; `stop` for a removed job."""
         return next((job.wish for job in self.jobs() if job.number == number), "stop")
 

@@ -20,7 +20,7 @@ from yuegp.checkpoints import sets
 from yuegp.errors import Cancelled, YueGPError, said
 from yuegp.generation.edit import write_together
 from yuegp.generation.pipeline import run
-from yuegp.generation.plan import Event, ProgressCallback, plan_for
+from yuegp.generation.plan import Event, Phase, ProgressCallback, plan_for
 from yuegp.library import store
 from yuegp.shortage import named
 from yuegp.tokens.prompts import budget_ids
@@ -142,9 +142,9 @@ class ProgressTracker:
         if self.facts is None:
             return ()
         count = self.facts.written
-        if event.stage == "writing":
+        if event.stage == Phase.WRITING:
             count = event.done // self.facts.budget
-        elif event.stage != "reference":
+        elif event.stage != Phase.REFERENCE:
             count += len(self._seen.lengths)
             if len(self._seen.lengths) >= self.facts.todo:  # then the kept sections that follow exist too
                 count = len(self.facts.lengths) + self.facts.todo

@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final, Literal
 
 from offload.units import GIB, memory_size
 from yuegp.generation.released import RELEASED_STAGE1
@@ -18,7 +19,18 @@ from yuegp.units import file_size
 
 from .environment import PORT, Environment, survey
 
-OK, WARN, FAIL = "ok", "warn", "fail"
+State = Literal["ok", "warn", "fail"]
+"""`warn`: it works, but."""
+
+OK: Final = "ok"
+WARN: Final = "warn"
+FAIL: Final = "fail"
+
+Subject = Literal[
+    "python", "packages", "torch", "exllamav2", "flash-attn", "bitsandbytes", "card", "engine", "memory", "page file",
+    "folder", "disk", "songs", "notes", "uploads", "queue", "models", "proxy", "sound", "page", "clock", "launcher",
+]  # fmt: skip
+"""What a finding can be about."""
 
 PYTHONS = ((3, 11), (3, 13))
 """Oldest and newest tested Python."""
@@ -42,8 +54,8 @@ REPAIR = "Run `python launch.py --repair`."
 class Finding:
     """Result of one check. `state` is ok, warn (works with a drawback) or fail."""
 
-    name: str
-    state: str
+    name: Subject
+    state: State
     what: str
     hint: str = ""
 

@@ -17,6 +17,7 @@ from ui.pages.wording import edit_in_words
 from ui.templates import templates
 from ui.texts import Texts
 from yuegp.generation.edit import MOST_CANDIDATES
+from yuegp.generation.plan import Phase
 from yuegp.library.export import PARTS as STEMS
 from yuegp.song.schema import LaterSections, TakeInfo
 
@@ -34,7 +35,7 @@ TICKS = (1, 2, 5, 10, 15, 30, 60, 120, 300)
 
 MOST_TICKS = 7
 
-STAGES = ("reference", "writing", "refining", "sound")
+STAGES = (Phase.REFERENCE, Phase.WRITING, Phase.REFINING, Phase.SOUND)
 """What the worker reports, with a sentence each."""
 
 

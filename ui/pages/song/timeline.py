@@ -67,23 +67,20 @@ def clock(at: float) -> str:
 def blocks(info: TakeInfo) -> tuple[Block, ...]:
     """The sections of a take in order: written ones, and while it is unfinished those to come, whose length is
     estimated from their words."""
+    kept = info.kept_sections
     found = [_made(info, span, 0, "open" if span.open else "made") for span in info.spans]
-    if info.stage is not Stage.NEW and not info.kept_sections:
+    if info.stage is not Stage.NEW and not kept:
         return tuple(found)
     at = seconds(info.frames)
-    stop = (
-        info.kept_sections[0].section
-        if info.kept_sections
-        else info.request.first_sections or len(info.request.sections)
-    )
+    stop = kept[0].section if kept else info.request.first_sections or len(info.request.sections)
     for section in range(info.spans[-1].section + 1 if info.spans else 0, stop):
         asked = info.request.sections[section]
         length = _guess(asked, info.request.section_seconds, info.request.instrumental)
         found.append(Block(section, asked.label, at, at + length, "planned"))
         at += length
-    if info.kept_sections:
-        shift = at - seconds(info.kept_sections[0].start)
-        found += [_made(info, span, shift, "kept") for span in info.kept_sections]
+    if kept:
+        shift = at - seconds(kept[0].start)
+        found += [_made(info, span, shift, "kept") for span in kept]
     return tuple(found)
 
 
