@@ -35,7 +35,7 @@ NOT_RUN = {
     r"models add\b": "needs a folder of the reader's; tests/cli/test_models.py",
     r".*--model (yue-|shanties)": "needs YuE's weights, or a model of the reader's",
     r"quant (calibrate|convert|measure)\b": "takes minutes even with the demo; tests/quant has a smaller model",
-    r"bench (song|lm|vs-reference|loops)\b": "measures: takes minutes, or a card; tests/test_bench*.py",
+    r"bench (song|lm|vs-reference|loops)\b": "measures: takes minutes, or a card; tests/bench/test_bench.py",
 }
 """Commands that are parsed and not run: how they begin, and why."""
 
