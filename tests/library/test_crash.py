@@ -40,23 +40,23 @@ def test_nothing_finished_is_lost_by_kills_and_full_disks(tmp_path: Path) -> Non
 
 
 IN_PLACE = """
-from yuegp import disk
+from yuegp import files
 def in_place(path, data):
     path.unlink(missing_ok=True)
     with path.open("xb") as file:
         file.write(data)
-disk.write_atomic = in_place
+files.write_atomic = in_place
 """
 
 NOT_FLUSHED = """
 import os
 from pathlib import Path
-from yuegp import disk
+from yuegp import files
 def not_flushed(path, data):
     temporary = path.with_name(f".{path.name}.tmp")
     temporary.write_bytes(data)
     os.replace(temporary, path)
-disk.write_atomic = not_flushed
+files.write_atomic = not_flushed
 """
 
 

@@ -173,13 +173,13 @@ def test_only_files_in_the_uploads_folder_are_found(tmp_path: Path) -> None:
 ATTACK = """
 import json, sys
 from pathlib import Path
-from ui import offline, serve
+from ui.server import offline, serve
 port, home, ways_out = int(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
 serve.prepare()
 from starlette.testclient import TestClient
-from ui.context import Desk
+from ui.context import AppContext
 from yuegp.jobs.queue import Queue
-app = serve.application(Desk(home / "songs", Queue()))
+app = serve.application(AppContext(home / "songs", Queue()))
 import safehttpx
 safehttpx.is_public_ip = lambda ip: True  # as if the listener stood somewhere in the world
 if ways_out == "closed":

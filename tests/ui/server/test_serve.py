@@ -290,12 +290,12 @@ def test_the_page_is_shown_without_torch(tmp_path: Path) -> None:
     code = """
 import sys
 from pathlib import Path
-from ui import serve
+from ui.server import serve
 serve.prepare()
-from ui.context import Desk
+from ui.context import AppContext
 from yuegp.jobs.queue import Queue
 from starlette.testclient import TestClient
-app = serve.guarded(serve.application(Desk(Path(sys.argv[1]) / "songs", Queue())), 7860)
+app = serve.guarded(serve.application(AppContext(Path(sys.argv[1]) / "songs", Queue())), 7860)
 with TestClient(app, base_url="http://127.0.0.1:7860") as client:
     for path in ("/", "/en/", "/zh/", "/en/config", "/api/config", "/favicon.ico"):
         answer = client.get(path)
