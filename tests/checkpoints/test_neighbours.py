@@ -177,7 +177,7 @@ def test_comfyui_portable_wherever_it_was_unpacked(originals: Path, tmp_path: Pa
     shutil.copytree(originals / STAGE2, folder)
     node = tmp_path / root / "custom_nodes" / "ComfyUI_YuE" / "inference" / SOUND
     shutil.copytree(originals / SOUND, node)
-    assert found(where) == {"s2": folder, "codec-safetensors": node}
+    assert found(where) == {"s2": folder, "codec": node}
 
 
 @pytest.mark.parametrize("system", ["Windows", "Darwin", "Linux"])
@@ -202,7 +202,7 @@ def test_pinokio_at_the_root_of_a_drive_and_where_it_was_moved(originals: Path, 
     where = windows(tmp_path)
     app = tmp_path / "C" / "pinokio" / "api" / "yuegp.git" / "app"
     shutil.copytree(originals / SOUND, app / "inference" / SOUND)
-    assert found(where) == {"codec-safetensors": app / "inference" / SOUND}
+    assert found(where) == {"codec": app / "inference" / SOUND}
     put(where.home / ".pinokio" / "config.json", {"home": r"D:\AI tools\pinokio", "mode": "full"})
     moved = tmp_path / "D" / "AI tools" / "pinokio" / "api" / "yue" / STAGE2
     shutil.copytree(originals / STAGE2, moved)
@@ -230,7 +230,7 @@ def test_stability_matrix_says_where_its_library_is(originals: Path, tmp_path: P
     shutil.copytree(originals / STAGE1, tmp_path / "C" / "shared models" / "yue" / STAGE1)
     node = library / "Packages" / "ComfyUI" / "custom_nodes" / "ComfyUI_YuE" / SOUND
     shutil.copytree(originals / SOUND, node)
-    assert set(found(where)) == {"s2", "s1-en-cot", "codec-safetensors"}
+    assert set(found(where)) == {"s2", "s1-en-cot", "codec"}
     data = nobody / "StabilityMatrix" / "Data"
     (data / "Models").mkdir(parents=True)
     (data / ".sm-portable").touch()
@@ -268,7 +268,7 @@ def test_modelscope_writes_dots_as_underlines(
 def test_clones_of_programs_for_yue(originals: Path, nobody: Path, name: str) -> None:
     folder = nobody / "Documents" / name / "inference" / SOUND
     shutil.copytree(originals / SOUND, folder)
-    assert found() == {"codec-safetensors": folder}
+    assert found() == {"codec": folder}
 
 
 @pytest.mark.parametrize(
