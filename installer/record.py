@@ -119,9 +119,11 @@ def read_record(venv: Path) -> dict[str, Any]:
 
 
 def _is_plain(value: Any) -> bool:
-    """Whether an entry of the record has a valid type: a text, a number, or texts by name."""
+    """Whether an entry of the record has a valid type: a text, a number, a list of these, or texts by name."""
     if isinstance(value, dict):
         return all(isinstance(text, str) for text in value.values())
+    if isinstance(value, list):
+        return all(isinstance(item, (str, int)) for item in value)
     return value is None or isinstance(value, (str, int))
 
 

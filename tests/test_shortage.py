@@ -118,6 +118,6 @@ def test_the_command_line_says_it_in_two_sentences(
     def full(arguments: object) -> None:
         raise MemoryError
 
-    monkeypatch.setattr("yuegp.cli.main.songs", type("Full", (), {"__getattr__": lambda self, name: full})())
+    monkeypatch.setattr("yuegp.cli.songs.songs", full)
     assert main(["songs"]) == DeviceError.exit_code
     assert capsys.readouterr().err.startswith("The computer ran out of memory (RAM).\nClose other programs")

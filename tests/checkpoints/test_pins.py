@@ -28,7 +28,7 @@ S2 = CHECKPOINTS["s2"]
 
 @pytest.fixture(scope="module")
 def originals(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_released(tmp_path_factory.mktemp("originals"))
+    return write_released(tmp_path_factory.mktemp("originals"), pth=False)
 
 
 @pytest.fixture
@@ -270,12 +270,13 @@ def test_what_is_taken_instead_is_said_before_the_question_and_noted(
     copies: Hub, run: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = [CHECKPOINTS[name] for name in ("s1-en-cot", "s2-nf4", "codec")]
-    monkeypatch.setattr(provision, "choose", lambda *about: provision.Choice("yue-en-cot", tuple(asked), "a reason"))
+    monkeypatch.setattr(provision, "choose", lambda *about, **how: provision.Choice("yue-en-cot", tuple(asked), "a reason"))
     printed: list[str] = []
     monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
     monkeypatch.setattr("builtins.input", lambda text: printed.append(text) or "n")
-    code, out, _ = run("get", "--language", "en")
-    assert code == 0 and "s2-int8 is taken in the place of s2-nf4." in out and len(printed) == 1
+    code, out, err = run("get", "--language", "en")
+    assert code == 0, err
+    assert "s2-int8 is taken in the place of s2-nf4." in out and len(printed) == 1
     assert "codec-safetensors is taken in the place of codec." in out
     monkeypatch.setattr(provision, "examine", lambda *what: None)
     code, out, _ = run("get", "--language", "en", "--yes", "--json", "--quiet")
@@ -348,6 +349,6 @@ def test_no_checksum_is_kept_in_two_places() -> None:
     """`pinned` alone knows them: a second copy would be forgotten when one changes."""
     known = {k.sha256[:16] for files in FILES.values() for k in files.values()} | {c[:12] for c in COMMITS.values()}
     root = Path(pins.__file__).parent
-    others = "".join(p.read_text("utf-8") for p in root.rglob("*.py") if p.name != "pinned.py")
+    others = "".join(p.read_text("utf-8") for p in root.rglob("*.py") if p.name != "pins.py")
     assert not [part for part in known if part in others]
     assert issubclass(NotOffered, ModelError)

@@ -142,7 +142,7 @@ def _cached(checkpoint: Checkpoint) -> Iterator[Path]:
     downloaded commit, the pinned one, the wanted revision."""
     if not checkpoint.repo:
         return
-    pin = read_pin(checkpoint)
+    pin = readable_pin(checkpoint)
     for cache in (cache_dir(), *_other_caches(Path.home(), os.environ.get("PINOKIO_HOME"), _moment())):
         folder = cache / f"models--{checkpoint.repo.replace('/', '--')}"
         if not is_folder(folder):
