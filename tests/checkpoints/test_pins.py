@@ -270,7 +270,8 @@ def test_what_is_taken_instead_is_said_before_the_question_and_noted(
     copies: Hub, run: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = [CHECKPOINTS[name] for name in ("s1-en-cot", "s2-nf4", "codec")]
-    monkeypatch.setattr(provision, "choose", lambda *about, **how: provision.Choice("yue-en-cot", tuple(asked), "a reason"))
+    choice = provision.Choice("yue-en-cot", tuple(asked), "a reason")
+    monkeypatch.setattr(provision, "choose", lambda *about, **how: choice)
     printed: list[str] = []
     monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
     monkeypatch.setattr("builtins.input", lambda text: printed.append(text) or "n")

@@ -27,6 +27,7 @@ from yuegp.cli.main import main
 from yuegp.generation import choice, memory, plan
 from yuegp.song.schema import Section, SongRequest
 from yuegp.system import environment, provision
+from yuegp.units import file_size
 
 SIZES = (6, 8, 10, 12, 16, 24)
 SETS = [(language, mode) for language in registry.LANGUAGES for mode in registry.MODES]
@@ -118,7 +119,7 @@ def test_table_choice_plan_page_doctor_and_song_say_the_same(
     assert environment._foreseen(fast) == (said[0], "")
     about = sum(c.about for c in chosen.checkpoints)
     offered = setup._model_row("yue-en-cot", Texts())
-    assert setup.size(about) in offered["text"], "the page says the size of what it would get"
+    assert file_size(about) in offered["text"], "the page says the size of what it would get"
 
     assert main(["models", "get", "--language", "en", "--yes", "--quiet"]) == 0
     assert registry.notes()["sets"]["yue-en-cot"] == [c.id for c in chosen.checkpoints]

@@ -99,7 +99,7 @@ def test_a_take_opened_before_another_process_finished_it_is_not_undone(request_
     song = store.create(plan.request, tmp_path)
     take = song.new_take(TakeInfo(number=0, request=song.request))
     stale = song.take(1)
-    (take.folder / ".stage1.npz.0123.tmp").write_bytes(b"left by a kill")
+    (take.folder / ".stage1.npz.01234567.tmp").write_bytes(b"left by a kill")
     pipeline.run(plan, take)
 
     def stop(event: Event) -> None:

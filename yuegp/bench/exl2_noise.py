@@ -52,7 +52,8 @@ def write_random(
     for name, shape in shapes_of.items():
         if packed(name):
             width, std = (head_bits, 2.0) if name.startswith(HEAD) else (bits, 1.0)
-            matrix = _matrix(shape[1], shape[0], width, std / math.sqrt(shape[1]), words, rng)
+            columns = shape[0] + -shape[0] % 32  # the converter pads to 32
+            matrix = _matrix(shape[1], columns, width, std / math.sqrt(shape[1]), words, rng)
             parts |= {name.removesuffix("weight") + key: part for key, part in matrix.items()}
         elif name == EMBEDDING:
             parts[name] = cut(rows, "F16", shape)
