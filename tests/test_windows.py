@@ -33,8 +33,8 @@ from yuegp.checkpoints.registry import CHECKPOINTS
 from yuegp.codec.convert import convert, source_of
 from yuegp.errors import LibraryError, ModelError, YueGPError
 from yuegp.generation import pipeline
+from yuegp.jobs.queue import JobProgress, Queue, State
 from yuegp.library import catalog, export, store
-from yuegp.queue import JobProgress, Queue, State
 from yuegp.song.schema import Section, SongRequest, Stage, TakeInfo
 from yuegp.system import provision
 

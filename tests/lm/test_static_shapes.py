@@ -132,8 +132,8 @@ def test_what_is_recorded_is_what_is_played(both: tuple[TorchLM, TorchLM], monke
     run, recordings = Decoder._run, []
 
     @contextlib.contextmanager
-    def record(graph: Recorded, pool: object = None) -> Iterator[None]:
-        assert (pool is None) is (not recordings)
+    def record(graph: Recorded, pool: object = None, capture_error_mode: str = "") -> Iterator[None]:
+        assert (pool is None) is (not recordings) and capture_error_mode == "thread_local"
         recordings.append(graph)
         Recorded.open = graph
         yield

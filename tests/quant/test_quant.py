@@ -297,6 +297,8 @@ def converter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     package = tmp_path / "fake" / "exllamav2"
     (package / "conversion").mkdir(parents=True)
     (package / "__init__.py").write_text("class ExLlamaV2Tokenizer: pass\n")
+    for name in ("config", "stloader"):  # whose readers of weight files are replaced
+        (package / f"{name}.py").write_text("class STFile: pass\n")
     (package / "conversion" / "__init__.py").write_text("")
     (package / "conversion" / "tokenize.py").write_text("raise ImportError('pandas is not installed')\n")
     (package / "conversion" / "convert_exl2.py").write_text(CONVERTER)

@@ -35,6 +35,9 @@ from yuegp.paths import songs_dir
 serve(songs_dir().absolute(), int(sys.argv[1]), browse=False)
 """
 
+DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+"""Asks without a proxy, whatever the environment says: `urlopen` keeps the proxies of its first call."""
+
 HARMLESS = ("Method not implemented.",)
 """What Gradio's own components say on the console."""
 
@@ -76,7 +79,7 @@ def start(home: Path) -> PageServer:
     end = time.monotonic() + PATIENCE_SECONDS
     while time.monotonic() < end and process.poll() is None:
         try:
-            with urllib.request.urlopen(server.url, timeout=5):
+            with DIRECT.open(server.url, timeout=5):
                 return server
         except (urllib.error.URLError, OSError):
             time.sleep(0.1)

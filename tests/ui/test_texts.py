@@ -20,7 +20,7 @@ OTHERS = [language for language in LANGUAGES if language != ENGLISH]
 
 TOLD = {
     *(f"server/{name}" for name in "api guard hosts intake offline password serve sound uploaded".split()),
-    *("pages/song/export", "processes/generator", "settings", "texts"),
+    *("command", "pages/song/export", "processes/generator", "settings", "texts"),
 }
 """Modules that speak to programs and terminals, whose language is English."""
 

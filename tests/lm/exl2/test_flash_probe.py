@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from repository import ROOT
 
 from yuegp.lm.exl2 import flash_probe
 
@@ -54,7 +55,7 @@ def test_every_end_is_an_answer(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str, works: bool, why: str
 ) -> None:
     (tmp_path / "flash_attn.py").write_text("__version__ = '2.8.3'\n" + (PRETEND if "fake" in source else "") + source)
-    paths = [tmp_path, Path(__file__).parent, Path(__file__).resolve().parents[3]]
+    paths = [tmp_path, ROOT / "tests" / "support", ROOT]
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(map(str, paths)))
     found = flash_probe.probe(time_limit=2.0 if "sleep" in source else flash_probe.TIME_LIMIT)
     assert found.works == works and why in found.why, found

@@ -120,7 +120,7 @@ def test_a_recording_to_follow_is_uploaded_with_the_call(client: Client, page: P
     client.predict(again["song"], api_name="/stop")
     followed = store.open_song(page.songs / again["song"]).request.reference
     assert followed and followed.mix and Path(followed.mix).read_bytes() == tune.read_bytes()
-    soundfile.write(tune, np.zeros(21 * 60 * 100), 100)
+    soundfile.write(tune, np.zeros(21 * 60 * 1000), 1000)
     with pytest.raises(AppError, match="21 minutes; at most 20"):
         client.predict(WORDS, TAGS, {"reference": {"mix": handle_file(tune)}}, api_name="/make")
     tune.write_text("no sound")
