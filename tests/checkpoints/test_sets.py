@@ -381,7 +381,7 @@ def test_the_embedded_demo_is_whole_small_and_says_where_it_comes_from() -> None
     folder = demo.codec.parent
     assert sum(path.stat().st_size for path in folder.rglob("*")) < 25_000_000
     card = (folder / "README.md").read_text(encoding="utf-8")
-    assert "Apache-2.0" in card and "train_demo.py" in card and demo.licence == "Apache-2.0"
+    assert "Apache-2.0" in card and "tools/demo/train.py" in card and demo.licence == "Apache-2.0"
     assert demo.drawable is not None and not set(demo.drawable[0]) & set(demo.drawable[1])
 
 
