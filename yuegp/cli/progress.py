@@ -6,11 +6,13 @@ import signal
 import sys
 import time
 from types import FrameType
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from yuegp.errors import Cancelled
-from yuegp.generation.plan import Event
-from yuegp.jobs.queue import JobProgress
+
+if TYPE_CHECKING:
+    from yuegp.generation.plan import Event
+    from yuegp.jobs.queue import JobProgress
 
 
 class ProgressView(Protocol):
