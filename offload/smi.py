@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 
 def folders(environment: Mapping[str, str] = os.environ) -> list[str]:
     """Where the driver's tool lies besides the PATH: in WSL, in Windows as newer and as older drivers install it.
-    `installer/machine.py` keeps the same list."""
+    `installer/probe.py` keeps the same list."""
     found = ["/usr/lib/wsl/lib"]
     if root := environment.get("SystemRoot"):
         found.append(root + r"\System32")

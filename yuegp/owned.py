@@ -78,13 +78,13 @@ def remove(path: Path) -> None:
 
 def _unlink(path: Path) -> None:
     with contextlib.suppress(OSError, LibraryError):
-        if is_link(path) and path.is_dir():  # a junction is a folder to Windows; removing that leaves what it leads to
-            with contextlib.suppress(PermissionError):
-                path.unlink()
-                return
-            os.rmdir(path)
-        else:
+        if not is_link(path):
             remove_file(path)
+            return
+        try:
+            path.unlink()
+        except PermissionError:  # a junction is a folder to Windows; removing that leaves what it leads to
+            os.rmdir(path)
 
 
 def newest(path: Path) -> float:

@@ -76,10 +76,6 @@ _EXPONENT = {"F16": 0x7C00, "BF16": 0x7F80, "F32": 0x7F800000, "F64": 0x7FF00000
 """The exponent bits of each float type: all set means NaN or infinity."""
 
 
-LARGEST_HEADER = 100_000_000
-"""Most bytes of a header. Source: the description of the format in its repository."""
-
-
 def safetensors_header(path: Path) -> dict[str, StoredTensor]:
     """Read a safetensors header: the file's tensors by name. Raises ModelError when the file is a git-lfs pointer, cut
     short, too long, or no safetensors file."""
@@ -88,13 +84,13 @@ def safetensors_header(path: Path) -> dict[str, StoredTensor]:
         size = path.stat().st_size
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
-            if length > min(size - 8, MOST_HEADER):
+            if length > size - 8:
                 raise ModelError(
                     f"{path} is cut short or is no safetensors file: it has {size:,} bytes, "
                     f"its first eight announce a header of {length:,}.",
                     AGAIN,
                 )
-            if length > LARGEST_HEADER:
+            if length > MOST_HEADER:
                 raise ModelError(f"{path} announces a header of {length:,} bytes; none is so long.", AGAIN)
             raw = object_of(parse(file.read(length)))
         tensors = {name: _stored(entry, 8 + length) for name, entry in raw.items() if name != "__metadata__"}
